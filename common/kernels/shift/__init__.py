@@ -1,0 +1,3 @@
+from .op import shift, shift_, shift_add
+
+__all__ = ["shift", "shift_", "shift_add"]

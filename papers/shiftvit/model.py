@@ -1,0 +1,207 @@
+"""ShiftViT: a hierarchical vision transformer whose attention is replaced by moving channels by one pixel.
+
+Wang et al., "When Shift Operation Meets Vision Transformer", AAAI 2022, arXiv 2201.10801.
+Shapes: B batch, C channels, H height, W width; maps are BCHW throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, get_act_layer, get_norm_layer
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from torch import nn
+
+from common.kernels.shift import shift
+
+
+class ShiftBlock(nn.Module):
+    """x = shift(x); x = x + MLP(norm(x)). The shift has no parameters and does no arithmetic (paper, section 3).
+
+    The shortcut carries the *shifted* map: nothing moves the channels back.
+    """
+
+    def __init__(self, dim: int, n_div: int, mlp_ratio: float, drop_path: float, norm_layer, act_layer):
+        super().__init__()
+        self.n_div = n_div
+        self.norm = norm_layer(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, use_conv=True)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x):
+        x = shift(x, self.n_div)
+        return x + self.drop_path(self.mlp(self.norm(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to vectors: (B, in_chans, H, W) -> (B, dim, H/patch, W/patch)."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int, norm_layer):
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size)
+        self.norm = norm_layer(dim) if norm_layer else nn.Identity()
+
+    def forward(self, x):
+        return self.norm(self.proj(x))
+
+
+class PatchMerging(nn.Module):
+    """Halves the map and doubles the width: (B, C, H, W) -> (B, 2C, H/2, W/2)."""
+
+    def __init__(self, dim: int, norm_layer):
+        super().__init__()
+        self.norm = norm_layer(dim)
+        self.reduction = nn.Conv2d(dim, 2 * dim, 2, stride=2, bias=False)
+
+    def forward(self, x):
+        return self.reduction(self.norm(x))
+
+
+class ShiftStage(nn.Module):
+    """Patch merging (except in the first stage), then blocks at one resolution."""
+
+    def __init__(self, dim: int, drop_paths: Sequence[float], merge: bool, norm_layer, **block):
+        super().__init__()
+        self.downsample = PatchMerging(dim // 2, norm_layer) if merge else nn.Identity()
+        self.blocks = nn.Sequential(
+            *(ShiftBlock(dim, drop_path=rate, norm_layer=norm_layer, **block) for rate in drop_paths)
+        )
+        self.grad_checkpointing = False
+
+    def forward(self, x):
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(self.blocks, x)
+        return self.blocks(x)
+
+
+class ShiftViT(nn.Module):
+    """Four stages of widths C, 2C, 4C, 8C at strides p, 2p, 4p, 8p for patch size p; no position encoding.
+
+    Any input size works; sides that do not divide lose the remainder. `n_div` sets the share of channels that
+    move, 4 / n_div. Layers are named as timm names them: `norm_layer` "groupnorm1" (the paper's "LayerNorm", taken
+    over channels and positions) or "batchnorm2d", `act_layer` "gelu" (exact) or "relu".
+    """
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        patch_size: int = 4,
+        patch_norm: bool = True,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        mlp_ratio: float = 4.0,
+        n_div: int = 12,
+        norm_layer: str = "groupnorm1",
+        act_layer: str = "gelu",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ):
+        super().__init__()
+        norm, act = get_norm_layer(norm_layer), get_act_layer(act_layer)
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        widths = [embed_dim * 2**s for s in range(len(depths))]
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.feature_info = [
+            dict(num_chs=width, reduction=patch_size * 2**s, module=f"stages.{s}") for s, width in enumerate(widths)
+        ]
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, norm if patch_norm else None)
+        self.stages = nn.Sequential(*(
+            ShiftStage(width, rates[s], merge=s > 0, n_div=n_div, mlp_ratio=mlp_ratio, norm_layer=norm, act_layer=act)
+            for s, width in enumerate(widths)
+        ))
+        self.norm = norm(self.num_features)
+        self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
+        self.apply(self._init_weights)
+
+    @staticmethod
+    def _init_weights(module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward_features(self, x):
+        """(B, in_chans, H, W) -> (B, 8C, H/8p, W/8p), normalised."""
+        return self.norm(self.stages(self.patch_embed(x)))
+
+    def forward_head(self, x, pre_logits: bool = False):
+        """Pools; (B, num_classes), or (B, 8C) with `pre_logits` or without classes."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+    # What timm asks of a model -------------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        self.head.reset(num_classes, pool_type=global_pool)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return dict(stem=r"^patch_embed", blocks=r"^stages\.(\d+)" if coarse else blocks)
+
+
+def _build(variant: str, pretrained: bool, **kwargs) -> ShiftViT:
+    from .official import convert
+
+    return build_model_with_cfg(
+        ShiftViT, variant, pretrained,
+        pretrained_filter_fn=lambda weights, _model: convert(weights),
+        feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
+        **kwargs,
+    )
+
+
+# embed_dim, depths, mlp_ratio, n_div, drop_path_rate, the authors' file: the paper's table 1 and the released code.
+# "light" keeps Swin's depths; r2 and r4 spend the compute saved on attention on depth, at MLP ratio 2 or 4.
+VARIANTS = {
+    "shiftvit_light_tiny": (96, (2, 2, 6, 2), 4, 12, 0.2, "shiftvit_tiny_light"),
+    "shiftvit_r2_tiny": (96, (6, 8, 18, 6), 2, 12, 0.2, "shiftvit_tiny_r2"),
+    "shiftvit_r4_tiny": (96, (2, 2, 12, 3), 4, 12, 0.2, None),
+    "shiftvit_light_small": (96, (2, 2, 18, 2), 4, 12, 0.4, "shiftvit_small_light"),
+    "shiftvit_r2_small": (96, (10, 18, 36, 10), 2, 12, 0.4, "shiftvit_small_r2"),
+    "shiftvit_r4_small": (96, (2, 6, 24, 4), 4, 12, 0.4, None),
+    "shiftvit_light_base": (128, (2, 2, 18, 2), 4, 16, 0.5, None),
+    "shiftvit_r2_base": (128, (10, 18, 36, 10), 2, 16, 0.6, None),
+    "shiftvit_r4_base": (128, (4, 6, 22, 4), 4, 16, 0.5, None),
+    "shiftvit_micro": (32, (1, 1, 3, 1), 2, 12, 0.0, None),  # not in the paper: for tests and tiny runs
+}
+RELEASE = "https://github.com/microsoft/SPACH/releases/download/v1.0/{}.pth"
+
+default_cfgs = generate_default_cfgs({
+    f"{name}.in1k": dict(
+        url=RELEASE.format(file) if file else "", input_size=(3, 224, 224), pool_size=(7, 7), num_classes=1000,
+        crop_pct=224 / 256, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+        first_conv="patch_embed.proj", classifier="head.fc", license="mit",
+    )
+    for name, (*_, file) in VARIANTS.items()
+})
+
+
+def _register(name: str) -> None:
+    dim, depths, mlp_ratio, n_div, drop_path, _ = VARIANTS[name]
+    variant = dict(embed_dim=dim, depths=depths, mlp_ratio=mlp_ratio, n_div=n_div, drop_path_rate=drop_path)
+
+    def create(pretrained: bool = False, **kwargs) -> ShiftViT:
+        return _build(name, pretrained, **{**variant, **kwargs})
+
+    create.__name__, create.__module__ = name, __name__
+    globals()[name] = register_model(create)
+
+
+for _name in VARIANTS:
+    _register(_name)
