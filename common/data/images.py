@@ -80,7 +80,10 @@ class CifarBatches(Images):
             files = sorted(root.glob("data_batch_*")) if split == "train" else [root / "test_batch"]
             meta, names, labels = "batches.meta", "label_names", "labels"
         else:
-            files, meta, names, labels = [root / ("train" if split == "train" else "test")], "meta", "fine_label_names", "fine_labels"
+            files = [root / ("train" if split == "train" else "test")]
+            meta, names, labels = "meta", "fine_label_names", "fine_labels"
+        if not files:
+            raise UserError(f"{root} has no data_batch_1 ...: {EXPECTED.format(root=root)}")
         batches = [_unpickle_arrays(file) for file in files]
         pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
         where = [f"{file}#{i}" for file, batch in zip(files, batches) for i in range(len(batch[labels]))]
@@ -134,7 +137,7 @@ class WebDataset(Images):
         classes = names.read_text().split("\n")[:count] if names.exists() else [str(i) for i in range(count)]
         super().__init__(rows, labels, classes)
 
-    def _index(self) -> list[tuple[int, int, int, int]]:
+    def _index(self) -> list[list[int]]:
         stamp = [(s, Path(s).stat().st_size, Path(s).stat().st_mtime_ns) for s in self.shards]
         cached = cache_dir("webdataset") / f"{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]}.json"
         if cached.exists():
@@ -155,7 +158,7 @@ class WebDataset(Images):
             unpaired = sorted(images.keys() ^ labels.keys())
             if unpaired:
                 raise UserError(f"{shard}: {len(unpaired)} samples lack their image or their .cls, such as {unpaired[0]}")
-            rows += [(number, *images[key], labels[key]) for key in images]
+            rows += [[number, *images[key], labels[key]] for key in images]
         if not rows:
             raise UserError(f"no samples in {self.shards[0]} and its {len(self.shards) - 1} neighbours")
         cached.write_text(json.dumps(rows))

@@ -10,6 +10,7 @@ from typing import Any
 
 TITLE = "When Shift Operation Meets Vision Transformer (AAAI 2022)"
 CLAIM = "Attention can be replaced by moving a third of the channels by one pixel."
+BUILT_IN = ("digits",)  # data sets that come with the repository
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Recipe:
     model_args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model beyond its variant's."""
     dataset: str = "ImageNet-1K"
-    """Data the recipe is meant for; "digits" is built in, all others are given with --data."""
+    """Data the recipe is meant for; all but the built-in ones are given with --data."""
     input_size_px: int = 224
     epochs: int = 300
     batch: int = 1024
@@ -61,7 +62,7 @@ class Recipe:
 
 def _row(name: str, model: str, top1: float) -> Recipe:
     source = f"{name}, ImageNet-1K, 224, single crop; authors' README"
-    return Recipe(f"{name} on ImageNet-1K, paper: {top1} % top-1", model, paper_top1=top1, paper_source=source)
+    return Recipe(f"{name}, the paper: {top1} % top-1", model, paper_top1=top1, paper_source=source)
 
 
 # Small images: no batch large enough for the authors' learning rate, fewer epochs, milder augmentation.

@@ -1,0 +1,56 @@
+# make help    says what there is
+PAPER ?=
+RECIPE ?= tiny
+PAPERS := $(sort $(notdir $(patsubst %/,%,$(dir $(wildcard papers/*/recipes.py)))))
+PYTHON := .venv/bin/python
+one-paper = $(if $(filter $(PAPER),$(PAPERS)),,$(error $(if $(PAPER),no paper '$(PAPER)',which paper? PAPER=...); there are: $(PAPERS)))
+in-paper = @$(one-paper)$(MAKE) --no-print-directory -C papers/$(PAPER) $@ $(if $(DATA),DATA=$(abspath $(DATA)))
+.DEFAULT_GOAL := help
+.PHONY: help setup list reproduce smoke train evaluate test bench report tables plan lint new_paper clean
+
+help:  ## this list
+	@grep -hE '^[a-z_]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup:  ## make the environment (.venv); with PAPER=, also what that paper needs
+	@$(if $(PAPER),$(one-paper))tools/setup.sh $(PAPER)
+
+list:  ## papers, their recipes, and what each needs
+	@python3 tools/list.py
+
+reproduce:  ## train, evaluate and report: PAPER=shiftvit [RECIPE=tiny] [DATA=folder] [GPUS=1] [ARGS="--seed 1"]
+	$(in-paper)
+
+smoke:  ## the tiny recipe cut to seconds, interrupted and resumed: PAPER=
+	$(in-paper)
+
+train:  ## train only: as reproduce
+	$(in-paper)
+
+evaluate:  ## a checkpoint: PAPER= CHECKPOINT=run-folder-or-file [RECIPE=] [DATA=]
+	$(in-paper)
+
+test:  ## the tests; with PAPER=, one paper's
+	@$(if $(PAPER),$(one-paper))for p in $(or $(PAPER),$(PAPERS)); do tools/setup.sh $$p || exit 1; done
+	$(PYTHON) -m pytest $(if $(PAPER),papers/$(PAPER)) $(ARGS)
+
+bench: setup  ## kernels and models against their baselines; with PAPER=, one paper's
+	$(if $(PAPER),$(in-paper),@$(PYTHON) -m common.kernels.bench $(ARGS))
+
+report: setup  ## one page over all runs: runs/report.html
+	@$(PYTHON) -m tools.report $(ARGS)
+
+tables: setup  ## write the READMEs' tables anew from papers/*/results
+	@$(PYTHON) -m tools.tables $(ARGS)
+
+plan: setup  ## what a full-scale recipe will cost: PAPER= RECIPE= [ARGS="--gpus 8"]
+	@$(one-paper)$(PYTHON) -m tools.plan $(PAPER) $(RECIPE) $(ARGS)
+
+lint: setup  ## ruff
+	@$(PYTHON) -m ruff check .
+
+new_paper: setup  ## lay out an eleventh paper: NAME=
+	@$(PYTHON) -m tools.new_paper $(NAME)
+
+clean:  ## remove the environment and caches; runs stay
+	rm -rf .venv *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

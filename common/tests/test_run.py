@@ -1,0 +1,181 @@
+"""The run folder: checkpoints whole or not at all, weights that cannot run code, results that fit the schema."""
+
+import dataclasses
+import json
+import os
+import pickle
+
+import jsonschema
+import pytest
+import torch
+
+from common import run
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """For the tests."""
+
+    about: str = "a recipe"
+    epochs: int = 3
+    scale: tuple[float, float] = (0.1, 1.0)
+
+
+WORLD = run.World(0, 1, torch.device("cpu"), None)
+
+
+def test_overrides_are_typed():
+    name, recipe, options = run.parse({"a": Recipe()}, "x", ["a", "--epochs", "5", "--seed", "7", "--scale", "0.5", "0.6"])
+    assert (name, recipe.epochs, recipe.scale, options.seed) == ("a", 5, (0.5, 0.6), 7)
+
+
+@pytest.mark.parametrize("argv", [[], ["b"], ["a", "--epochs", "x"], ["a", "--epoch", "3"]])
+def test_bad_command_lines_leave_with_status_2(argv, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run.parse({"a": Recipe()}, "x", argv)
+    assert exit.value.code == 2
+    printed = capsys.readouterr()
+    assert "a recipe" in printed.out + printed.err or "epoch" in printed.err
+
+
+def test_checkpoint_round_trip_is_exact(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = {"optimizer": optimizer.state_dict(), "best": {"top1": 12.5}, "none": None, "pair": (1, 2)}
+    run.save_checkpoint(tmp_path, 7, {"model": model.state_dict()}, state)
+    step, weights, back = run.load_checkpoint(tmp_path)
+    assert step == 7 and back["best"] == {"top1": 12.5} and back["none"] is None and back["pair"] == [1, 2]
+    torch.testing.assert_close(weights["model"], dict(model.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(back["optimizer"]["state"][0], optimizer.state_dict()["state"][0], rtol=0, atol=0)
+    optimizer.load_state_dict(back["optimizer"])
+
+
+def test_tied_tensors_are_saved(tmp_path):
+    x = torch.ones(4)
+    run.save_weights(tmp_path / "w.safetensors", {"a": x, "b": x, "view": x[1:3]})
+    assert {k: len(v) for k, v in run.load_weights(tmp_path / "w.safetensors").items()} == {"a": 4, "b": 4, "view": 2}
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for step in (1, 2, 10):
+        run.save_checkpoint(tmp_path, step, {"model": {"w": torch.ones(1)}}, {})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000002", "step_00000010"]
+
+
+@pytest.mark.parametrize("damaged", ["model.safetensors", "state.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, damaged):
+    for step in (1, 2):
+        run.save_checkpoint(tmp_path, step, {"model": {"w": torch.full((9,), float(step))}}, {"x": torch.ones(2)})
+    newest = tmp_path / "checkpoints" / "step_00000002" / damaged
+    newest.write_bytes(newest.read_bytes()[:-5])
+    assert run.load_checkpoint(tmp_path)[0] == 1
+    assert "step_00000002" in capsys.readouterr().err
+
+
+def test_a_checkpoint_half_written_does_not_count(tmp_path):
+    part = tmp_path / "checkpoints" / ".step_00000003.part"
+    part.mkdir(parents=True)
+    (part / "model.safetensors").write_bytes(b"x")
+    assert run.load_checkpoint(tmp_path) is None
+    run.save_checkpoint(tmp_path, 3, {"model": {"w": torch.ones(1)}}, {})
+    assert run.load_checkpoint(tmp_path)[0] == 3
+
+
+class _Malice:
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+def test_weights_never_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": _Malice()}, tmp_path / "evil.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(_Malice()))
+    for name in ("evil.pth", "raw.pth"):
+        with pytest.raises(run.UserError, match="refused|not a checkpoint"):
+            run.load_weights(tmp_path / name)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_truncated_weights_are_named(tmp_path, suffix):
+    path = tmp_path / f"w.{suffix}"
+    weights = {"w": torch.ones(1000)}
+    torch.save(weights, path) if suffix == "pth" else run.save_weights(path, weights)
+    path.write_bytes(path.read_bytes()[:600])
+    with pytest.raises(run.UserError, match="truncated or not a checkpoint"):
+        run.load_weights(path)
+
+
+def test_wrappers_around_weights_are_removed(tmp_path):
+    torch.save({"model": {"module.w": torch.ones(2)}, "epoch": 3}, tmp_path / "w.pth")
+    assert list(run.load_weights(tmp_path / "w.pth")) == ["w"]
+
+
+def test_resume_finds_the_unfinished_run_and_refuses_other_settings(tmp_path):
+    options = run.Options(out=tmp_path)
+    folder = run.open_run("p", "r", Recipe(), options, WORLD)
+    again = dataclasses.replace(options, resume="auto", workers=3)
+    assert run.open_run("p", "r", Recipe(), again, WORLD) == folder
+    with pytest.raises(run.UserError, match="epochs: 3 then, 4 now"):
+        run.open_run("p", "r", Recipe(epochs=4), again, WORLD)
+    with pytest.raises(run.UserError, match="seed: 0 then, 1 now"):
+        run.open_run("p", "r", Recipe(), dataclasses.replace(again, seed=1), WORLD)
+    (folder / "results.json").write_text("{}")
+    assert run.open_run("p", "r", Recipe(), again, WORLD) != folder
+    with pytest.raises(run.UserError, match="not a run folder"):
+        run.open_run("p", "r", Recipe(), dataclasses.replace(options, resume=str(tmp_path)), WORLD)
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(run.UserError, match="--out"):
+        run.open_run("p", "r", Recipe(), run.Options(out=tmp_path / "file"), WORLD)
+
+
+def test_the_log_forgets_what_a_resumed_run_will_repeat(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
+    log = run.Log(tmp_path, WORLD, steps=4, start=1)
+    log.step(2, {"loss": 2.5})
+    log.close()
+    assert run.read_log(tmp_path) == [{"step": 1, "loss": 3}, {"step": 2, "loss": 2.5}]
+
+
+def _results(**change):
+    return {
+        "paper": "p", "recipe": "r", "data": "d", "metrics": [run.metric("top1", 50.0, "%")], "params": 1, "flops": None,
+        "wall_s": 1.0, "peak_mem_bytes": 1, "throughput": None, "seed": 0, **change,
+    }
+
+
+def test_results_are_checked_and_reported(tmp_path):
+    run.write_results(tmp_path, _results())
+    assert json.loads((tmp_path / "results.json").read_text())["hardware"] == run.hardware()
+    assert "Not comparable" in (tmp_path / "report.md").read_text()
+    for change in ({"metrics": []}, {"seed": "0"}, {"surprise": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            run.write_results(tmp_path, _results(**change))
+
+
+def test_seeding_is_a_function_of_its_key():
+    def draw(*key):
+        run.seed_all(*key)
+        return torch.rand(3).tolist()
+
+    assert draw(0, 5, 1) == draw(0, 5, 1)
+    assert len({tuple(draw(*key)) for key in [(0, 5, 1), (0, 5, 0), (0, 6, 1), (1, 5, 1), (0, 5)]}) == 5
+
+
+@pytest.mark.parametrize("batch, size, micro, chunks", [(128, 1, 0, 1), (128, 2, 32, 2), (10, 1, 4, 3)])
+def test_accumulation(batch, size, micro, chunks):
+    assert run.accumulation(batch, dataclasses.replace(WORLD, size=size), micro) == chunks
+
+
+def test_a_batch_that_cannot_be_shared_is_an_error():
+    with pytest.raises(run.UserError, match="not a multiple"):
+        run.accumulation(9, dataclasses.replace(WORLD, size=2), 0)
+
+
+def test_multiply_adds_of_a_layer():
+    assert run.multiply_adds(torch.nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 5, 7)) == 3 * 8 * 9 * 35

@@ -1,0 +1,35 @@
+"""What the tools across papers need to know about ShiftViT (common/contract.py)."""
+
+import timm
+import torch
+
+from common.contract import Model, Workload
+from papers.shiftvit.model import VARIANTS
+
+# Parameters with 1000 classes, counted on the authors' code; the micro model's on ours.
+PARAMS = {
+    "shiftvit_light_tiny": 19_608_328, "shiftvit_r2_tiny": 28_566_664, "shiftvit_r4_tiny": 31_426_312,
+    "shiftvit_light_small": 33_796_360, "shiftvit_r2_small": 50_304_136, "shiftvit_r4_small": 51_523_336,
+    "shiftvit_light_base": 59_708_776, "shiftvit_r2_base": 89_026_408, "shiftvit_r4_base": 87_271_528,
+    "shiftvit_micro": 914_536,
+}
+SAMPLES = {"digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "ImageNet-1K": 1_281_167}
+CLASSES = {"ImageNet-1K": 1000}
+
+MODELS = {
+    name: Model(
+        build=lambda name=name: timm.create_model(name, drop_path_rate=0.0),
+        inputs=lambda: (torch.randn(2, 3, 32, 32),),
+        shape=(2, 1000),
+        params=PARAMS[name],
+        compile=name == "shiftvit_micro",
+    )
+    for name in VARIANTS
+}
+
+
+def workload(recipe) -> Workload:
+    with torch.device("meta"):
+        model = timm.create_model(recipe.model, num_classes=CLASSES.get(recipe.dataset, 10), **recipe.model_args)
+        image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
+    return Workload(model, (image,), SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)

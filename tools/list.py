@@ -1,0 +1,41 @@
+"""Papers, their recipes, and what each needs. Standard library only: it runs before anything is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+PAPERS = Path(__file__).resolve().parent.parent / "papers"
+
+
+def papers() -> list[str]:
+    """Folders that hold a paper, in alphabetical order."""
+    return sorted(path.parent.name for path in PAPERS.glob("*/recipes.py"))
+
+
+def recipes(paper: str) -> ModuleType:
+    """A paper's recipes.py, loaded alone: without its package, hence without torch."""
+    spec = importlib.util.spec_from_file_location(f"_{paper}_recipes", PAPERS / paper / "recipes.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    for paper in papers():
+        module = recipes(paper)
+        print(f"{paper}: {module.TITLE}\n    {module.CLAIM}")
+        requirements = (PAPERS / paper / "requirements.txt").read_text().split("\n")
+        if needs := [line for line in requirements if line and not line.startswith("#")]:
+            print(f"    installs besides: {', '.join(needs)}")
+        for name, recipe in module.RECIPES.items():
+            print(f"    {name:<22}{recipe.about}" + ("" if recipe.dataset in module.BUILT_IN else f"; needs {recipe.dataset}"))
+        print()
+    print("make reproduce PAPER=... [RECIPE=...] [DATA=folder]")
+
+
+if __name__ == "__main__":
+    main()
