@@ -21,7 +21,8 @@ def first_losses(paper: str) -> list[float]:
     with tempfile.TemporaryDirectory() as runs:
         command = [sys.executable, "-m", f"papers.{paper}.train", "tiny", "--out", runs, "--device", "cpu",
                    "--stop-at", str(STEPS), "--log-every", "1"]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
         (log,) = Path(runs).glob(f"{paper}/tiny/*/log.jsonl")

@@ -8,10 +8,10 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
-from common.run import read_log  # noqa: E402
+from common.run import read_log
 
 
 def curves(run: Path, panels: Sequence[Sequence[str]]) -> None:
@@ -28,10 +28,13 @@ def curves(run: Path, panels: Sequence[Sequence[str]]) -> None:
     save(figure, run / "curves.png")
 
 
-def gallery(path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str], colors: Sequence[str], columns: int = 8) -> None:
+def gallery(
+    path: Path, pictures: Sequence[np.ndarray], captions: Sequence[str], colors: Sequence[str], columns: int = 8
+) -> None:
     """Writes a grid of pictures (H, W, 3), 0 to 255, each under its caption."""
     rows = -(-len(pictures) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.75 * rows), squeeze=False, layout="constrained")
+    size = (1.5 * columns, 1.75 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for axis, picture, caption, color in zip(axes.flat, pictures, captions, colors):

@@ -235,14 +235,14 @@ def _find_run(paper: str, name: str, recipe: Any, options: Options) -> Path | Us
             return UserError(f"--resume {folder}: not a run folder (no config.json in it)")
     if folder:
         before = json.loads((folder / "config.json").read_text())
+        then, now = ({**c["options"], **c["recipe"]} for c in (before, config))
         differ = [
-            f"{key}: {before.get(part, {}).get(key)!r} then, {config[part].get(key)!r} now"
-            for part in ("recipe", "options")
-            for key in sorted({*before.get(part, {}), *config[part]} - (_FREE_ON_RESUME if part == "options" else set()))
-            if before.get(part, {}).get(key) != config[part].get(key)
+            f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
+            for key in sorted({*then, *now} - _FREE_ON_RESUME) if then.get(key) != now.get(key)
         ]
         if differ or (before["paper"], before["recipe_name"]) != (paper, name):
-            return UserError(f"cannot resume {folder} ({before['paper']} {before['recipe_name']}): " + "; ".join(differ))
+            made_by = f"{before['paper']} {before['recipe_name']}"
+            return UserError(f"cannot resume {folder}, a run of {made_by}, as {paper} {name}: " + "; ".join(differ))
         return folder
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     folder = next(p for i in range(1000) if not (p := home / (f"{stamp}-{i}" if i else stamp)).exists())
@@ -264,8 +264,10 @@ def git_revision() -> str:
     """Commit of this checkout, with '-dirty' when tracked files differ; 'unknown' outside a checkout."""
     git = ["git", "-C", str(ROOT)]
     try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout.strip()
+        revision, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
         return revision + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -278,7 +280,8 @@ def hardware() -> str:
         return f"{torch.cuda.device_count()}x {torch.cuda.get_device_name()}"
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration):
-        cpu = next(row.split(":")[1].strip() for row in open("/proc/cpuinfo") if row.startswith("model name"))
+        rows = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(row.split(":")[1].strip() for row in rows if row.startswith("model name"))
     return f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores of {cpu}"
 
 
@@ -337,7 +340,7 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{path} is refused: it holds more than tensors, and reading it could run code ({reason})") from None
+        raise UserError(f"{path} is refused: reading it could run code, for it holds more than tensors ({reason})") from None
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise UserError(f"{path} is truncated or not a checkpoint: {error}") from None
     for key in ("model", "state_dict"):
@@ -374,7 +377,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(run: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
-    """(step, weights, state) of the newest whole checkpoint of a run, or None; a damaged one is named and passed over."""
+    """(step, weights, state) of a run's newest whole checkpoint, or None; a damaged one is named and passed over."""
     for folder in sorted((run / "checkpoints").glob("step_*"), reverse=True):
         try:
             files = {p.stem: load_weights(p) for p in folder.glob("*.safetensors")}

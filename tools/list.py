@@ -32,7 +32,8 @@ def main() -> None:
         if needs := [line for line in requirements if line and not line.startswith("#")]:
             print(f"    installs besides: {', '.join(needs)}")
         for name, recipe in module.RECIPES.items():
-            print(f"    {name:<22}{recipe.about}" + ("" if recipe.dataset in module.BUILT_IN else f"; needs {recipe.dataset}"))
+            needs = "" if recipe.dataset in module.BUILT_IN else f"; needs {recipe.dataset}"
+            print(f"    {name:<22}{recipe.about}{needs}")
         print()
     print("make reproduce PAPER=... [RECIPE=...] [DATA=folder]")
 

@@ -157,7 +157,7 @@ class WebDataset(Images):
                 raise UserError(f"{shard} is no readable webdataset shard: {error}") from None
             unpaired = sorted(images.keys() ^ labels.keys())
             if unpaired:
-                raise UserError(f"{shard}: {len(unpaired)} samples lack their image or their .cls, such as {unpaired[0]}")
+                raise UserError(f"{shard}: {len(unpaired)} samples lack image or .cls, such as {unpaired[0]}")
             rows += [[number, *images[key], labels[key]] for key in images]
         if not rows:
             raise UserError(f"no samples in {self.shards[0]} and its {len(self.shards) - 1} neighbours")
@@ -211,3 +211,22 @@ def train_transform(
 def eval_transform(size: int, crop_pct: float = 224 / 256):
     """Shorter side to size / crop_pct (bicubic), centre crop, normalise: PIL image -> (3, size, size)."""
     return create_transform(size, interpolation="bicubic", crop_pct=crop_pct)
+
+
+def main(folder: Path, /) -> None:
+    """Prints what a data folder holds; says what is expected where it holds nothing usable."""
+    for split in ("train", "val"):
+        data = open_images(folder, split)
+        counts = np.bincount(data.labels, minlength=len(data.classes))
+        print(
+            f"{split}: {len(data):,} images of {len(data.classes)} classes ({type(data).__name__}), "
+            f"{counts.min()} to {counts.max()} a class; the first is {data.name(0)}"
+        )
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from common import run
+
+    run.main(lambda: tyro.cli(main))

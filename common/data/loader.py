@@ -15,6 +15,13 @@ from tqdm import tqdm
 from common.run import UserError
 
 
+def steps_per_epoch(samples: int, batch: int) -> int:
+    """Whole global batches in the data; `UserError` if there is not one."""
+    if batch > samples:
+        raise UserError(f"the global batch of {batch} is larger than the {samples} training samples")
+    return samples // batch
+
+
 class StepSampler(Sampler):
     """Batches of (sample index, augmentation seed) for the steps ``start .. steps - 1`` of a whole training.
 
@@ -28,11 +35,9 @@ class StepSampler(Sampler):
         self, length: int, batch: int, steps: int, *, seed: int, start: int = 0, rank: int = 0, world: int = 1,
         repeats: int = 1,
     ):
-        if batch > length:
-            raise UserError(f"the global batch of {batch} is larger than the {length} training samples")
         self.length, self.batch, self.steps, self.start = length, batch, steps, start
         self.seed, self.rank, self.world, self.repeats = seed, rank, world, repeats
-        self.per_epoch = length // batch
+        self.per_epoch = steps_per_epoch(length, batch)
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start)

@@ -152,7 +152,8 @@ def test_a_corrupt_image_is_named_counted_and_replaced_in_training(tmp_path):
     augmented = loader.Augmented(data, np.asarray, report=tmp_path / "unreadable.txt")
     assert augmented[(4, 0)][0].max() == 5
     augmented[(4, 1)]
-    assert (tmp_path / "unreadable.txt").read_text().count("04.png") == 1
+    (line,) = (tmp_path / "unreadable.txt").read_text().splitlines()
+    assert "04.png" in line
 
 
 def test_too_many_corrupt_images_end_training(tmp_path):
@@ -172,5 +173,6 @@ def test_a_corrupt_image_is_an_error_in_evaluation(tmp_path):
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
 def test_evaluation_sees_each_sample_once_over_all_ranks(folder, world):
     data = loader.Plain(images.open_images(folder, "val"), images.eval_transform(32))
-    seen = [int(i) for rank in range(world) for *_, index in loader.eval_loader(data, 64, rank=rank, world=world) for i in index]
-    assert sorted(seen) == list(range(360))
+    loaders = [loader.eval_loader(data, 64, rank=rank, world=world) for rank in range(world)]
+    seen = torch.cat([index for batches in loaders for *_, index in batches])
+    assert seen.sort().values.tolist() == list(range(360))

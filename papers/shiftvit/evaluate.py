@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import timm
 import torch
@@ -73,47 +73,57 @@ class Arguments:
     out: Path | None = None
     """JSON file to write the scores to."""
     workers: int = 0
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
-def load(checkpoint: Path, recipe_name: str | None, classes: int) -> tuple[torch.nn.Module, Recipe]:
-    """The model of a run folder or of a file of weights, in eval mode, and its recipe."""
-    if (checkpoint / "config.json").is_file():
-        recipe = Recipe(**json.loads((checkpoint / "config.json").read_text())["recipe"])
-        found = run.load_checkpoint(checkpoint)
-        if not found:
-            raise run.UserError(f"{checkpoint} holds no whole checkpoint yet")
-        weights = found[1]["model"]
-    else:
-        if recipe_name not in RECIPES:
-            raise run.UserError(f"a file of weights needs --recipe, one of {', '.join(RECIPES)}; got {recipe_name!r}")
-        recipe, weights = RECIPES[recipe_name], convert(run.load_weights(checkpoint))
+def load_run(folder: Path) -> tuple[torch.nn.Module, Recipe, list[str]]:
+    """A run's newest model in eval mode, its recipe, and the names of its classes."""
+    found = run.load_checkpoint(folder) if (folder / "config.json").is_file() else None
+    if not found:
+        raise run.UserError(f"{folder} is no run folder with a whole checkpoint")
+    _, weights, state = found
+    recipe = Recipe(**json.loads((folder / "config.json").read_text())["recipe"])
+    model = timm.create_model(recipe.model, num_classes=len(state["classes"]), **recipe.model_args)
+    model.load_state_dict(weights["model"])
+    return model.eval(), recipe, state["classes"]
+
+
+def load_file(path: Path, recipe: Recipe, classes: int) -> torch.nn.Module:
+    """The recipe's model with the weights of a file, ours or the authors'."""
     model = timm.create_model(recipe.model, num_classes=classes, **recipe.model_args)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(convert(run.load_weights(path)))
     except RuntimeError as error:
-        raise run.UserError(f"{checkpoint} does not fit {recipe.model} with {classes} classes: {error}") from None
-    return model.eval(), recipe
+        raise run.UserError(f"{path} does not fit {recipe.model} with {classes} classes: {error}") from None
+    return model.eval()
 
 
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.shiftvit.evaluate", description=__doc__)
-    world = run.start_world(run.Options(device=args.device))
-    recipe = RECIPES.get(args.recipe) or Recipe(about="", model="")
-    if (args.checkpoint / "config.json").is_file():
-        recipe = Recipe(**json.loads((args.checkpoint / "config.json").read_text())["recipe"])
-    val = images.open_images(data_folder(recipe, args.data), "val")
-    model, recipe = load(args.checkpoint, args.recipe, len(val.classes))
+    world = run.start_world(run.Options(device=args.device, precision=args.precision))
+    if args.checkpoint.is_dir():
+        model, recipe, classes = load_run(args.checkpoint)
+        val = images.open_images(data_folder(recipe, args.data), "val")
+        if val.classes != classes:
+            raise run.UserError(f"{args.checkpoint} was trained on the classes {classes}, the data hold {val.classes}")
+    else:
+        if args.recipe not in RECIPES:
+            raise run.UserError(f"a file of weights needs --recipe, one of {', '.join(RECIPES)}; got {args.recipe!r}")
+        recipe = RECIPES[args.recipe]
+        val = images.open_images(data_folder(recipe, args.data), "val")
+        model = load_file(args.checkpoint, recipe, len(val.classes))
     scores = accuracy(model.to(world.device), val, recipe, world, args.workers)
     if world.main:
         rows = metrics(scores, recipe, comparable=recipe.paper_top1 is not None and len(val) == IMAGENET[1])
         for row in rows:
-            paper = f"   paper {row['paper_value']} ({row['paper_source']})" if row["paper_value"] else ""
-            print(f"{row['name']:>6} {row['value']:8.3f} {row['unit']}{paper}")
+            paper = f"   the paper: {row['paper_value']}" if row["paper_value"] else ""
+            note = "" if row["comparable"] or not paper else " (not comparable: other data)"
+            print(f"{row['name']:>6} {row['value']:8.3f} {row['unit']}{paper}{note}")
         print(f"{len(val)} images of {len(val.classes)} classes, {recipe.model}, {args.checkpoint}")
         if args.out:
-            run.write_json(args.out, {"checkpoint": str(args.checkpoint), "images": len(val), "metrics": rows,
-                                      **run.environment()})
+            about = {"checkpoint": str(args.checkpoint), "images": len(val), "metrics": rows}
+            run.write_json(args.out, about | run.environment())
 
 
 if __name__ == "__main__":

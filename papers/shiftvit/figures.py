@@ -22,13 +22,14 @@ def draw(folder: Path, model: torch.nn.Module, val: images.Images, recipe: Recip
 
 
 def predictions(path: Path, model: torch.nn.Module, val: images.Images, recipe: Recipe, count: int = 24) -> None:
-    """Evenly spread validation images with the class the model gives them; wrong ones in red, the right class behind."""
+    """Evenly spread validation images with the class the model gives them, wrong ones in red with the right class."""
     transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
     rows = np.linspace(0, len(val) - 1, min(count, len(val))).astype(int)
     samples = [val[i] for i in rows]
     device = next(model.parameters()).device
     with torch.inference_mode():
-        chance, guess = model.eval()(torch.stack([transform(x) for x, _ in samples]).to(device)).float().softmax(1).max(1)
+        logits = model.eval()(torch.stack([transform(x) for x, _ in samples]).to(device))
+    chance, guess = logits.float().softmax(1).max(1)
     captions = [
         f"{val.classes[g]} {p:.0%}" + ("" if g == label else f" ({val.classes[label]})")
         for g, p, (_, label) in zip(guess.tolist(), chance.tolist(), samples)

@@ -82,7 +82,8 @@ RECIPES = {
     ),
     "cifar10_cpu": replace(
         _SMALL, about="1.7 M parameters on CIFAR-10, 8 epochs: 20 minutes of 2 CPU cores with --precision bf16",
-        model="shiftvit_r4_tiny", model_args={"patch_size": 2, "embed_dim": 32, "depths": (2, 2, 3, 2), "drop_path_rate": 0.0},
+        model="shiftvit_r4_tiny",
+        model_args={"patch_size": 2, "embed_dim": 32, "depths": (2, 2, 3, 2), "drop_path_rate": 0.0},
         epochs=8, warmup_epochs=1, policy=None, erase=0.0, mixup=0.0, cutmix=0.0,
     ),
     "imagenette": replace(
@@ -99,10 +100,13 @@ RECIPES = {
 }
 # The paper's comparison in miniature: attention in place of the shift, at the same size and under the same recipe.
 RECIPES["cifar10_cpu_swin"] = replace(
-    RECIPES["cifar10_cpu"], about="baseline for cifar10_cpu: timm's Swin of like size", model="swin_tiny_patch4_window7_224",
+    RECIPES["cifar10_cpu"], about="baseline for cifar10_cpu: timm's Swin of like size",
+    model="swin_tiny_patch4_window7_224",
     model_args={
         "img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 32, "depths": (1, 1, 3, 1),
         "num_heads": (1, 2, 4, 8), "drop_path_rate": 0.0,
     },
 )
-RECIPES["smoke"] = replace(RECIPES["tiny"], about="tiny cut to seconds: does everything run?", epochs=2, warmup_epochs=1)
+RECIPES["smoke"] = replace(
+    RECIPES["tiny"], about="tiny cut to seconds: does everything run?", epochs=2, warmup_epochs=1
+)

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common import run
 from common.data import images, loader
 from papers.shiftvit import evaluate, figures
+from papers.shiftvit.model import VARIANTS
 from papers.shiftvit.recipes import RECIPES, Recipe
 
 
@@ -34,11 +35,13 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     """Trains, evaluates and reports one run; returns its folder."""
     root = evaluate.data_folder(recipe, options.data)
     data, val = images.open_images(root, "train"), images.open_images(root, "val")
-    folder = run.open_run("shiftvit", name, recipe, options, world)
-    steps_per_epoch = len(data) // recipe.batch
+    if not timm.is_model(recipe.model):
+        raise run.UserError(f"timm knows no model {recipe.model!r}; ours are {', '.join(VARIANTS)}")
+    steps_per_epoch = loader.steps_per_epoch(len(data), recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
 
+    folder = run.open_run("shiftvit", name, recipe, options, world)
     run.seed_all(options.seed)
     model = timm.create_model(recipe.model, num_classes=len(data.classes), **recipe.model_args)
     model.to(world.device, memory_format=torch.channels_last)
@@ -52,10 +55,13 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         optimizer, t_initial=steps, lr_min=recipe.min_lr, warmup_t=int(recipe.warmup_epochs * steps_per_epoch),
         warmup_lr_init=recipe.warmup_lr, t_in_epochs=False,
     )
-    mixing = recipe.mixup > 0 or recipe.cutmix > 0
-    mixup = Mixup(
-        recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=len(data.classes)
-    ) if mixing else None
+    mixup = None
+    if recipe.mixup or recipe.cutmix:
+        if (share := recipe.batch // world.size) % 2:
+            raise run.UserError(f"mixup pairs images: each process needs an even share of the batch, not {share}")
+        mixup = Mixup(
+            recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=len(data.classes)
+        )
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
 
     start, best, wall_s = 0, {"top1": -1.0}, 0.0
@@ -142,7 +148,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         due = step % options.checkpoint_every == 0 if options.checkpoint_every else rest == 0
         if world.main and (due or step in (steps, options.stop_at)):
             weights = {"model": model.state_dict()} | ({"ema": ema.module.state_dict()} if ema else {})
-            state = {"optimizer": optimizer.state_dict(), "best": best, "wall_s": wall_s}
+            state = {"optimizer": optimizer.state_dict(), "best": best, "wall_s": wall_s, "classes": data.classes}
             run.save_checkpoint(folder, step, weights, state)
         tick = time.perf_counter()
     log.close()
@@ -159,7 +165,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         figures.draw(folder, model, val, recipe)
         run.write_results(folder, {
             "paper": "shiftvit", "recipe": name,
-            "data": f"{recipe.dataset} from {root}: {len(data)} training, {len(val)} validation images",
+            "data": f"{recipe.dataset}: {len(data):,} training, {len(val):,} validation images",
             "metrics": evaluate.metrics(scores, recipe, comparable=evaluate.is_papers(name, recipe, data, val)),
             "params": params, "flops": flops, "wall_s": wall_s, "peak_mem_bytes": run.peak_memory_bytes(),
             "throughput": seen / (wall_s - began) if seen else None, "seed": options.seed,

@@ -1,0 +1,178 @@
+"""Lays out a paper: ``python -m tools.new_paper NAME``.
+
+Trainer, evaluation, demo and trainer tests start as ShiftViT's under the new name; model, recipes, contract, figures
+and README as the shortest thing that passes every check. All of it is the new paper's own from then on.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from ci import golden
+from common import run
+from tools.list import PAPERS, papers
+
+MODEL = '''"""TITLE: what the network is, in a sentence.
+
+Authors, "Title", venue, arXiv number. Shapes: B batch, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from timm.layers import ClassifierHead
+from timm.models import build_model_with_cfg, checkpoint_seq, register_model
+from torch import nn
+
+
+class Block(nn.Module):
+    """x = x + conv(norm(x)) (section and equation of the paper)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(1, dim)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(self.norm(x)).relu()
+
+
+class CLASS(nn.Module):
+    """(B, in_chans, H, W) -> (B, num_classes)."""
+
+    def __init__(self, *, in_chans: int = 3, num_classes: int = 1000, dim: int = 32, depth: int = 2):
+        super().__init__()
+        self.num_classes = num_classes
+        self.stem = nn.Conv2d(in_chans, dim, 4, stride=4)
+        self.blocks = nn.Sequential(*(Block(dim) for _ in range(depth)))
+        self.head = ClassifierHead(dim, num_classes)
+        self.grad_checkpointing = False
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        return self.head(x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+
+VARIANTS = ("NAME_micro",)
+
+
+@register_model
+def NAME_micro(pretrained: bool = False, **kwargs) -> CLASS:
+    return build_model_with_cfg(CLASS, "NAME_micro", pretrained, **kwargs)
+'''
+
+INIT = '''"""CLASS. Importing this package registers its models with timm."""
+
+from .model import VARIANTS, CLASS
+
+__all__ = ["VARIANTS", "CLASS"]
+'''
+
+CONTRACT = '''"""What the tools across papers need to know about CLASS (common/contract.py)."""
+
+import timm
+import torch
+
+from common.contract import Model, Workload
+from papers.NAME.model import VARIANTS
+
+PARAMS = {"NAME_micro": 53_192}
+SAMPLES = {"digits": 1_437}
+
+MODELS = {
+    name: Model(
+        build=lambda name=name: timm.create_model(name), inputs=lambda: (torch.randn(2, 3, 32, 32),), shape=(2, 1000),
+        params=PARAMS[name], compile=True,
+    )
+    for name in VARIANTS
+}
+
+
+def workload(recipe) -> Workload:
+    with torch.device("meta"):
+        model = timm.create_model(recipe.model, num_classes=10, **recipe.model_args)
+        image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
+    return Workload(model, (image,), SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
+'''
+
+FIGURES = '''"""Pictures of a run."""
+
+from common import figures
+
+
+def draw(folder, model, val, recipe) -> None:
+    figures.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
+'''
+
+README = """# TITLE
+
+The claim in a sentence; the formula or the figure that carries it.
+
+Status: **runs**.
+
+<!-- results:start -->
+<!-- results:end -->
+
+## Quick start
+
+    make reproduce PAPER=NAME
+
+## Details the paper does not tell
+
+## Differences from the paper
+
+## Citation
+"""
+
+
+def rename(text: str, name: str, title: str) -> str:
+    return text.replace("TITLE", title).replace("NAME", name).replace("CLASS", title)
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) == 2 else ""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise run.UserError(f"NAME={name!r} must be a Python module name in lower case, such as NAME=vit_shift")
+    folder, source = PAPERS / name, PAPERS / "shiftvit"
+    if folder.exists():
+        raise run.UserError(f"{folder} exists already; the papers are {', '.join(papers())}")
+    title = name.title().replace("_", "")
+    (folder / "tests").mkdir(parents=True)
+    (folder / "results").mkdir()
+    fresh = {
+        "model.py": MODEL, "__init__.py": INIT, "contract.py": CONTRACT, "figures.py": FIGURES, "README.md": README,
+    }
+    for file, text in fresh.items():
+        (folder / file).write_text(rename(text, name, title))
+    for file in ("Makefile", "requirements.txt", "train.py", "demo.py", "evaluate.py"):
+        text = (source / file).read_text().replace("shiftvit", name).replace("ShiftViT", title)
+        # no authors' weights to convert yet
+        text = re.sub(r"from papers\.\w+\.official import convert\n", "", text)
+        text = text.replace("convert(run.load_weights(path))", "run.load_weights(path)")
+        text = text.replace("a file of weights: ours, or the authors' as published", "a file of weights")
+        (folder / file).write_text(text.replace("the weights of a file, ours or the authors'", "the weights of a file"))
+
+    recipes = (source / "recipes.py").read_text()
+    recipes = recipes[: recipes.index("def _row")] + '''RECIPES = {
+    "tiny": Recipe(
+        "micro model on built-in handwritten digits", "shiftvit_micro", dataset="digits", input_size_px=32, epochs=20,
+        warmup_epochs=2, batch=128, base_lr=4e-3, crop_scale=(0.5, 1.0), flip=0.0, policy=None, erase=0.0, mixup=0.0,
+        cutmix=0.0, repeats=1, ema_decay=0.0, eval_crop=1.0,
+    ),
+}
+RECIPES["smoke"] = replace(
+    RECIPES["tiny"], about="tiny cut to seconds: does everything run?", epochs=2, warmup_epochs=1
+)
+'''
+    recipes = re.sub(r'TITLE = .*\nCLAIM = .*\n', f'TITLE = "{title}"\nCLAIM = "What the paper claims."\n', recipes)
+    (folder / "recipes.py").write_text(recipes.replace("shiftvit", name))
+    golden.path(name).write_text(repr(golden.first_losses(name)) + "\n")
+    print(f"{folder}: start with model.py and README.md. It passes: make test PAPER={name}; make smoke PAPER={name}")
+
+
+if __name__ == "__main__":
+    run.main(main)

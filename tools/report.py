@@ -1,0 +1,279 @@
+"""One page over all runs: ``python -m tools.report`` writes runs/report.html, which needs no network and no script.
+
+It shows every folder ``<runs>/<paper>/<recipe>/<timestamp>/``, finished or not, and the records kept in
+papers/*/results. A file that cannot be read is named in the page and on stderr.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import datetime
+import importlib
+import json
+import math
+import mimetypes
+import sys
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import tyro
+
+from common.run import ROOT, Options, UserError, read_log
+from common.run import main as run_main
+from tools.tables import Record, figure, headline, read_record, short
+
+PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".webp"}
+POINTS = 400
+"""Most points of a drawn curve; longer logs keep the lowest and highest value of each stretch."""
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 190, 48, 8, 24
+"""Of a curve's panel, in px of its own coordinates, and the margins of its axes."""
+
+
+@dataclass
+class Arguments:
+    runs: Path = Path("runs")
+    """Folder of the runs."""
+    out: Path | None = None
+    """Page to write; report.html in the folder of the runs if not given."""
+
+
+@dataclass
+class Run:
+    """What is known about one run folder, or about one kept record."""
+
+    paper: str
+    recipe: str
+    path: Path
+    time: float
+    """Seconds since 1970, for the order of the page."""
+    record: Record | None = None
+    """results.json; None for a run that is unfinished or damaged."""
+    kept: bool = False
+    """From papers/*/results, not from a run folder."""
+    log: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, Any] = field(default_factory=dict)
+    changes: list[tuple[str, str, str]] | None = None
+    """(field, the recipe's default, this run's value); None where they cannot be told."""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem if self.kept else self.path.name
+
+    @property
+    def anchor(self) -> str:
+        return f"{self.paper}-{self.recipe}-{self.name}"
+
+    @property
+    def state(self) -> str:
+        if self.record:
+            return verdict(self.record["metrics"][0])
+        if any("results.json" in problem for problem in self.problems):
+            return "damaged: no result"
+        steps = [row["step"] for row in self.log]
+        return f"unfinished: {f'last logged step {steps[-1]}' if steps else 'no step logged'}, no result"
+
+    @property
+    def comparable(self) -> bool:
+        return self.record is not None and self.record["metrics"][0]["comparable"]
+
+
+def main() -> None:
+    args = tyro.cli(Arguments, prog="python -m tools.report", description=__doc__)
+    if not args.runs.is_dir():
+        raise UserError(f"no folder of runs at {args.runs}; make reproduce PAPER=... makes one, --runs names another")
+    out = args.out or args.runs / "report.html"
+    runs = find_runs(args.runs, ROOT / "papers")
+    for problem in (p for run in runs for p in run.problems):
+        print(f"damaged: {problem}", file=sys.stderr)
+    out.write_text(page(runs, args.runs))
+    print(f"{len(runs)} runs in {out} ({out.stat().st_size / 2**20:.1f} MiB)")
+
+
+def find_runs(root: Path, papers: Path) -> list[Run]:
+    """All runs under `root` and all records kept under `papers` but not among them, newest first."""
+    runs = [read_run(path) for path in sorted(root.glob("*/*/*")) if path.is_dir()]
+    records = [run.record for run in runs]
+    for path in sorted(papers.glob("*/results/*.json")):
+        run = Run(path.parent.parent.name, "", path, path.stat().st_mtime, kept=True)
+        try:
+            run.record = read_record(path)
+        except UserError as error:
+            run.problems.append(str(error))
+        if run.record is None or run.record not in records:
+            runs.append(run)
+    for run in runs:
+        if run.record:
+            run.recipe = run.record["recipe"]
+            run.environment = {key: run.record[key] for key in ("hardware", "git", "command", "time")} | run.environment
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # then the time of the folder or file stands in
+            run.time = datetime.datetime.fromisoformat(run.environment["time"]).timestamp()
+    return sorted(runs, key=lambda run: (-run.time, run.anchor))
+
+
+def read_run(path: Path) -> Run:
+    """A run folder; what is damaged in it goes to `problems`."""
+    run = Run(path.parent.parent.name, path.parent.name, path, path.stat().st_mtime)
+    if (path / "results.json").exists():
+        try:
+            run.record = read_record(path / "results.json")
+        except UserError as error:
+            run.problems.append(str(error))
+    run.environment = _read_object(run, "environment.json")
+    config = _read_object(run, "config.json")
+    run.changes = changes(run.paper, run.recipe, config) if config else None
+    try:
+        run.log = [row for row in read_log(path) if isinstance(row, dict) and isinstance(row.get("step"), int)]
+    except (OSError, ValueError) as error:
+        run.problems.append(f"{path / 'log.jsonl'}: not readable as text: {error}")
+    return run
+
+
+def _read_object(run: Run, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((run.path / name).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        run.problems.append(f"{run.path / name}: not readable as JSON: {error}")
+        return {}
+    if not isinstance(value, dict):
+        run.problems.append(f"{run.path / name}: expected an object, got {type(value).__name__}")
+        return {}
+    return value
+
+
+def changes(paper: str, recipe: str, config: dict[str, Any]) -> list[tuple[str, str, str]] | None:
+    """Fields of a run's config.json that differ from the recipe and options as they are defined now."""
+    try:
+        default = importlib.import_module(f"papers.{paper}.recipes").RECIPES[recipe]
+    except (ImportError, KeyError):
+        return None
+    rows = []
+    for part, value in (("recipe", default), ("options", Options())):
+        before = json.loads(json.dumps(dataclasses.asdict(value), default=str))
+        after = config.get(part, {})
+        rows += [
+            (key, *(json.dumps(side[key]) if key in side else "no such field" for side in (before, after)))
+            for key in {**before, **after} if before.get(key) != after.get(key)
+        ]
+    return rows
+
+
+def verdict(metric: dict[str, Any]) -> str:
+    """Whether a figure may be set against the paper's, in words."""
+    if metric["comparable"]:
+        return "comparable"
+    return "not comparable" + ("" if metric["paper_value"] is None else ": other data, protocol or size")
+
+
+def overview(runs: list[Run]) -> list[dict[str, Any]]:
+    """Rows of the first table: for each paper and recipe, the headline figures of its newest finished run."""
+    def key(run: Run) -> tuple[str, str]:
+        return run.paper, run.recipe
+
+    rows = []
+    for (paper, recipe), group in groupby(sorted(runs, key=key), key):
+        runs_here = list(group)  # sorting keeps the newest first
+        finished = [run for run in runs_here if run.record]
+        newest = (finished or runs_here)[0]
+        unfinished = sum(not run.record and not run.problems for run in runs_here)
+        damaged = len(runs_here) - len(finished) - unfinished
+        counts = ((len(finished), "finished"), (unfinished, "unfinished"), (damaged, "damaged"))
+        rows.append({
+            "paper": paper, "recipe": recipe, "newest": newest,
+            "metrics": headline(newest.record["metrics"]) if newest.record else [],
+            "runs": ", ".join(f"{n} {word}" for n, word in counts if n),
+        })
+    return rows
+
+
+def panels(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Curves of a log: keys with the same last part (loss, val/loss) share a panel."""
+    keys = dict.fromkeys(key for row in log for key in row if key != "step")
+    groups: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for key in keys:
+        groups.setdefault(key.rpartition("/")[2], {})[key] = _points(log, key)
+    return [panel(title, series) for title, series in groups.items()]
+
+
+def panel(title: str, series: dict[str, list[tuple[int, float]]]) -> dict[str, Any]:
+    """One set of axes: paths in px of the panel, ticks, and what to say below it."""
+    finite = {key: [p for p in points if math.isfinite(p[1])] for key, points in series.items()}
+    every = [p for points in finite.values() for p in points] or [(0, 0.0)]
+    x_ticks, y_ticks = ticks(0, max(s for s, _ in every)), ticks(min(v for _, v in every), max(v for _, v in every))
+    x_span, (low, high) = max(s for s, _ in every) or 1, (y_ticks[0], y_ticks[-1])
+
+    def x(step: float) -> float:
+        return round(LEFT + step / x_span * (WIDTH - LEFT - 8), 1)
+
+    def y(value: float) -> float:
+        return round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    return {
+        "title": title,
+        "series": [
+            {
+                "key": key,
+                "points": [(x(s), y(v)) for s, v in _thin(points)],
+                "last": f"{figure(points[-1][1])} at step {points[-1][0]}" if points else "no finite value",
+                "lost": len(series[key]) - len(points),
+            }
+            for key, points in finite.items()
+        ],
+        "x_ticks": [(x(t), f"{t:,.6g}") for t in x_ticks if t <= x_span],
+        "y_ticks": [(y(t), f"{t:.6g}") for t in y_ticks],
+    }
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Three to six round values from at or below `low` to at or above `high`."""
+    if high <= low:
+        low, high = low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2
+    unit = 10 ** math.floor(math.log10((high - low) / 2))
+    step = next(unit * m for m in (1, 2, 5, 10) if (high - low) / (unit * m) <= 4)
+    return [i * step for i in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+
+
+def _points(log: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[key]) for row in log if isinstance(row.get(key), int | float)]
+
+
+def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    if len(points) <= POINTS:
+        return points
+    size = math.ceil(len(points) / (POINTS // 2))
+    stretches = (points[i:i + size] for i in range(0, len(points), size))
+    return [p for s in stretches for p in sorted({min(s, key=lambda p: p[1]), max(s, key=lambda p: p[1])})]
+
+
+def pictures(run: Run) -> list[tuple[str, str]]:
+    """(name, data URI) of a run's pictures; its curves are drawn from the log instead."""
+    paths = [p for p in sorted(run.path.glob("*")) if p.suffix.lower() in PICTURES and p.stem != "curves"]
+    return [
+        (path.stem.replace("_", " "),
+         f"data:{mimetypes.guess_type(path.name)[0]};base64,{base64.b64encode(path.read_bytes()).decode()}")
+        for path in paths
+    ]
+
+
+def page(runs: list[Run], root: Path) -> str:
+    """The HTML page."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    jinja = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return jinja.get_template("report.html.jinja").render(
+        runs=runs, root=root, overview=overview(runs), now=datetime.datetime.now().astimezone(),
+        figure=figure, short=short, verdict=verdict, panels=panels, pictures=pictures,
+        size=(WIDTH, HEIGHT), left=LEFT, base=HEIGHT - BOTTOM,
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

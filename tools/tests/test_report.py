@@ -1,0 +1,170 @@
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from common.run import ROOT, UserError, metric, write_json
+from tools import report
+from tools.tests.test_tables import record
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "runs").mkdir()
+    return tmp_path
+
+
+def add(root, name="toypaper/tiny/20260101-000000", results=None, log=(), **files):
+    folder = root / "runs" / name
+    folder.mkdir(parents=True)
+    if results:
+        write_json(folder / "results.json", results)
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    for stem, value in files.items():
+        write_json(folder / f"{stem}.json", value)
+    return folder
+
+
+def html(root) -> str:
+    return report.page(report.find_runs(root / "runs", root / "papers"), root / "runs")
+
+
+def words(page: str) -> str:
+    """The page as it is read: no tags, no style, single spaces."""
+    page = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
+
+
+def test_a_tiny_run_is_called_not_comparable_wherever_a_figure_stands(root):
+    scores = [metric("top1", 87.7778, "%"), metric("loss", 0.5, "nats")]
+    add(root, results=record(metrics=scores), log=[{"step": 10, "loss": 2.0}])
+    shown = words(html(root))
+    assert "top1 none given 87.78 % not comparable 1 finished" in shown  # overview
+    assert "20260101-000000 not comparable Run folder" in shown  # head of the section
+    assert "loss none given 0.5 nats not comparable" in shown  # its table
+    assert "Curves (not comparable)" in shown
+    assert 'class="yes"' not in html(root)
+
+
+def test_the_papers_figure_stands_beside_ours(root):
+    ours = metric("top1", 81.62, "%", paper_value=81.7, paper_source="Table 2", comparable=True)
+    add(root, results=record(metrics=[ours]))
+    add(root, "toypaper/cut/20260101-000000", record(recipe="cut", metrics=[{**ours, "comparable": False}]))
+    shown = words(html(root))
+    assert "top1 81.7 % Table 2 81.62 % comparable" in shown
+    assert "top1 81.7 % 81.62 % not comparable: other data, protocol or size 1 finished" in shown
+
+
+def test_unfinished_and_damaged_runs_are_told(root, capsys, monkeypatch):
+    add(root, log=[{"step": 5, "loss": 2.0}, {"step": 15, "loss": 1.0}])
+    add(root, "toypaper/tiny/20260101-000001")
+    cut = add(root, "toypaper/tiny/20260101-000002")
+    (cut / "results.json").write_text('{"paper": "toyp')
+    add(root, "toypaper/tiny/20260101-000003", record(seed="one"))
+    (add(root, "toypaper/tiny/20260101-000004", record()) / "log.jsonl").write_bytes(b"\xff\xfe\x00")
+    monkeypatch.setattr(report, "ROOT", root)
+    monkeypatch.setattr("sys.argv", ["report", "--runs", str(root / "runs")])
+    report.main()
+    shown, err = words((root / "runs/report.html").read_text()), capsys.readouterr().err
+    assert "1 finished, 2 unfinished, 2 damaged" in shown
+    assert "unfinished: last logged step 15, no result" in shown
+    assert "unfinished: no step logged, no result" in shown
+    for text in (err, shown.replace("&#39;", "'")):
+        assert "20260101-000002/results.json: not readable as JSON" in text
+        assert "20260101-000003/results.json: field seed: 'one' is not of type 'integer'" in text
+        assert "20260101-000004/log.jsonl: not readable as text" in text
+
+
+def test_names_are_escaped(root):
+    name = "<script>alert(1)</script>"
+    add(root, "toypaper/x/20260101-000000", record(recipe=name, data="a & b"), log=[{"step": 1, "<i>": 1.0}])
+    page = html(root)
+    assert "<script" not in page and "<i>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "a &amp; b" in page
+
+
+def test_the_page_needs_nothing_else(root):
+    folder = add(root, results=record(), log=[{"step": 1, "loss": 1.0}])
+    Image.new("RGB", (2, 2)).save(folder / "boxes.png")
+    Image.new("RGB", (2, 2)).save(folder / "curves.png")  # drawn from the log instead
+    found, anchors = [], set()
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            attrs = dict(attrs)
+            found.extend(attrs[key] for key in ("src", "href", "srcset", "data", "xlink:href") if key in attrs)
+            anchors.add(attrs.get("id"))
+
+    page = html(root)
+    Links().feed(page)
+    assert [link[:22] for link in found if not link.startswith("#")] == ["data:image/png;base64,"]
+    assert all(link[1:] in anchors for link in found if link.startswith("#"))
+    assert not re.search(r"<script|<link|@import|url\(", page)
+
+
+def test_newest_first_with_kept_records_not_shown_twice(root):
+    old, new = record(time="2026-01-01T00:00:00+00:00"), record(time="2026-01-03T00:00:00+00:00", seed=1)
+    kept = record(time="2026-01-02T00:00:00+01:00", seed=2)
+    add(root, "toypaper/tiny/a", old, environment={"time": old["time"]})
+    add(root, "toypaper/tiny/b", new, environment={"time": new["time"]})
+    (root / "papers/toypaper/results").mkdir(parents=True)
+    write_json(root / "papers/toypaper/results/same.json", new)
+    write_json(root / "papers/toypaper/results/kept.json", kept)
+    runs = report.find_runs(root / "runs", root / "papers")
+    assert [run.name for run in runs] == ["b", "kept", "a"]
+    assert "Kept record:" in html(root)
+
+
+def test_changes_from_the_recipe():
+    shiftvit = pytest.importorskip("papers.shiftvit.recipes", reason="papers/shiftvit is not here")
+    config = json.loads(json.dumps({
+        "recipe": {**vars(shiftvit.RECIPES["tiny"]), "epochs": 5, "gone": 1},
+        "options": {**vars(report.Options()), "out": "runs", "seed": 3},
+    }))
+    assert sorted(report.changes("shiftvit", "tiny", config)) == [
+        ("epochs", "20", "5"), ("gone", "no such field", "1"), ("seed", "0", "3"),
+    ]
+    assert report.changes("shiftvit", "nosuch", config) is None
+    assert report.changes("nosuch", "tiny", config) is None
+
+
+def test_curves_reach_their_ticks():
+    (loss, lr) = report.panels([{"step": 0, "loss": 0.0, "lr": 1}, {"step": 10, "val/loss": 10.0, "loss": math.nan}])
+    assert (loss["title"], [s["key"] for s in loss["series"]], lr["title"]) == ("loss", ["loss", "val/loss"], "lr")
+    right, bottom = report.WIDTH - 8, report.HEIGHT - report.BOTTOM
+    assert loss["series"][0]["points"] == [(report.LEFT, bottom)]
+    assert loss["series"][1]["points"] == [(right, report.TOP)]
+    assert loss["series"][0]["lost"] == 1
+    assert loss["y_ticks"][0] == (bottom, "0") and loss["y_ticks"][-1] == (report.TOP, "10")
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (0.1, 0.1), (-3, 7e5), (1e-6, 3e-6), (0, 0), (98.6, 99.4)])
+def test_ticks_enclose_and_are_few(low, high):
+    found = report.ticks(low, high)
+    assert found[0] <= low and found[-1] >= high and 3 <= len(found) <= 6
+
+
+def test_long_logs_keep_their_spikes():
+    points = [(i, 0.0) for i in range(10_000)]
+    points[777] = (777, 5.0)
+    thin = report._thin(points)
+    assert len(thin) <= report.POINTS and (777, 5.0) in thin and thin == sorted(thin)
+
+
+def test_a_missing_folder_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["report", "--runs", str(tmp_path / "typo")])
+    with pytest.raises(UserError, match=r"no folder of runs at .*typo"):
+        report.main()
+
+
+def test_from_the_command_line(root):
+    add(root, results=record())
+    out = root / "page.html"
+    command = [sys.executable, "-m", "tools.report", "--runs", str(root / "runs"), "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert "toypaper" in out.read_text()

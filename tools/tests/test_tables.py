@@ -1,0 +1,144 @@
+import json
+import sys
+
+import pytest
+
+import papers
+from common.run import UserError, metric
+from tools import tables
+
+
+def record(**changes):
+    return {
+        "paper": "toypaper", "recipe": "tiny", "data": "digits", "metrics": [metric("top1", 90.0, "%")],
+        "params": 10, "flops": 5, "wall_s": 1.0, "peak_mem_bytes": 1, "throughput": 2.0, "seed": 0,
+        "git": "0123456789abcdef-dirty", "hardware": "2 cores", "time": "2026-01-01T00:00:00+00:00",
+        "command": "/home/x/bin/python -m papers.toypaper.train tiny --seed 0 --out /tmp/runs", **changes,
+    }
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder of papers with one in it, `toypaper`, which imports like the real ones."""
+    folder = tmp_path / "papers/toypaper"
+    (folder / "results").mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "recipes.py").write_text("RECIPES = {'tiny': None, 'big': None, 'base': None}")
+    (folder / "README.md").write_text(f"# Toy\n\n{tables.START}\n{tables.END}\n\nAfter.\n")
+    monkeypatch.setattr(papers, "__path__", [str(folder.parent)])
+    yield folder.parent
+    for name in [name for name in sys.modules if name.startswith("papers.toypaper")]:
+        del sys.modules[name]
+
+
+def keep(home, *records):
+    for i, r in enumerate(records):
+        (home / "toypaper/results" / f"{i}.json").write_text(json.dumps(r))
+
+
+def readme(home) -> str:
+    return (home / "toypaper/README.md").read_text()
+
+
+def test_two_seeds_share_a_row(home):
+    other = "python -m papers.toypaper.train tiny --seed=3 --resume auto"
+    keep(home, record(), record(seed=3, metrics=[metric("top1", 93.0, "%")], command=other))
+    tables.update(home, write=True)
+    # mean of 90 and 93; sd = sqrt((1.5² + 1.5²) / 1) = 2.1213
+    assert "| tiny | digits | top1 | – | 91.5 ± 2.1 % | 0, 3 | no | 2 cores | 0123456-dirty |\n" in readme(home)
+    assert readme(home).count("- tiny: `python -m papers.toypaper.train tiny`\n") == 1
+    assert readme(home).startswith("# Toy\n\n<!--") and readme(home).endswith("-->\n\nAfter.\n")
+
+
+def test_one_incomparable_seed_makes_the_row_incomparable(home):
+    ours = metric("top1", 81.6, "%", paper_value=81.7, paper_source="Table 2", comparable=True)
+    keep(home, record(metrics=[ours]), record(seed=1, metrics=[{**ours, "comparable": False}]))
+    tables.update(home, write=True)
+    assert "| 81.7 % | 81.6 ± 0 % | 0, 1 | no |" in readme(home)
+
+
+def test_rows_apart_and_in_the_order_of_the_recipes(home):
+    beside = metric("top1", 81.62, "%", paper_value=81.7, paper_source="Table 2", comparable=True)
+    keep(
+        home,
+        record(recipe="base", data="a|b"),
+        record(recipe="big", metrics=[beside]),
+        record(hardware="1x GPU"),
+        record(command="python -m papers.toypaper.train tiny --epochs 5"),
+        record(),
+    )
+    tables.update(home, write=True)
+    rows = [line.split(" | ") for line in readme(home).splitlines() if line.startswith("| ")][1:]
+    assert [row[0] for row in rows] == ["| tiny", "| tiny", "| tiny", "| big", "| base"]
+    assert "| base | a\\|b | top1" in readme(home)
+    assert "| big | digits | top1 | 81.7 % | 81.62 % | 0 | yes |" in readme(home)
+    assert "train tiny`; paper: Table 2\n" in readme(home)
+
+
+def test_stale_until_rewritten_then_stable(home):
+    assert tables.update(home, write=True) == [home / "toypaper/README.md"]
+    assert "No runs are recorded yet." in readme(home)
+    keep(home, record())
+    before = readme(home)
+    assert tables.update(home, write=False) == [home / "toypaper/README.md"]
+    assert readme(home) == before
+    tables.update(home, write=True)
+    assert tables.update(home, write=False) == []
+
+
+def test_check_names_the_stale_readme_and_fails(home, monkeypatch, capsys):
+    keep(home, record())
+    monkeypatch.setattr(tables, "ROOT", home.parent)
+    monkeypatch.setattr("sys.argv", ["tables", "--check"])
+    with pytest.raises(SystemExit) as stop:
+        tables.main()
+    assert stop.value.code == 1
+    assert "papers/toypaper/README.md is stale" in capsys.readouterr().out
+
+
+def test_metrics_that_get_a_row():
+    few = [metric(name, 1.0, "%") for name in "abcd"]
+    assert tables.headline(few) == few
+    many = [*few, metric("e", 1.0, "%", paper_value=2.0)]
+    assert [m["name"] for m in tables.headline(many)] == ["a", "e"]
+
+
+@pytest.mark.parametrize("change, expected", [
+    ({"seed": "zero"}, r"0\.json: field seed: 'zero' is not of type 'integer'"),
+    ({"metrics": [{**metric("top1", 1.0, "%"), "value": "high"}]}, r"field metrics\[0\]\.value: 'high'"),
+    ({"metrics": [metric("top1", float("nan"), "%")]}, "expected finite numbers, got NaN"),
+    ({"paper": "other"}, "field paper: expected 'toypaper', got 'other'"),
+])
+def test_a_bad_record_is_named_with_its_field(home, change, expected):
+    keep(home, record(**change))
+    with pytest.raises(UserError, match=expected):
+        tables.update(home, write=True)
+
+
+def test_a_missing_field_is_named(home):
+    keep(home, {key: value for key, value in record().items() if key != "hardware"})
+    with pytest.raises(UserError, match=r"0\.json: 'hardware' is a required property"):
+        tables.update(home, write=True)
+
+
+def test_a_seed_counts_once(home):
+    keep(home, record(), record())
+    with pytest.raises(UserError, match="2 records of tiny on 2 cores give top1 for seeds 0, 0"):
+        tables.update(home, write=True)
+
+
+def test_records_without_a_place_for_them(home):
+    keep(home, record())
+    (home / "toypaper/README.md").write_text("# Toy\n")
+    with pytest.raises(UserError, match=f"add these two lines .*\n{tables.START}\n{tables.END}"):
+        tables.update(home, write=True)
+    assert readme(home) == "# Toy\n"
+
+
+@pytest.mark.parametrize("value, sd, text", [
+    (90.5556, None, "90.56"), (81.7, None, "81.7"), (0.00123456, None, "0.001235"), (12345.6, None, "12,346"),
+    (90.5556, 0.3928, "90.56 ± 0.39"), (90.5556, 12.3, "91 ± 12"), (0.81131, 0.00213, "0.8113 ± 0.0021"),
+    (5.0, 0.0, "5 ± 0"),
+])
+def test_figures(value, sd, text):
+    assert tables.figure(value, sd) == text
