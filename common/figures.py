@@ -1,17 +1,19 @@
-"""Pictures every run draws: curves of its log, and images with captions."""
+"""Pictures that several papers draw: curves of a run's log, images with captions, a classifier's answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from PIL import Image
 
+from common.data.images import Images
 from common.run import read_log
+
+plt.switch_backend("Agg")  # files, never windows
 
 
 def curves(run: Path, panels: Sequence[Sequence[str]]) -> None:
@@ -40,6 +42,32 @@ def gallery(
     for axis, picture, caption, color in zip(axes.flat, pictures, captions, colors):
         axis.imshow(picture)
         axis.set_title(caption, fontsize=8, color=color)
+    save(figure, path)
+
+
+def predictions(path: Path, model: torch.nn.Module, data: Images, transform: Callable, count: int = 24) -> None:
+    """Evenly spread images with the class a classifier gives them, wrong ones in red with the right class."""
+    rows = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
+    samples = [data[i] for i in rows]
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        logits = model.eval()(torch.stack([transform(image) for image, _ in samples]).to(device))
+    chances, guesses = (x.tolist() for x in logits.float().softmax(1).max(1))
+    right = [guess == label for guess, (_, label) in zip(guesses, samples)]
+    captions = [
+        f"{data.classes[guess]} {chance:.0%}" + ("" if ok else f" ({data.classes[label]})")
+        for guess, chance, ok, (_, label) in zip(guesses, chances, right, samples)
+    ]
+    gallery(path, [np.asarray(x) for x, _ in samples], captions, ["green" if ok else "red" for ok in right])
+
+
+def answer(path: Path, picture: Image.Image, chances: Mapping[str, float]) -> None:
+    """Writes a picture beside the chances of its most likely classes."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
+    left.imshow(np.asarray(picture))
+    left.axis("off")
+    right.barh(list(chances)[::-1], list(chances.values())[::-1])
+    right.set_xlim(0, 1)
     save(figure, path)
 
 

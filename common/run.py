@@ -12,6 +12,7 @@ A run folder, ``runs/<paper>/<recipe>/<timestamp>/``, holds::
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import datetime
@@ -40,6 +41,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+# Training checkpoints carry their command line; a Namespace runs no code.
+torch.serialization.add_safe_globals([argparse.Namespace])
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = json.loads((Path(__file__).parent / "results.schema.json").read_text())
 Recipe = TypeVar("Recipe")
@@ -340,7 +343,7 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{path} is refused: reading it could run code, for it holds more than tensors ({reason})") from None
+        raise UserError(f"{path} is refused: it holds more than tensors and could run code ({reason})") from None
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise UserError(f"{path} is truncated or not a checkpoint: {error}") from None
     for key in ("model", "state_dict"):

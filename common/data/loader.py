@@ -113,11 +113,15 @@ class Plain(Dataset):
         return self.transform(image), label, index
 
 
-def train_loader(dataset: Augmented, sampler: StepSampler, workers: int) -> DataLoader:
-    """One loader for the whole training."""
+def train_loader(
+    data: Dataset, transform: Callable, batch: int, steps: int, *, seed: int, start: int = 0, rank: int = 0,
+    world: int = 1, repeats: int = 1, workers: int = 0, report: Path | None = None,
+) -> DataLoader:
+    """This rank's share of the global batches of steps ``start .. steps - 1``: `StepSampler` over `Augmented`."""
+    sampler = StepSampler(len(data), batch, steps, seed=seed, start=start, rank=rank, world=world, repeats=repeats)
     return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0, worker_init_fn=_one_thread,
+        Augmented(data, transform, report=report), batch_sampler=sampler, num_workers=workers,
+        pin_memory=torch.cuda.is_available(), persistent_workers=workers > 0, worker_init_fn=_one_thread,
     )
 
 

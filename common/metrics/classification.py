@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+
+from common.data import loader
+from common.data.images import Images
+from common.run import World
 
 
 class Accuracy:
@@ -31,3 +37,21 @@ class Accuracy:
         if seen != expected:
             raise RuntimeError(f"accuracy over {seen:.0f} samples, but the data hold {expected}")
         return {"top1": 100 * top1 / seen, "top5": 100 * top5 / seen, "loss": loss / seen}
+
+
+def accuracy(
+    model: torch.nn.Module, data: Images, transform: Callable, world: World, *, workers: int = 0, batch: int = 128
+) -> dict[str, float]:
+    """Scores (see `Accuracy.compute`) of a classifier over all of `data`, each image once over all ranks."""
+    scores = Accuracy(world.device)
+    batches = loader.eval_loader(
+        loader.Plain(data, transform), batch, rank=world.rank, world=world.size, workers=workers
+    )
+    model.eval()
+    with torch.inference_mode():
+        for pixels, labels, _ in loader.progress(batches, "evaluating", active=world.main):
+            pixels = pixels.to(world.device, memory_format=torch.channels_last)
+            with world.autocast():
+                logits = model(pixels)
+            scores.update(logits, labels.to(world.device))
+    return scores.compute(expected=len(data))

@@ -129,8 +129,8 @@ def test_augmentation_follows_from_the_seed_whatever_the_workers(folder):
     transform = images.train_transform(32, policy="rand-m9-mstd0.5-inc1", erase=0.5)
     seen = []
     for workers in (0, 2):
-        sampler = loader.StepSampler(len(data), 8, 3, seed=0)
-        seen.append(torch.cat([x for x, _ in loader.train_loader(loader.Augmented(data, transform), sampler, workers)]))
+        batches = loader.train_loader(data, transform, 8, 3, seed=0, workers=workers)
+        seen.append(torch.cat([x for x, _ in batches]))
     assert torch.equal(*seen)
     augmented = loader.Augmented(data, transform)
     assert not torch.equal(augmented[(0, 1)][0], augmented[(0, 2)][0])

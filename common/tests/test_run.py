@@ -1,5 +1,6 @@
 """The run folder: checkpoints whole or not at all, weights that cannot run code, results that fit the schema."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -110,7 +111,8 @@ def test_truncated_weights_are_named(tmp_path, suffix):
 
 
 def test_wrappers_around_weights_are_removed(tmp_path):
-    torch.save({"model": {"module.w": torch.ones(2)}, "epoch": 3}, tmp_path / "w.pth")
+    args = argparse.Namespace(lr=0.1)  # as DeiT's trainer, and so the authors', saves it
+    torch.save({"model": {"module.w": torch.ones(2)}, "epoch": 3, "args": args}, tmp_path / "w.pth")
     assert list(run.load_weights(tmp_path / "w.pth")) == ["w"]
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import tyro
 from PIL import Image
@@ -43,16 +42,10 @@ def main() -> None:
     with torch.inference_mode():
         pixels = images.eval_transform(recipe.input_size_px, recipe.eval_crop)(image)
         chances, guesses = model(pixels[None])[0].softmax(0).topk(min(5, len(classes)))
-    names = [classes[i] for i in guesses]
-    for name, chance in zip(names, chances.tolist()):
+    answer = {classes[guess]: chance for guess, chance in zip(guesses.tolist(), chances.tolist())}
+    for name, chance in answer.items():
         print(f"{chance:7.2%}  {name}")
-
-    figure, (left, right) = figures.plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
-    left.imshow(np.asarray(image))
-    left.axis("off")
-    right.barh(names[::-1], chances.tolist()[::-1])
-    right.set_xlim(0, 1)
-    figures.save(figure, args.out)
+    figures.answer(args.out, image, answer)
     print(f"{args.out} written; {recipe.model} from {checkpoint}")
 
 

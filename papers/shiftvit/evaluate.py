@@ -15,8 +15,8 @@ import torch
 import tyro
 
 from common import run
-from common.data import images, loader, tiny
-from common.metrics.classification import Accuracy
+from common.data import images, tiny
+from common.metrics import classification
 from papers.shiftvit.official import convert
 from papers.shiftvit.recipes import RECIPES, Recipe
 
@@ -33,20 +33,11 @@ def data_folder(recipe: Recipe, data: Path | None) -> Path:
 
 
 def accuracy(
-    model: torch.nn.Module, data: images.Images, recipe: Recipe, world: run.World, workers: int = 0, batch: int = 128
+    model: torch.nn.Module, val: images.Images, recipe: Recipe, world: run.World, workers: int = 0
 ) -> dict[str, float]:
-    """{'top1', 'top5'} in percent and 'loss' in nats over all of `data`, each image counted once over all ranks."""
-    scores = Accuracy(world.device)
-    samples = loader.Plain(data, images.eval_transform(recipe.input_size_px, recipe.eval_crop))
-    batches = loader.eval_loader(samples, batch, rank=world.rank, world=world.size, workers=workers)
-    model.eval()
-    with torch.inference_mode():
-        for pixels, labels, _ in loader.progress(batches, "evaluating", active=world.main):
-            pixels = pixels.to(world.device, memory_format=torch.channels_last)
-            with world.autocast():
-                logits = model(pixels)
-            scores.update(logits, labels.to(world.device))
-    return scores.compute(expected=len(data))
+    """{'top1', 'top5'} in percent and 'loss' in nats over all of `val`, prepared as the recipe says."""
+    transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
+    return classification.accuracy(model, val, transform, world, workers=workers)
 
 
 def is_papers(name: str, recipe: Recipe, train: images.Images, val: images.Images) -> bool:

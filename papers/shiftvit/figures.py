@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.colors import LogNorm
+from timm.layers import GroupNorm1
+from torch import nn
 
 from common import figures
 from common.data import images
@@ -16,26 +17,10 @@ from papers.shiftvit.recipes import Recipe
 
 def draw(folder: Path, model: torch.nn.Module, val: images.Images, recipe: Recipe) -> None:
     figures.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
-    predictions(folder / "predictions.png", model, val, recipe)
+    transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
+    figures.predictions(folder / "predictions.png", model, val, transform)
     if isinstance(model, ShiftViT):
         receptive_field(folder / "receptive_field.png")
-
-
-def predictions(path: Path, model: torch.nn.Module, val: images.Images, recipe: Recipe, count: int = 24) -> None:
-    """Evenly spread validation images with the class the model gives them, wrong ones in red with the right class."""
-    transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
-    rows = np.linspace(0, len(val) - 1, min(count, len(val))).astype(int)
-    samples = [val[i] for i in rows]
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        logits = model.eval()(torch.stack([transform(x) for x, _ in samples]).to(device))
-    chance, guess = logits.float().softmax(1).max(1)
-    captions = [
-        f"{val.classes[g]} {p:.0%}" + ("" if g == label else f" ({val.classes[label]})")
-        for g, p, (_, label) in zip(guess.tolist(), chance.tolist(), samples)
-    ]
-    colors = ["green" if g == label else "red" for g, (_, label) in zip(guess.tolist(), samples)]
-    figures.gallery(path, [np.asarray(x) for x, _ in samples], captions, colors)
 
 
 def receptive_field(path: Path, depths: tuple[int, ...] = (1, 2, 4, 6), size: int = 15, dim: int = 96) -> None:
@@ -44,9 +29,6 @@ def receptive_field(path: Path, depths: tuple[int, ...] = (1, 2, 4, 6), size: in
     A stage of freshly initialised blocks on noise, gradient energy on a logarithmic scale. Without the shift what
     is left is the faint, even influence of GroupNorm, whose statistics run over the whole map.
     """
-    from timm.layers import GroupNorm1
-    from torch import nn
-
     figure, axes = figures.plt.subplots(2, len(depths), figsize=(2.3 * len(depths), 5), layout="constrained")
     for row, (n_div, label) in enumerate(((12, "with shift"), (dim + 1, "without shift"))):
         for axis, depth in zip(axes[row], depths):

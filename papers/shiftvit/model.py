@@ -160,7 +160,7 @@ def _build(variant: str, pretrained: bool, **kwargs) -> ShiftViT:
 
     return build_model_with_cfg(
         ShiftViT, variant, pretrained,
-        pretrained_filter_fn=lambda weights, _model: convert(weights),
+        pretrained_filter_fn=lambda file, _model: convert(file.get("model", file)),
         feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
         **kwargs,
     )

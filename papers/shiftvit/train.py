@@ -79,12 +79,10 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     transform = images.train_transform(
         recipe.input_size_px, crop_scale=recipe.crop_scale, flip=recipe.flip, policy=recipe.policy, erase=recipe.erase
     )
-    sampler = loader.StepSampler(
-        len(data), recipe.batch, min(steps, options.stop_at or steps), seed=options.seed, start=start,
-        rank=world.rank, world=world.size, repeats=recipe.repeats,
-    )
     batches = loader.train_loader(
-        loader.Augmented(data, transform, report=folder / "unreadable.txt"), sampler, options.workers
+        data, transform, recipe.batch, min(steps, options.stop_at or steps), seed=options.seed, start=start,
+        rank=world.rank, world=world.size, repeats=recipe.repeats, workers=options.workers,
+        report=folder / "unreadable.txt",
     )
     params = sum(p.numel() for p in model.parameters())
     log = run.Log(folder, world, steps=steps, start=start)
@@ -107,9 +105,10 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             pixels, targets = mixup(pixels, targets)
 
         loss = torch.zeros((), device=world.device)
-        for i, (x, y) in enumerate(zip(pixels.chunk(chunks), targets.chunk(chunks))):
+        parts = list(zip(pixels.chunk(chunks), targets.chunk(chunks)))
+        for i, (x, y) in enumerate(parts, 1):
             if world.size > 1:
-                network.require_backward_grad_sync = i == chunks - 1
+                network.require_backward_grad_sync = i == len(parts)
             with world.autocast():
                 logits = network(x)
             # mixup has smoothed its targets already
@@ -153,7 +152,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         tick = time.perf_counter()
     log.close()
     if options.stop_at and options.stop_at < steps:
-        print(f"stopped at step {options.stop_at} of {steps}; go on with --resume {folder}")
+        log.say(f"stopped at step {options.stop_at} of {steps}; go on with --resume {folder}")
         return folder
 
     scores = evaluate.accuracy(model, val, recipe, world, options.workers)

@@ -1,5 +1,7 @@
 """What timm, exporters and the paper's table ask of ShiftViT."""
 
+import argparse
+
 import numpy as np
 import pytest
 import timm
@@ -106,7 +108,7 @@ def test_the_authors_file_loads_through_timm(micro, tmp_path):
             name = name.replace(f"stages.{stage}.", f"layers.{stage - 1}.")
         name = name.replace("stages.", "layers.").replace("head.fc.", "head.")
         theirs[name.replace(".norm.", ".norm2.") if ".blocks." in name else name] = tensor
-    torch.save({"model": theirs, "epoch": 299}, tmp_path / "theirs.pth")
+    torch.save({"model": theirs, "epoch": 299, "args": argparse.Namespace(lr=1e-3)}, tmp_path / "theirs.pth")
     overlay = dict(file=str(tmp_path / "theirs.pth"), num_classes=10)
     again = timm.create_model("shiftvit_micro", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=10).eval()
     x = torch.randn(1, 3, 64, 64)
