@@ -24,6 +24,7 @@ import os
 import pickle
 import platform
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -493,6 +494,13 @@ def multiply_adds(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
     return counter.get_total_flops() // 2
 
 
+def command(argv: Sequence[str]) -> str:
+    """A command as another person would type it: without this machine's interpreter and folders."""
+    text = " ".join(["python", *map(shlex.quote, argv[1:])])
+    text = re.sub(r" --(out|resume)[ =]\S+", "", text)
+    return re.sub(r" --data[ =]\S+", " --data DATA", text)
+
+
 def peak_memory_bytes() -> int:
     """Most memory taken so far: allocated on the GPU, else resident in this process."""
     if torch.cuda.is_available():
@@ -511,7 +519,7 @@ def write_results(run: Path, results: Mapping[str, Any]) -> None:
 
     results = {
         **results,
-        "git": git_revision(), "hardware": hardware(), "command": shlex.join(sys.orig_argv),
+        "git": git_revision(), "hardware": hardware(), "command": command(sys.orig_argv),
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
     jsonschema.validate(results, SCHEMA)

@@ -161,6 +161,11 @@ def test_results_are_checked_and_reported(tmp_path):
             run.write_results(tmp_path, _results(**change))
 
 
+def test_a_recorded_command_names_no_folder_of_this_machine():
+    argv = "/home/me/.venv/bin/python -m papers.p.train tiny --out /tmp/x --data=/data/y --seed 3 --resume auto".split()
+    assert run.command(argv) == "python -m papers.p.train tiny --data DATA --seed 3"
+
+
 def test_seeding_is_a_function_of_its_key():
     def draw(*key):
         run.seed_all(*key)
