@@ -42,8 +42,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-# Training checkpoints carry their command line; a Namespace runs no code.
-torch.serialization.add_safe_globals([argparse.Namespace])
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = json.loads((Path(__file__).parent / "results.schema.json").read_text())
 Recipe = TypeVar("Recipe")
@@ -341,10 +339,13 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             weights = load_file(path)
         else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+            # DeiT's trainer, and many after it, saved its arguments too; a Namespace runs no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path} is refused: it holds more than tensors and could run code ({reason})") from None
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"reading it could run {found[1]}" if found else "it is no file of tensors"
+        raise UserError(f"{path} is refused: {what}") from None
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise UserError(f"{path} is truncated or not a checkpoint: {error}") from None
     for key in ("model", "state_dict"):
