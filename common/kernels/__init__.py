@@ -1,1 +1,1 @@
-"""Operators of the papers: the mathematics in `reference.py`, the CUDA kernel, and `op.py` that picks between them."""
+"""Operators of the papers: the mathematics in `reference.py`, the CUDA kernel, and the door `op.py`."""

@@ -1,13 +1,30 @@
 """`shift`, `shift_add` and `shift_`: shape checks, registration with PyTorch, choice of backend.
 
 `reference.py` holds the formula, `README.md` the layouts and the measurements. The environment variable
-KERNEL_BACKEND picks auto (default), reference or cuda; see `common.kernels.cuda.pick`.
+KERNEL_BACKEND picks auto (default), reference or cuda; see `common.kernels.cuda.wanted`.
 """
+
+from math import ceil
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .. import cuda
 from . import reference
+
+SOURCE = Path(__file__).with_name("shift.cu")
+WORDS = {2: "unsigned short", 4: "unsigned int", 8: "unsigned long long"}  # by element size; others: the reference
+# (x, residual) that one kernel adds and shifts; other pairs are added by PyTorch, then shifted in place
+C_TYPES = {torch.float64: "double", torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
+ADDS = [(a, a) for a in C_TYPES] + [(torch.float32, torch.float16), (torch.float32, torch.bfloat16)]
+
+_TYPES = [f"{word}, void" for word in WORDS.values()] + [f"{C_TYPES[a]}, {C_TYPES[b]}" for a, b in ADDS]
+KERNELS = [
+    *(f"dense<{types}, {channels_last}>" for types in _TYPES for channels_last in ("false", "true")),
+    *(f"strided<{types}>" for types in _TYPES),
+    *(f"in_place<{word}>" for word in (*WORDS.values(), "uint4")),
+]
 
 
 def shift(x: Tensor, n_div: int, step: int = 1) -> Tensor:
@@ -19,6 +36,8 @@ def shift(x: Tensor, n_div: int, step: int = 1) -> Tensor:
     _check(x, n_div)
     if _exporting():
         return reference.shift_by_padding(x, n_div, step)
+    if _unregistered(x):
+        return reference.shift(x, n_div, step)
     return _shift(x, n_div, step)
 
 
@@ -49,6 +68,8 @@ def shift_(x: Tensor, n_div: int, step: int = 1) -> Tensor:
         raise RuntimeError("shift_ overwrites a tensor that requires grad; use shift, or call under torch.no_grad()")
     if _exporting():
         return x.copy_(reference.shift_by_padding(x, n_div, step))
+    if _unregistered(x):
+        return reference.shift_(x, n_div, step)
     _shift_inplace(x, n_div, step)
     return x
 
@@ -64,9 +85,16 @@ def _exporting() -> bool:
     return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
+def _unregistered(x: Tensor) -> bool:
+    """Eager inference on the CPU gains nothing from a registered operator and saves its 15 us."""
+    needs_grad = torch.is_grad_enabled() and x.requires_grad
+    return not needs_grad and not torch.compiler.is_compiling() and not cuda.wanted(x.device)
+
+
 @torch.library.custom_op("kernels::shift", mutates_args=())
 def _shift(x: Tensor, n_div: int, step: int) -> Tensor:
-    return reference.shift(x, n_div, step)
+    out = _shift_cuda(x, None, n_div, step)
+    return reference.shift(x, n_div, step) if out is None else out
 
 
 @_shift.register_fake
@@ -87,8 +115,11 @@ _shift.register_autograd(_shift_backward, setup_context=_save_args)
 
 @torch.library.custom_op("kernels::shift_add", mutates_args=())
 def _shift_add(x: Tensor, residual: Tensor, n_div: int, step: int) -> Tensor:
-    out = torch.add(x, residual, out=torch.empty_like(x))
-    return reference.shift_(out, n_div, step)
+    out = _shift_cuda(x, residual, n_div, step) if (x.dtype, residual.dtype) in ADDS else None
+    if out is None:
+        out = torch.add(x, residual, out=torch.empty_like(x))
+        _shift_inplace(out, n_div, step)
+    return out
 
 
 @_shift_add.register_fake
@@ -111,4 +142,72 @@ _shift_add.register_autograd(_shift_add_backward, setup_context=_save_add_args)
 
 @torch.library.custom_op("kernels::shift_inplace", mutates_args={"x"})
 def _shift_inplace(x: Tensor, n_div: int, step: int) -> None:
-    reference.shift_(x, n_div, step)
+    if not _shift_inplace_cuda(x, n_div, step):
+        reference.shift_(x, n_div, step)
+
+
+def _shift_cuda(x: Tensor, residual: Tensor | None, n_div: int, step: int) -> Tensor | None:
+    if not _want_cuda(x):
+        return None
+    if residual is None:
+        types = f"{WORDS[x.element_size()]}, void"
+    else:
+        types = f"{C_TYPES[x.dtype]}, {C_TYPES[residual.dtype]}"
+    vector = 16 // x.element_size()
+    inputs = [x] if residual is None else [x, residual]
+    aligned = all(t.data_ptr() % (vector * t.element_size()) == 0 for t in inputs)
+    if aligned and all(t.is_contiguous() for t in inputs):
+        name = f"dense<{types}, false>"
+    elif aligned and all(t.is_contiguous(memory_format=torch.channels_last) for t in inputs):
+        name = f"dense<{types}, true>"
+    else:
+        name, vector = f"strided<{types}>", 1
+    kernel = cuda.load(SOURCE, name, x.device)
+    if kernel is None:
+        return None
+
+    out = torch.empty_like(x)
+    _, C, H, W = x.shape
+    pointers = [out.data_ptr(), x.data_ptr(), 0 if residual is None else residual.data_ptr()]
+    args = [*pointers, x.numel(), C, H, W, C // n_div, _clamp(step, x)]
+    if name.startswith("strided"):
+        args += [*out.stride(), *x.stride(), *(x if residual is None else residual).stride()]
+    if x.numel():
+        cuda.launch(kernel, ceil(x.numel() / (256 * vector)), 256, args, x.device)
+    return out
+
+
+def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
+    overlapping = any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
+    if not _want_cuda(x) or overlapping:  # the reference refuses an overlapping x as PyTorch does
+        return False
+    B, C, H, W = x.shape
+    group = C // n_div
+    moving = min(4 * group, C)
+    if not x.numel() or not moving or not step:
+        return True
+
+    sn, sc, si, sj = x.stride()
+    per_word = 16 // x.element_size() if sc == 1 else 1
+    if x.data_ptr() % 16 or any(k % per_word for k in (group, moving, sn, si, sj)):
+        per_word = 1
+    word_bytes = per_word * x.element_size()
+    kernel = cuda.load(SOURCE, f"in_place<{WORDS.get(word_bytes, 'uint4')}>", x.device)
+    if kernel is None:
+        return False
+    words = moving // per_word
+    width = min(words, 64 // word_bytes) if sc == 1 else 1  # neighbouring channels of a pixel: 64 bytes
+    threads = min(256, 32 * ceil(width * ceil(H * W / 8) / 32))
+    strides = [sn // per_word, sc, si // per_word, sj // per_word]
+    args = [x.data_ptr(), words, width, H, W, group // per_word, _clamp(step, x), *strides]
+    cuda.launch(kernel, B * ceil(words / width), threads, args, x.device)
+    return True
+
+
+def _want_cuda(x: Tensor) -> bool:
+    # the kernels count along one axis in 32 bits
+    return cuda.wanted(x.device) and x.element_size() in WORDS and max(x.shape) < 2**29
+
+
+def _clamp(step: int, x: Tensor) -> int:
+    return max(-max(x.shape), min(step, max(x.shape)))

@@ -4,7 +4,7 @@
 //   in = x, or in shift_add x + r, rounded once to T as PyTorch does.
 //
 // A shift moves bits, so without r (R = void) T is an unsigned integer of the element's size.
-// The backward pass is the same kernel with -step. Offsets are 64-bit; a single axis has fewer than 2^31 entries.
+// The backward pass is the same kernel with -step. Offsets are 64-bit; a single axis has fewer than 2^29 entries.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -20,13 +20,11 @@ struct Move {
 };
 
 __device__ __forceinline__ Move move_of(const Shape& s, int c) {
-  if (c / 4 >= s.group) return {0, 0};
-  switch (c / s.group) {
-    case 0: return {0, s.step};
-    case 1: return {0, -s.step};
-    case 2: return {s.step, 0};
-    default: return {-s.step, 0};
-  }
+  if (c < s.group) return {0, s.step};
+  if (c < 2 * s.group) return {0, -s.step};
+  if (c < 3 * s.group) return {s.step, 0};
+  if (c < 4 * s.group) return {-s.step, 0};
+  return {0, 0};
 }
 
 __device__ __forceinline__ bool inside(const Shape& s, int i, int j) {
@@ -104,7 +102,7 @@ __global__ void __launch_bounds__(256) dense(T* out, const T* x, const R* r, i64
     together = c + V <= C && last.di == m.di && last.dj == m.dj && jump % V == 0;
   } else {
     const i64 left_in_image = ((C - c) * H - i) * W - j;
-    together = c / 4 >= group && V <= left_in_image;
+    together = c >= 4 * group && V <= left_in_image;
   }
   Pack<T, V> pack{};
   if (whole && together) {

@@ -96,7 +96,7 @@ def test_layer_groups_cover_every_parameter_once_and_in_order(micro):
 
 
 def test_local_dir_round_trip(micro, tmp_path):
-    timm.models.save_for_hf(micro, tmp_path)
+    timm.models.save_for_hf(micro, tmp_path, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     x = torch.randn(1, 3, 64, 64)
     assert torch.equal(again(x), micro(x))

@@ -1,0 +1,136 @@
+"""From a .cu file to a running kernel: NVRTC through NVIDIA's cuda-core, a disk cache, a launch on torch's stream.
+
+Nobody needs nvcc, a build step or torch's headers; torch's wheels bring NVRTC and the CUDA headers. Importing
+this module needs neither cuda-core nor a GPU, and compiling needs no GPU. Every kernel parameter is a pointer or
+a 64-bit integer, so launch arguments are Python ints.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")  # A100, H100 and H200, B200, RTX 50: what the tests compile for
+BACKENDS = ("auto", "reference", "cuda")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one kernel takes of an SM, as ptxas reports it."""
+
+    registers: int
+    shared_bytes: int
+    spill_bytes: int
+
+
+@dataclass(frozen=True)
+class Binary:
+    cubin: bytes
+    symbols: dict[str, str]  # template instantiation -> mangled name
+    resources: dict[str, Resources]  # by template instantiation
+
+
+def wanted(device: torch.device) -> bool:
+    """Whether to try a kernel on this device, by the environment variable KERNEL_BACKEND.
+
+    auto (default): on a GPU. reference: never. cuda: always, and RuntimeError when that cannot be.
+    """
+    backend = os.environ.get("KERNEL_BACKEND", "auto")
+    if backend not in BACKENDS:
+        raise ValueError(f"KERNEL_BACKEND={backend!r} is not one of {', '.join(BACKENDS)}")
+    if backend == "cuda" and device.type != "cuda":
+        raise RuntimeError(f"KERNEL_BACKEND=cuda, but the tensor is on {device}; move it to a GPU or use auto")
+    return backend != "reference" and device.type == "cuda"
+
+
+def load(source: Path, name: str, device: torch.device):
+    """A kernel by its template instantiation, "copy<float, 4>".
+
+    None where it cannot be had: the caller takes the reference, a warning has said why. With KERNEL_BACKEND=cuda
+    that is a RuntimeError instead.
+    """
+    kernel = _load(source, name, "sm_{}{}".format(*torch.cuda.get_device_capability(device)))
+    if not isinstance(kernel, Exception):
+        return kernel
+    if os.environ.get("KERNEL_BACKEND") == "cuda":
+        raise RuntimeError(f"KERNEL_BACKEND=cuda, but {source.name}: {name} cannot be loaded: {kernel}") from kernel
+    return None
+
+
+def launch(kernel, grid: int, block: int, args: Sequence[int], device: torch.device) -> None:
+    """Enqueue on torch's current stream. args: data pointers and integers, in the kernel's order."""
+    from cuda.core import LaunchConfig
+    from cuda.core import launch as cuda_launch
+
+    with torch.cuda.device(device):
+        cuda_launch(torch.cuda.current_stream(), LaunchConfig(grid=grid, block=block), kernel, *args)
+
+
+@functools.cache
+def _load(source: Path, name: str, arch: str):
+    """The kernel, or the exception that explains its absence: a failed compilation is not tried again."""
+    try:
+        from cuda.core import ObjectCode
+
+        binary = compile(source, (name,), arch)
+        return ObjectCode.from_cubin(binary.cubin).get_kernel(binary.symbols[name])
+    except Exception as error:  # a missing package, an old driver, a compiler error: all mean "use the reference"
+        warnings.warn(f"{source.name}: {name} not available on {arch}, using PyTorch instead: {error}", stacklevel=2)
+        return error
+
+
+def compile(source: Path, names: Sequence[str], arch: str) -> Binary:
+    """Compile the template instantiations `names` of a .cu file for `arch`, or read them from the disk cache."""
+    from cuda.bindings import nvrtc
+    from cuda.core import Program, ProgramOptions
+    from cuda.pathfinder import find_nvidia_header_directory
+
+    code = source.read_text()
+    key = hashlib.sha256(repr((code, tuple(names), arch, nvrtc.nvrtcVersion()[1:])).encode()).hexdigest()
+    cached = _cache_dir() / f"{source.stem}-{arch}-{key[:32]}"
+    if cached.exists():
+        return _unpack(cached.read_bytes())
+
+    log = io.StringIO()
+    options = ProgramOptions(
+        arch=arch, std="c++17", include_path=find_nvidia_header_directory("cudart"), ptxas_options="-v"
+    )
+    built = Program(code, "c++", options).compile("cubin", name_expressions=tuple(names), logs=log)
+    symbols = {name: built.symbol_mapping[name].decode() for name in names}
+    packed = json.dumps({"symbols": symbols, "log": log.getvalue()}).encode() + b"\n" + built.code
+    _write(cached, packed)
+    return _unpack(packed)
+
+
+def _unpack(packed: bytes) -> Binary:
+    header, cubin = packed.split(b"\n", 1)
+    header = json.loads(header)
+    used = {}
+    for entry in header["log"].split("Compiling entry function '")[1:]:
+        numbers = (r"Used (\d+) registers", r"(\d+) bytes smem", r"(\d+) bytes spill stores")
+        used[entry.split("'")[0]] = Resources(*(int(m[1]) if (m := re.search(n, entry)) else 0 for n in numbers))
+    return Binary(cubin, header["symbols"], {name: used[symbol] for name, symbol in header["symbols"].items()})
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision-reproductions" / "kernels"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all: several processes may compile at once. A read-only home means no cache, not an error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, path)
+    except OSError:
+        pass

@@ -1,0 +1,3 @@
+from .op import sparse_mlp
+
+__all__ = ["sparse_mlp"]

@@ -1,0 +1,215 @@
+"""The sparse MLP against dense einsums in float64, the authors' numbers, and PyTorch's own checks of an operator.
+
+A test with a `device` runs on the reference, on the CUDA source compiled for the CPU, and on a GPU if there is one.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from common import parity
+from common.kernels.sparse_mlp import op as OP
+from common.kernels.sparse_mlp import sparse_mlp
+
+FIXTURES = Path(__file__).parent / "fixtures"
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+# (B, C, H, W), C_out: square and not, odd, sides of 1, each padded size, channels that fill vectors and tiles or do
+# not, more than one tile of channels, the largest side, one that is too large, an empty batch
+SHAPES = [
+    ((2, 10, 7, 5), 10),
+    ((1, 16, 7, 7), 24),
+    ((2, 40, 14, 13), 8),
+    ((1, 72, 17, 28), 8),
+    ((1, 8, 33, 64), 8),
+    ((1, 8, 1, 5), 8),
+    ((1, 8, 3, 65), 8),
+    ((0, 8, 7, 7), 8),
+]
+
+
+def make(shape, C_out, dtype=torch.float64, layout=torch.contiguous_format, device="cpu"):
+    """z and the five parameters, scaled so that every output is of order 1."""
+    _, C, H, W = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size, scale=1.0):
+        return (scale * torch.randn(*size, generator=generator)).to(device, dtype)
+
+    z = normal(*shape).contiguous(memory_format=layout)
+    axes = [normal(W, W, scale=W**-0.5), normal(W), normal(H, H, scale=H**-0.5), normal(H)]
+    return [z, *axes, normal(C_out, 3 * C, scale=(3 * C) ** -0.5)]
+
+
+def oracle(z, A, a, D, d, F_):
+    """One dense contraction per branch: A, D and F as matrices over whole images, no reshaping."""
+    _, C, H, W = z.shape
+    F_z, F_row, F_col = F_.split(C, dim=1)
+    row = torch.einsum("jk,bcik->bcij", A, z) + a.view(1, 1, 1, W)
+    col = torch.einsum("ik,bckj->bcij", D, z) + d.view(1, 1, H, 1)
+    return sum(torch.einsum("oc,bcij->boij", f, t) for f, t in ((F_z, z), (F_row, row), (F_col, col)))
+
+
+def close(got, want, dtype):
+    torch.testing.assert_close(got.double().cpu(), want.double().cpu(), rtol=ROUNDING[dtype], atol=2 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("shape,C_out", SHAPES)
+def test_values_and_gradients(shape, C_out, dtype, layout, device, poisoned):
+    tensors = make(shape, C_out, dtype, layout, device)
+    exact = [t.double().requires_grad_() for t in tensors]
+    tensors = [t.requires_grad_() for t in tensors]
+    got, want = sparse_mlp(*tensors), oracle(*exact)
+    close(got, want, dtype)
+    assert got.dtype == dtype
+    assert got.is_contiguous(memory_format=layout) or not got.numel()  # an empty tensor has no layout
+
+    gy = torch.randn_like(got) / max(got.numel(), 1) ** 0.5  # gradients of the parameters are sums over all pixels
+    for ours, theirs in zip(torch.autograd.grad(got, tensors, gy), torch.autograd.grad(want, exact, gy.double())):
+        assert ours.dtype == dtype
+        close(ours, theirs, dtype)
+
+
+@pytest.mark.parametrize("name", ["smlp_eval", "smlp_train"])
+def test_authors_numbers(name, device):
+    """Their module is BatchNorm and GELU in front of the operator."""
+    parity.check_stream()
+    meta, want = parity.ops(FIXTURES)[name], parity.op_arrays(FIXTURES, name)
+    x = parity.op_input(meta).to(device).requires_grad_()
+    p = {k: v.to(device).requires_grad_(v.is_floating_point()) for k, v in parity.state_dict(meta).items()}
+    mean, var = (p[f"BN.running_{k}"].detach() for k in ("mean", "var"))
+    z = F.gelu(F.batch_norm(x, mean, var, p["BN.weight"], p["BN.bias"], training=meta["mode"] == "train"))
+    matrices = {k: p[f"{k}.weight"].flatten(1) for k in ("proj_h", "proh_w", "fuse")}
+    y = sparse_mlp(z, matrices["proj_h"], p["proj_h.bias"], matrices["proh_w"], p["proh_w.bias"], matrices["fuse"])
+    y.backward(parity.op_input(meta, "gy").to(device))
+    parity.assert_close(y.cpu(), want["y"], name)
+    parity.assert_close(x.grad.cpu(), want["gx"], f"{name} gx")
+    for key in (k for k in want if k.startswith("grad/")):
+        parity.assert_close(p[key.removeprefix("grad/")].grad.cpu(), want[key], f"{name} {key}")
+
+
+def test_first_and_second_derivatives():
+    tensors = [t.requires_grad_() for t in make((2, 2, 2, 3), 2)]
+    assert torch.autograd.gradcheck(sparse_mlp, tensors)
+    assert torch.autograd.gradgradcheck(sparse_mlp, tensors)
+    z, A, _, D, _, _ = tensors
+    g = torch.randn(2, 6, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(OP._unmix, (g, A, D))
+    assert torch.autograd.gradgradcheck(OP._gram, (g, z))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(layout, device):
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    z, A, a, D, d, _ = make((2, 8, 3, 5), 8, dtype, layout, device)
+    g = z.repeat(1, 3, 1, 1).contiguous(memory_format=layout)
+    for op, args in (("axial_mix", (z, A, a, D, d)), ("axial_unmix", (g, A, D)), ("axial_gram", (g, z))):
+        torch.library.opcheck(getattr(torch.ops.kernels, op).default, tuple(t.clone().requires_grad_() for t in args))
+
+
+@pytest.mark.parametrize("dtype", OP.C_TYPES)
+@pytest.mark.parametrize("shape", [(2, 40, 12, 14), (1, 8, 40, 50)])
+def test_kernels_have_no_race(shape, dtype, emulated, monkeypatch):
+    """The same bits in whatever order the threads run."""
+    monkeypatch.setattr(OP, "cuda", emulated)
+    z, A, a, D, d, _ = make(shape, 8, dtype, torch.channels_last)
+    results = []
+    for order in (0, 1, 2):
+        monkeypatch.setattr(emulated, "order", order)
+        u = OP._mix(z, A, a, D, d)
+        results.append((u, OP._unmix(u, A, D), *OP._gram(u, u[:, : z.size(1)])))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=0)
+
+
+class Net(torch.nn.Module):
+    def __init__(self, device="cpu"):
+        super().__init__()
+        _, *parameters = map(torch.nn.Parameter, make((1, 8, 6, 5), 8, torch.float32, device=device))
+        self.A, self.a, self.D, self.d, self.F = parameters
+
+    def forward(self, x):
+        return sparse_mlp(F.gelu(x), self.A, self.a, self.D, self.d, self.F)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiles_into_one_graph(layout, device):
+    net = Net(device)
+    x = make((2, 8, 6, 5), 8, torch.float32, layout, device)[0].requires_grad_()
+    want, got = net(x), torch.compile(net, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(got, want)
+    inputs = [x, *net.parameters()]
+    for ours, theirs in zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (got, want))):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_autocast(device):
+    net, x = Net(device), make((2, 8, 6, 5), 8, torch.float32, device=device)[0]
+    with torch.autocast(device, torch.bfloat16):
+        y = net(x)
+    assert y.dtype == torch.bfloat16
+    close(y, net(x), torch.bfloat16)
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in net.parameters())
+
+
+def test_export_is_plain_aten():
+    net, x = Net(), make((2, 8, 6, 5), 8, torch.float32)[0]
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert not [n for n in program.graph.nodes if "kernels" in str(n.target)]
+    torch.testing.assert_close(program.module()(x[:1].repeat(5, 1, 1, 1)), net(x[:1].repeat(5, 1, 1, 1)))
+
+
+def test_onnx(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnx, onnxscript and onnxruntime")
+    pytest.importorskip("onnxscript", reason="needs onnx, onnxscript and onnxruntime")
+    net, x = Net().eval(), make((2, 8, 6, 5), 8, torch.float32)[0]
+    batch = {0: torch.export.Dim("batch")}
+    torch.onnx.export(net, (x,), dynamo=True, dynamic_shapes=(batch,), verbose=False).save(tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    for example in (x, x[:1]):
+        (got,) = session.run(None, {session.get_inputs()[0].name: example.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), net(example))
+
+
+def test_flop_counter_sees_the_fusion():
+    """The axial products are inside a registered operator, which the counter does not look into."""
+    net, x = Net(), make((2, 8, 6, 5), 8, torch.float32)[0]
+    with FlopCounterMode(display=False) as counter:
+        net(x)
+    assert counter.get_total_flops() == 2 * 2 * 6 * 5 * 8 * 24
+
+
+@pytest.mark.parametrize(
+    "index,name", enumerate(["row_weight", "row_bias", "col_weight", "col_bias", "fuse_weight"], 1)
+)
+def test_bad_inputs(index, name):
+    tensors = make((2, 8, 6, 5), 8)
+    tensors[index] = tensors[index][..., :-1]
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        sparse_mlp(*tensors)
+    with pytest.raises(ValueError, match="3 axes"):
+        sparse_mlp(tensors[0][0], *tensors[1:])
+
+
+def test_every_kernel_was_emulated(emulated):
+    """Last: the tests above have sent every instantiation through the launch code."""
+    assert set(emulated.launched) == set(OP.KERNELS)
+
+
+def test_the_flop_counter_sees_every_product():
+    B, C, H, W = 2, 8, 6, 5
+    z, A, D = torch.randn(B, C, H, W, requires_grad=True), torch.randn(W, W), torch.randn(H, H)
+    with FlopCounterMode(display=False) as counter:
+        out = OP.sparse_mlp(z, A.requires_grad_(), A[0], D.requires_grad_(), D[0], torch.randn(C, 3 * C))
+    forward = 2 * B * C * H * W * (H + W + 3 * C)
+    assert counter.get_total_flops() == forward
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()  # the fusion's weight needs no gradient
+    assert counter.get_total_flops() == 2 * forward - 2 * B * C * H * W * 3 * C
