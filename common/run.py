@@ -326,6 +326,22 @@ def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     os.replace(part, path)
 
 
+def export_timm(
+    model: torch.nn.Module, folder: Path, *, side: int, crop: float, classes: Sequence[str],
+    model_args: Mapping[str, Any],
+) -> None:
+    """Writes a timm model so that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads it.
+
+    `side` is the image's in pixels and `crop` the share of it kept in evaluation: what timm's data pipeline asks for.
+    """
+    from timm.models._hub import save_config_for_hf
+
+    folder.mkdir(exist_ok=True)
+    model.pretrained_cfg |= {"input_size": (3, side, side), "crop_pct": crop}
+    save_config_for_hf(model, folder / "config.json", {"label_names": list(classes)}, dict(model_args))
+    save_weights(folder / "model.safetensors", model.state_dict())
+
+
 def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Reads a state dict from safetensors, or from a torch file without ever unpickling code.
 

@@ -160,10 +160,9 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if ema:
         scores["ema_top1"] = evaluate.accuracy(ema.module, val, recipe, world, options.workers)["top1"]
     if world.main:
-        side = recipe.input_size_px
-        model.pretrained_cfg |= {"input_size": (3, side, side), "crop_pct": recipe.eval_crop}
-        timm.models.save_for_hf(
-            model, folder / "model", {"label_names": data.classes}, recipe.model_args, safe_serialization=True
+        run.export_timm(
+            model, folder / "model", side=recipe.input_size_px, crop=recipe.eval_crop, classes=data.classes,
+            model_args=recipe.model_args,
         )
         figures.draw(folder, model, val, recipe)
         run.write_results(folder, {

@@ -139,7 +139,7 @@ def test_a_run_can_be_evaluated_exported_and_read(tmp_path, data, monkeypatch, c
 
     assert {p.name for p in (folder / "model").iterdir()} == {"config.json", "model.safetensors"}
     exported = timm.create_model(f"local-dir:{folder / 'model'}", pretrained=True).eval()
-    assert exported.pretrained_cfg["input_size"] == (3, 32, 32)
+    assert list(exported.pretrained_cfg["input_size"]) == [3, 32, 32]
     assert exported.pretrained_cfg["label_names"] == list("0123456789")
     val = images.open_images(data, "val")
     assert evaluate.accuracy(exported, val, LIVELY, WORLD)["top1"] == scores["top1"]
