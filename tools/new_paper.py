@@ -152,9 +152,9 @@ def main() -> None:
         text = (source / file).read_text().replace("shiftvit", name).replace("ShiftViT", title)
         # no authors' weights to convert yet
         text = re.sub(r"from papers\.\w+\.official import convert\n", "", text)
-        text = text.replace("convert(run.load_weights(path))", "run.load_weights(path)")
+        text = text.replace("_model: convert(weights)", "_model: weights")
         text = text.replace("a file of weights: ours, or the authors' as published", "a file of weights")
-        (folder / file).write_text(text.replace("the weights of a file, ours or the authors'", "the weights of a file"))
+        (folder / file).write_text(text)
 
     recipes = (source / "recipes.py").read_text()
     recipes = recipes[: recipes.index("def _row")] + '''RECIPES = {

@@ -15,7 +15,7 @@ from PIL import Image
 
 from common import figures, run
 from common.data import images, tiny
-from papers.shiftvit import evaluate
+from papers.shiftvit.evaluate import PAPER
 
 
 @dataclass
@@ -38,7 +38,7 @@ def main() -> None:
     except OSError as error:
         raise run.UserError(f"{picture} is no picture: {error}") from None
 
-    model, recipe, classes = evaluate.load_run(checkpoint)
+    model, recipe, classes = PAPER.load_run(checkpoint)
     with torch.inference_mode():
         pixels = images.eval_transform(recipe.input_size_px, recipe.eval_crop)(image)
         chances, guesses = model(pixels[None])[0].softmax(0).topk(min(5, len(classes)))

@@ -9,7 +9,6 @@ import math
 import time
 from pathlib import Path
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
@@ -20,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common import run
 from common.data import images, loader
-from papers.shiftvit import evaluate, figures
-from papers.shiftvit.model import VARIANTS
+from common.metrics import classification
+from papers.shiftvit import figures
+from papers.shiftvit.evaluate import PAPER, build
 from papers.shiftvit.recipes import RECIPES, Recipe
 
 
@@ -33,18 +33,14 @@ def main() -> None:
 
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, evaluates and reports one run; returns its folder."""
-    root = evaluate.data_folder(recipe, options.data)
+    root = classification.data_folder(recipe, options.data)
     data, val = images.open_images(root, "train"), images.open_images(root, "val")
-    if not timm.is_model(recipe.model):
-        raise run.UserError(f"timm knows no model {recipe.model!r}; ours are {', '.join(VARIANTS)}")
     steps_per_epoch = loader.steps_per_epoch(len(data), recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
 
-    folder = run.open_run("shiftvit", name, recipe, options, world)
     run.seed_all(options.seed)
-    model = timm.create_model(recipe.model, num_classes=len(data.classes), **recipe.model_args)
-    model.to(world.device, memory_format=torch.channels_last)
+    model = build(recipe, len(data.classes)).to(world.device, memory_format=torch.channels_last)
     flops = run.multiply_adds(model, torch.zeros(1, 3, recipe.input_size_px, recipe.input_size_px, device=world.device))
     lr = recipe.base_lr * recipe.batch / 512
     optimizer = create_optimizer_v2(
@@ -64,6 +60,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         )
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
 
+    folder = run.open_run("shiftvit", name, recipe, options, world)
     start, best, wall_s = 0, {"top1": -1.0}, 0.0
     if options.resume and (checkpoint := run.load_checkpoint(folder)):
         start, weights, state = checkpoint
@@ -136,7 +133,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             }
         epoch, rest = divmod(step, steps_per_epoch)
         if (rest == 0 and epoch % recipe.eval_every == 0) or step == steps:
-            scores = evaluate.accuracy(model, val, recipe, world, options.workers)
+            scores = classification.accuracy(model, val, recipe, world, workers=options.workers)
             values |= {f"val/{key}": value for key, value in scores.items()}
             if scores["top1"] > best["top1"]:
                 best = {**scores, "step": step}
@@ -155,10 +152,11 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         log.say(f"stopped at step {options.stop_at} of {steps}; go on with --resume {folder}")
         return folder
 
-    scores = evaluate.accuracy(model, val, recipe, world, options.workers)
+    scores = classification.accuracy(model, val, recipe, world, workers=options.workers)
     scores |= {"best_top1": best["top1"]}
     if ema:
-        scores["ema_top1"] = evaluate.accuracy(ema.module, val, recipe, world, options.workers)["top1"]
+        averaged = classification.accuracy(ema.module, val, recipe, world, workers=options.workers)
+        scores["ema_top1"] = averaged["top1"]
     if world.main:
         run.export_timm(
             model, folder / "model", side=recipe.input_size_px, crop=recipe.eval_crop, classes=data.classes,
@@ -167,8 +165,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         figures.draw(folder, model, val, recipe)
         run.write_results(folder, {
             "paper": "shiftvit", "recipe": name,
-            "data": f"{recipe.dataset}: {len(data):,} training, {len(val):,} validation images",
-            "metrics": evaluate.metrics(scores, recipe, comparable=evaluate.is_papers(name, recipe, data, val)),
+            "data": classification.describe(recipe, options.data, data, val),
+            "metrics": classification.metrics(scores, recipe, PAPER.comparable(name, recipe, data, val)),
             "params": params, "flops": flops, "wall_s": wall_s, "peak_mem_bytes": run.peak_memory_bytes(),
             "throughput": seen / (wall_s - began) if seen else None, "seed": options.seed,
         })

@@ -8,7 +8,7 @@ import timm
 import torch
 
 from common import run
-from papers.shiftvit import evaluate
+from papers.shiftvit.evaluate import PAPER
 from papers.shiftvit.model import VARIANTS
 from papers.shiftvit.recipes import RECIPES
 
@@ -115,9 +115,9 @@ def test_the_authors_file_loads_through_timm(micro, tmp_path):
     again = timm.create_model("shiftvit_micro", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=10).eval()
     x = torch.randn(1, 3, 64, 64)
     assert torch.equal(again(x), micro(x))
-    assert torch.equal(evaluate.load_file(tmp_path / "theirs.pth", RECIPES["tiny"], classes=10)(x), micro(x))
-    with pytest.raises(run.UserError, match=r"(?s)does not fit shiftvit_micro with 9 classes.*head"):
-        evaluate.load_file(tmp_path / "theirs.pth", RECIPES["tiny"], classes=9)
+    assert torch.equal(PAPER.load_file(tmp_path / "theirs.pth", RECIPES["tiny"], classes=10)(x), micro(x))
+    with pytest.raises(run.UserError, match=r"does not fit shiftvit_micro with 9 classes.*head"):
+        PAPER.load_file(tmp_path / "theirs.pth", RECIPES["tiny"], classes=9)
 
 
 def test_channels_last_changes_nothing(micro):

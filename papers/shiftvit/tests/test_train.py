@@ -13,7 +13,9 @@ from PIL import Image
 
 from common import run
 from common.data import images, tiny
-from papers.shiftvit import evaluate, train
+from common.metrics import classification
+from papers.shiftvit import train
+from papers.shiftvit.evaluate import PAPER
 from papers.shiftvit.recipes import RECIPES
 
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -133,7 +135,7 @@ def test_a_run_can_be_evaluated_exported_and_read(tmp_path, data, monkeypatch, c
 
     argv = ["evaluate", folder, "--data", data, "--out", tmp_path / "scores.json"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in argv])
-    evaluate.main()
+    classification.main(PAPER)
     again = {m["name"]: m["value"] for m in json.loads((tmp_path / "scores.json").read_text())["metrics"]}
     assert again == {key: scores[key] for key in again} and again.keys() == {"top1", "top5", "loss"}
 
@@ -142,7 +144,7 @@ def test_a_run_can_be_evaluated_exported_and_read(tmp_path, data, monkeypatch, c
     assert list(exported.pretrained_cfg["input_size"]) == [3, 32, 32]
     assert exported.pretrained_cfg["label_names"] == list("0123456789")
     val = images.open_images(data, "val")
-    assert evaluate.accuracy(exported, val, LIVELY, WORLD)["top1"] == scores["top1"]
+    assert classification.accuracy(exported, val, LIVELY, WORLD)["top1"] == scores["top1"]
 
 
 @pytest.mark.parametrize("argv, message", [
@@ -172,4 +174,4 @@ def test_classes_of_the_data_must_be_those_of_the_run(tmp_path, data, monkeypatc
     Image.new("RGB", (32, 32)).save(other / "a.png")
     monkeypatch.setattr(sys, "argv", ["evaluate", str(folder), "--data", str(tmp_path / "other")])
     with pytest.raises(run.UserError, match="trained on the classes"):
-        evaluate.main()
+        classification.main(PAPER)

@@ -1,0 +1,43 @@
+"""A new paper passes every check from its first minute."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from common.run import ROOT
+from tools.new_paper import main
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A copy of what the checks need."""
+    for name in ("ci", "common", "tools", "papers/shiftvit", "conftest.py", "pyproject.toml", "constraints.txt"):
+        source = ROOT / name
+        if source.is_dir():
+            unneeded = shutil.ignore_patterns("__pycache__", "fixtures", "emulator")
+            shutil.copytree(source, tmp_path / name, ignore=unneeded)
+        else:
+            shutil.copy(source, tmp_path / name)
+    (tmp_path / "papers/__init__.py").touch()
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_new_paper_passes_the_contract(repository):
+    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    checks = "tools.new_paper vit_shift", "pytest -q -p no:cacheprovider ci -k vit_shift", "ruff check papers/vit_shift"
+    for check in checks:
+        done = subprocess.run(
+            [sys.executable, "-m", *check.split()], cwd=repository, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name, message", [("Bad", "lower case"), ("", "lower case"), ("shiftvit", "exists already")])
+def test_a_name_that_cannot_be(monkeypatch, name, message):
+    monkeypatch.setattr(sys, "argv", ["new_paper", name])
+    with pytest.raises(Exception, match=message):
+        main()
