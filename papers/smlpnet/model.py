@@ -14,16 +14,7 @@ from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
 from torch import nn
 
-
-def sparse_mlp(z, row_weight, row_bias, col_weight, col_bias, fuse_weight):
-    """Mixes z (B, C, H, W) along rows and along columns, and fuses identity, row and column branch.
-
-    row_weight (W, W) and col_weight (H, H) are shared by all rows or columns, channels and images; fuse_weight is
-    (C_out, 3C) over the branches in that order.
-    """
-    row = F.linear(z, row_weight, row_bias)
-    col = F.linear(z.mT, col_weight, col_bias).mT
-    return F.conv2d(torch.cat([z, row, col], 1), fuse_weight[:, :, None, None])
+from common.kernels.sparse_mlp import sparse_mlp
 
 
 class SparseMLP(nn.Module):

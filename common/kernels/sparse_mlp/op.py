@@ -36,7 +36,7 @@ def sparse_mlp(
     """
     _check(z, row_weight, row_bias, col_weight, col_bias, fuse_weight)
     device = z.device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):  # meta tensors count; they never run
         dtype = torch.get_autocast_dtype(device)
         z, row_weight, row_bias, col_weight, col_bias, fuse_weight = (
             t.to(dtype) for t in (z, row_weight, row_bias, col_weight, col_bias, fuse_weight)

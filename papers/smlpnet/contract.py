@@ -1,0 +1,36 @@
+"""What the tools across papers need to know about sMLPNet (common/contract.py)."""
+
+import timm
+import torch
+
+from common.contract import Model, Workload
+from papers.smlpnet.evaluate import build
+from papers.smlpnet.model import VARIANTS
+
+# Parameters for 32 x 32 images with 1000 classes. The mixing matrices are smaller than at 224, where the counts are
+# those of the authors' code (tests/test_model.py).
+PARAMS = {
+    "smlpnet_tiny": 24_092_504, "smlpnet_small": 48_519_808, "smlpnet_base": 65_842_080, "smlpnet_micro": 1_283_208,
+}
+SAMPLES = {"digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "ImageNet-1K": 1_281_167}
+CLASSES = {"ImageNet-1K": 1000}
+
+MODELS = {
+    name: Model(
+        build=lambda name=name: timm.create_model(name, img_size=32, drop_path_rate=0.0),
+        inputs=lambda: (torch.randn(2, 3, 32, 32),),
+        shape=(2, 1000),
+        params=PARAMS[name],
+        compile=name == "smlpnet_micro",
+    )
+    for name in VARIANTS
+}
+
+
+def workload(recipe) -> Workload:
+    """Of a comparison: all its trainings, the mixing that the paper proposes standing for the others."""
+    with torch.device("meta"):
+        model = build(recipe, CLASSES.get(recipe.dataset, 10))
+        image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
+    trainings = len(recipe.mixings) * recipe.seeds or 1
+    return Workload(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * trainings, recipe.batch)
