@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import datetime
 import functools
@@ -263,12 +264,12 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def git_revision() -> str:
-    """Commit of this checkout, with '-dirty' when tracked files differ; 'unknown' outside a checkout."""
+    """Commit of this checkout, with '-dirty' when files differ from it; 'unknown' outside a checkout."""
     git = ["git", "-C", str(ROOT)]
     try:
         revision, changed = (
             subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
         )
         return revision + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
@@ -501,13 +502,15 @@ def metric(
 
 
 def multiply_adds(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
-    """Multiply-adds in convolutions and matrix products of one forward pass in eval mode."""
+    """Multiply-adds in convolutions and matrix products of one forward pass in eval mode.
+
+    Counted on the meta device, where nothing is computed: the counter does not know the attention kernels of CPUs.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training, counter = model.training, FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model.eval()(*inputs)
-    model.train(was_training)
+        copy.deepcopy(model).to("meta").eval()(*(x.to("meta") for x in inputs))
     return counter.get_total_flops() // 2
 
 

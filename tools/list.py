@@ -33,7 +33,7 @@ def main() -> None:
             print(f"    installs besides: {', '.join(needs)}")
         for name, recipe in module.RECIPES.items():
             needs = "" if recipe.dataset in module.BUILT_IN else f"; needs {recipe.dataset}"
-            print(f"    {name:<22}{recipe.about}{needs}")
+            print(f"    {name:<28}{recipe.about}{needs}")
         print()
     print("make reproduce PAPER=... [RECIPE=...] [DATA=folder]")
 

@@ -1,7 +1,7 @@
 """Image classification, measured: accuracy exact over any number of processes, of a model, a run or a file of weights.
 
-A paper's ``evaluate.py`` describes itself by a `Paper` and hands it to `main`. A recipe here is any object with the
-fields ``model, dataset, input_size_px, eval_crop, paper_top1, paper_source``.
+A paper's ``evaluate.py`` describes itself by a `Paper` and hands it to `main`, its ``demo.py`` to `demo`. A recipe here
+is any object with the fields ``model, dataset, input_size_px, eval_crop, paper_top1, paper_source``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
+from PIL import Image
 
 from common import run
 from common.data import images, loader, tiny
@@ -170,3 +171,40 @@ def main(paper: Paper) -> None:
         if args.out:
             about = {"checkpoint": str(args.checkpoint), "images": len(val), "metrics": rows}
             run.write_json(args.out, about | run.environment())
+
+
+@dataclass
+class DemoArguments:
+    picture: Annotated[Path | None, tyro.conf.Positional] = None
+    """An image file; without one, a digit of the built-in set."""
+    checkpoint: Path | None = None
+    """Run folder; without one, the paper's newest finished run under runs/."""
+    out: Path = Path("answer.png")
+
+
+def demo(paper: Paper) -> None:
+    """The command line of ``papers.<name>.demo``: prints and draws a picture's most likely classes."""
+    from common import figures
+
+    args = tyro.cli(DemoArguments, prog=f"python -m papers.{paper.name}.demo", description="A picture, classified.")
+    results = sorted(Path("runs", paper.name).glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
+    finished = [p.parent for p in results if (p.parent / "checkpoints").is_dir()]  # comparisons have none of their own
+    if not (args.checkpoint or finished):
+        command = f"make reproduce PAPER={paper.name}"
+        raise UserError(f"no finished run under runs/{paper.name}; make one with {command}, or give --checkpoint")
+    checkpoint = args.checkpoint or finished[-1]
+    picture = args.picture or min((tiny.digits() / "val" / "7").iterdir())
+    try:
+        image = Image.open(picture).convert("RGB")
+    except OSError as error:
+        raise UserError(f"{picture} is no picture: {error}") from None
+
+    model, recipe, classes = paper.load_run(checkpoint)
+    with torch.inference_mode():
+        pixels = images.eval_transform(recipe.input_size_px, recipe.eval_crop)(image)
+        chances, guesses = model(pixels[None])[0].softmax(0).topk(min(5, len(classes)))
+    answer = {classes[guess]: chance for guess, chance in zip(guesses.tolist(), chances.tolist())}
+    for name, chance in answer.items():
+        print(f"{chance:7.2%}  {name}")
+    figures.answer(args.out, image, answer)
+    print(f"{args.out} written; {recipe.model} from {checkpoint}")

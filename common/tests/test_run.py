@@ -189,3 +189,11 @@ def test_a_batch_that_cannot_be_shared_is_an_error():
 
 def test_multiply_adds_of_a_layer():
     assert run.multiply_adds(torch.nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 5, 7)) == 3 * 8 * 9 * 35
+
+
+def test_multiply_adds_of_attention():
+    class Attention(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x)
+
+    assert run.multiply_adds(Attention(), torch.zeros(1, 2, 7, 4)) == 2 * 2 * 7 * 7 * 4

@@ -53,11 +53,10 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
         if (share := recipe.batch // world.size) % 2:
             raise run.UserError(f"mixup pairs images: each process needs an even share of the batch, not {share}")
         mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
-    with torch.device("meta"):
-        flops = run.multiply_adds(build(recipe, classes), torch.empty(1, 3, size, size))
     run.seed_all(options.seed)
     model = build(recipe, classes)
     model.to(world.device, memory_format=torch.channels_last)
+    flops = run.multiply_adds(model, torch.zeros(1, 3, size, size))
 
     folder = run.open_run("spach", name, recipe, options, world)
     lr = recipe.base_lr * recipe.batch / 512

@@ -147,6 +147,21 @@ def test_a_run_can_be_evaluated_exported_and_read(tmp_path, data, monkeypatch, c
     assert classification.accuracy(exported, val, LIVELY, WORLD)["top1"] == scores["top1"]
 
 
+def test_demo(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    with pytest.raises(run.UserError, match="make reproduce PAPER=shiftvit"):
+        classification.demo(PAPER)
+    _train(tmp_path / "runs", data)
+    classification.demo(PAPER)
+    chances = [float(line.split("%")[0]) for line in capsys.readouterr().out.splitlines() if "%  " in line]
+    assert len(chances) == 5 and chances == sorted(chances, reverse=True) and 0 < sum(chances) <= 100.05
+    assert Image.open("answer.png").size[0] > 500
+    monkeypatch.setattr(sys, "argv", ["demo", str(tmp_path)])
+    with pytest.raises(run.UserError, match="is no picture"):
+        classification.demo(PAPER)
+
+
 @pytest.mark.parametrize("argv, message", [
     (["imagenet_tiny"], "meant for ImageNet-1K: give its folder with --data"),
     (["tiny", "--data", "/nowhere"], "no data folder /nowhere"),
