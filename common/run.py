@@ -130,7 +130,8 @@ def main(function) -> None:
         function()
     except UserError as error:
         if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr)
+            text = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker wraps it in its traceback
+            print(f"error: {text.strip()}", file=sys.stderr)
         sys.exit(2)
     finally:
         if dist.is_initialized():

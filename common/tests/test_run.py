@@ -168,6 +168,19 @@ def test_a_recorded_command_names_no_folder_of_this_machine():
     assert run.command(shlex.split(typed)) == "python -m papers.p.train tiny --data DATA --seed 3"
 
 
+def test_a_mistake_found_by_a_loading_process_is_one_line_too(capsys):
+    class Worker(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, _):
+            raise run.UserError("a.png is unreadable")
+
+    with pytest.raises(SystemExit) as exit:
+        run.main(lambda: list(torch.utils.data.DataLoader(Worker(), num_workers=1)))
+    assert exit.value.code == 2 and capsys.readouterr().err == "error: a.png is unreadable\n"
+
+
 def test_seeding_is_a_function_of_its_key():
     def draw(*key):
         run.seed_all(*key)
