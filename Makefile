@@ -4,7 +4,9 @@ RECIPE ?= tiny
 PAPERS := $(sort $(notdir $(patsubst %/,%,$(dir $(wildcard papers/*/recipes.py)))))
 PYTHON := .venv/bin/python
 one-paper = $(if $(filter $(PAPER),$(PAPERS)),,$(error $(if $(PAPER),no paper '$(PAPER)',which paper? PAPER=...); there are: $(PAPERS)))
-in-paper = @$(one-paper)$(MAKE) --no-print-directory -C papers/$(PAPER) $@ $(if $(DATA),DATA=$(abspath $(DATA)))
+# Paths are meant from here, not from the paper's folder.
+paths = $(foreach name,DATA CHECKPOINT,$(if $($(name)),$(name)=$(abspath $($(name)))))
+in-paper = @+$(one-paper)$(MAKE) --no-print-directory -C papers/$(PAPER) $@ $(paths)
 .DEFAULT_GOAL := help
 .PHONY: help setup list reproduce smoke train evaluate test bench report tables plan lint new_paper clean
 

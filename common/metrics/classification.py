@@ -148,6 +148,8 @@ def main(paper: Paper) -> None:
     """The command line of ``papers.<name>.evaluate``."""
     args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.evaluate", description="Scores of a checkpoint.")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
+    if not args.checkpoint.exists():
+        raise UserError(f"no checkpoint at {args.checkpoint}")
     if args.checkpoint.is_dir():
         model, recipe, classes = paper.load_run(args.checkpoint)
         val = images.open_images(data_folder(recipe, args.data), "val")
