@@ -6,7 +6,8 @@ A run folder, ``runs/<paper>/<recipe>/<timestamp>/``, holds::
 
     config.json        recipe and options          environment.json   versions, revision, hardware, command
     log.jsonl          one line per logged step    events.out.*       the same for TensorBoard
-    checkpoints/       step_NNNNNNNN/ (weights in safetensors, trainer state beside), best.safetensors
+    checkpoints/       step_NNNNNNNN/: weights in safetensors, trainer state beside; the two newest
+    best.safetensors   weights of the best evaluation    model/     the final model, for others to load
     results.json       see results.schema.json     report.md, *.png   for people
 """
 
