@@ -45,7 +45,7 @@ fi
 if [ -n "$added" ] && [ ! -e "$added" ]; then
   if grep -qE '^[^#]' "$extra"; then
     echo "setup: installing what $paper needs besides: $(grep -E '^[^#]' "$extra" | xargs)"
-    pip install $quiet -c constraints.txt -r "$extra" || fail "what $paper needs could not be installed; the lines above say why"
+    pip install $quiet --no-build-isolation -c constraints.txt -r "$extra" || fail "what $paper needs could not be installed; the lines above say why"
   fi
   rm -f ".venv/.installed-$paper-"*
   touch "$added"

@@ -14,7 +14,8 @@ from tools.new_paper import main
 @pytest.fixture
 def repository(tmp_path):
     """A copy of what the checks need."""
-    for name in ("ci", "common", "tools", "papers/shiftvit", "conftest.py", "pyproject.toml", "constraints.txt"):
+    files = "Makefile", "conftest.py", "pyproject.toml", "constraints.txt"
+    for name in ("ci", "common", "tools", "papers/shiftvit", *files):
         source = ROOT / name
         if source.is_dir():
             unneeded = shutil.ignore_patterns("__pycache__", "fixtures", "emulator")
