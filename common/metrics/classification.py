@@ -19,7 +19,8 @@ import tyro
 from PIL import Image
 
 from common import run
-from common.data import images, loader, tiny
+from common.data import images, loader
+from common.data.tiny.digits import digits
 from common.run import UserError, World
 
 IMAGENET = (1_281_167, 50_000)  # training and validation images
@@ -74,7 +75,7 @@ def data_folder(recipe: Any, data: Path | None) -> Path:
     if data:
         return data
     if recipe.dataset == "digits":
-        return tiny.digits()
+        return digits()
     raise UserError(f"this recipe is meant for {recipe.dataset}: give its folder with --data")
 
 
@@ -195,7 +196,7 @@ def demo(paper: Paper) -> None:
         command = f"make reproduce PAPER={paper.name}"
         raise UserError(f"no finished run under runs/{paper.name}; make one with {command}, or give --checkpoint")
     checkpoint = args.checkpoint or finished[-1]
-    picture = args.picture or min((tiny.digits() / "val" / "7").iterdir())
+    picture = args.picture or min((digits() / "val" / "7").iterdir())
     try:
         image = Image.open(picture).convert("RGB")
     except OSError as error:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.data import images, loader, tiny
+from common.data import images, loader
+from common.data.tiny.digits import digits
 from common.run import UserError
 
 
@@ -20,7 +21,7 @@ def _cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tiny.digits("folder", tmp_path_factory.mktemp("tiny") / "digits")
+    return digits("folder", tmp_path_factory.mktemp("tiny") / "digits")
 
 
 def _pixels(data):
@@ -31,20 +32,20 @@ def _pixels(data):
 @pytest.mark.parametrize("layout", ["cifar", "webdataset"])
 @pytest.mark.parametrize("split, count", [("train", 1437), ("val", 360)])
 def test_three_layouts_hold_the_same_images(folder, tmp_path, layout, split, count):
-    other = images.open_images(tiny.digits(layout, tmp_path / layout), split)
+    other = images.open_images(digits(layout, tmp_path / layout), split)
     data = images.open_images(folder, split)
     assert len(other) == len(data) == count and other.classes == data.classes == [str(i) for i in range(10)]
     assert _pixels(other) == _pixels(data)
 
 
 def test_tiny_set_is_written_the_same_every_time(folder, tmp_path):
-    again = tiny.digits("folder", tmp_path / "again")
+    again = digits("folder", tmp_path / "again")
     for path in sorted(folder.rglob("*.png"))[::50]:
         assert (again / path.relative_to(folder)).read_bytes() == path.read_bytes()
 
 
 def test_webdataset_index_is_kept(tmp_path, monkeypatch):
-    root = tiny.digits("webdataset", tmp_path / "w")
+    root = digits("webdataset", tmp_path / "w")
     first = images.open_images(root, "val")
     monkeypatch.setattr("tarfile.open", None)  # a second index would fail
     assert images.open_images(root, "val").sources == first.sources
@@ -80,7 +81,7 @@ def test_cifar_pickles_run_no_code(tmp_path):
         def __reduce__(self):
             return print, ("pwned",)
 
-    root = tiny.digits("cifar", tmp_path / "c")
+    root = digits("cifar", tmp_path / "c")
     (root / "test_batch").write_bytes(pickle.dumps({"data": Malice(), "labels": []}))
     with pytest.raises(UserError, match="refused"):
         images.open_images(root, "val")

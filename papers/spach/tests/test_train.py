@@ -12,7 +12,8 @@ import timm
 import torch
 
 from common import run
-from common.data import images, tiny
+from common.data import images
+from common.data.tiny.digits import digits
 from common.metrics import classification
 from papers.spach import battle, contract, figures, train
 from papers.spach.evaluate import PAPER, build
@@ -32,7 +33,7 @@ LIVELY = dataclasses.replace(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A quarter of the digits."""
-    whole, part = tiny.digits(), tmp_path_factory.mktemp("digits")
+    whole, part = digits(), tmp_path_factory.mktemp("digits")
     for path in sorted(whole.rglob("*.png"))[::4]:
         target = part / path.relative_to(whole)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def _results(folder):
 def test_overfits_a_batch(tmp_path, mixer):
     root = tmp_path / "data"
     for split in ("train", "val"):
-        for label, path in enumerate(sorted((tiny.digits() / "val").rglob("*.png"))[::22]):
+        for label, path in enumerate(sorted((digits() / "val").rglob("*.png"))[::22]):
             target = root / split / str(label)
             target.mkdir(parents=True)
             (target / "0.png").symlink_to(path)

@@ -1,10 +1,9 @@
-"""Small real data written in the formats of the large sets, so that tiny runs go through the same loaders."""
+"""Handwritten digits as a classification set."""
 
 from __future__ import annotations
 
 import io
 import pickle
-import shutil
 import tarfile
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from common.data import cache_dir
+from common.data.tiny import written_once
 
 
 def digits(layout: Literal["folder", "cifar", "webdataset"] = "folder", root: Path | None = None) -> Path:
@@ -21,30 +20,25 @@ def digits(layout: Literal["folder", "cifar", "webdataset"] = "folder", root: Pa
     The scans are 8x8 with 17 grey levels, enlarged bicubically. Written once, to the cache unless `root` says
     otherwise; the split is fixed and stratified. Returns the data folder.
     """
-    root = root or cache_dir("tiny") / f"digits-{layout}"
-    if (root / "README.txt").exists():
-        return root
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
-    scans, labels = load_digits(return_X_y=True)
-    images = [
-        Image.fromarray((scan.reshape(8, 8) * 255 / 16).astype(np.uint8)).resize((32, 32), Image.BICUBIC).convert("RGB")
-        for scan in scans
-    ]
-    train, val = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
-    part = root.with_name(f".{root.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    write = {"folder": _write_folder, "cifar": _write_cifar, "webdataset": _write_webdataset}[layout]
-    for split, rows in (("train", train), ("val", val)):
-        write(part, split, [(images[i], int(labels[i])) for i in rows])
-    (part / "README.txt").write_text("Optical recognition of handwritten digits, UCI, by way of scikit-learn.\n")
-    try:
-        part.rename(root)
-    except OSError:  # another process wrote the same set meanwhile
-        shutil.rmtree(part)
-    return root
+    def write(folder: Path) -> None:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        scans, labels = load_digits(return_X_y=True)
+        images = [
+            Image.fromarray((scan.reshape(8, 8) * 255 / 16).astype(np.uint8))
+            .resize((32, 32), Image.BICUBIC)
+            .convert("RGB")
+            for scan in scans
+        ]
+        train, val = train_test_split(np.arange(len(labels)), test_size=360, random_state=0, stratify=labels)
+        split_writer = {"folder": _write_folder, "cifar": _write_cifar, "webdataset": _write_webdataset}[layout]
+        for split, rows in (("train", train), ("val", val)):
+            split_writer(folder, split, [(images[i], int(labels[i])) for i in rows])
+
+    about = "Optical recognition of handwritten digits, UCI, by way of scikit-learn."
+    return written_once(f"digits-{layout}", write, about, root)
 
 
 def _write_folder(root: Path, split: str, samples: list[tuple[Image.Image, int]]) -> None:

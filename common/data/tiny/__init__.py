@@ -1,0 +1,29 @@
+"""Small real data written in the formats of the large sets, so that tiny runs go through the same loaders."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from common.data import cache_dir
+
+
+def written_once(name: str, write: Callable[[Path], None], about: str, root: Path | None = None) -> Path:
+    """The folder that `write` fills on first use: `root`, or `name` in the cache. Whole or absent, never half written.
+
+    `about` becomes its README.txt, which also says that the folder is complete.
+    """
+    root = root or cache_dir("tiny") / name
+    if (root / "README.txt").exists():
+        return root
+    part = root.with_name(f".{root.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write(part)
+    (part / "README.txt").write_text(about + "\n")
+    try:
+        part.rename(root)
+    except OSError:  # another process wrote the same set meanwhile
+        shutil.rmtree(part)
+    return root
