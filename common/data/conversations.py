@@ -1,0 +1,110 @@
+"""Conversations about images in LLaVA's format: one JSON list of
+
+    {"id": "7", "image": "train/7.png", "conversations": [
+        {"from": "human", "value": "<image>\\nWhat color is it?"}, {"from": "gpt", "value": "red"}, ...]}
+
+"image" may be missing (text only) or a list; each image has its mark ``<image>`` in a human turn. "category" may name
+the kind of question, for evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from common.run import UserError
+
+IMAGE = "<image>"
+ROLES = {"human": "user", "gpt": "assistant"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One dialogue, and the images it is about."""
+
+    name: str
+    images: tuple[Path, ...]
+    messages: tuple[dict[str, Any], ...]
+    """As transformers' chat templates take them: {"role": "user", "content": [{"type": "image"}, {"type": "text",
+    "text": ...}]}. Images stand before the text of their turn, wherever the file has their mark."""
+    category: str = ""
+
+    @property
+    def answer(self) -> str:
+        """Text of the last turn."""
+        return self.messages[-1]["content"][-1]["text"]
+
+
+class Conversations(Dataset):
+    """Samples ([PIL RGB images], conversation) of `rows`."""
+
+    def __init__(self, rows: list[Conversation]):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[list[Image.Image], Conversation]:
+        row = self.rows[index]
+        return [Image.open(path).convert("RGB") for path in row.images], row
+
+    def name(self, index: int) -> str:
+        row = self.rows[index]
+        return f"{row.name} ({', '.join(map(str, row.images)) or 'text only'})"
+
+
+def read_conversations(
+    path: str | Path, images: str | Path | None = None, *, strict: bool = False, report: Path | None = None,
+    limit: float = 0.01,
+) -> list[Conversation]:
+    """The conversations of a file; image names are relative to `images`, by default the file's folder.
+
+    A malformed entry is written to `report` and left out, until more than `limit` (a share of the file) are; then, or
+    at the first one with `strict` (for evaluation), a `UserError` names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no conversation file at {path}")
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path}: expected a list of conversations, found {type(entries).__name__}")
+    rows, bad = [], []
+    for number, entry in enumerate(entries):
+        try:
+            rows.append(parse(entry, Path(images or path.parent)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            bad.append(f"entry {number}: {error if isinstance(error, ValueError) else f'malformed, {error!r}'}")
+    if bad and report:
+        report.write_text("\n".join(bad) + "\n")
+    if len(bad) > (0 if strict else max(1, limit * len(entries))) or not rows:
+        raise UserError(f"{path}: {len(bad)} of {len(entries)} conversations cannot be read, the first {bad[0]}")
+    return rows
+
+
+def parse(entry: dict[str, Any], images: Path) -> Conversation:
+    """One entry of a file; `ValueError` says what is wrong with it."""
+    files = entry.get("image") or []
+    files = [files] if isinstance(files, str) else list(files)
+    turns, messages, marks = entry["conversations"], [], 0
+    for turn, expected in zip(turns, ["human", "gpt"] * len(turns)):
+        if turn["from"] != expected:
+            raise ValueError(f"id {entry.get('id')}: turn {len(messages)} is from {turn['from']!r}, not {expected!r}")
+        text = turn["value"]
+        here = text.count(IMAGE) if expected == "human" else 0
+        marks += here
+        content = [{"type": "image"}] * here + [{"type": "text", "text": text.replace(IMAGE, "").strip()}]
+        messages.append({"role": ROLES[expected], "content": content})
+    if not messages or len(messages) % 2:
+        raise ValueError(f"id {entry.get('id')}: {len(messages)} turns; expected questions and answers in pairs")
+    if marks != len(files):
+        raise ValueError(f"id {entry.get('id')}: {len(files)} images, but {marks} marks {IMAGE} in the questions")
+    name, category = str(entry.get("id", "")), str(entry.get("category", ""))
+    return Conversation(name, tuple(images / file for file in files), tuple(messages), category)

@@ -1,0 +1,146 @@
+"""Square crops around a target: what is cut, where boxes come to lie in it, and the way back.
+
+Boxes are (..., 4) arrays of x, y, w, h in pixels, zero-based: a pixel covers [i, i + 1), so the frame is
+[0, W) x [0, H) and the crop [0, size) x [0, size).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from common.run import UserError
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of the frame, resized: window [left, left + side) x [top, top + side) -> size x size pixels.
+
+    (x0, y0) is the frame's point that comes to lie on the crop's corner. For the exact geometry of the resized pixels
+    that is (left, top); `square` says when it is not.
+    """
+
+    left: int
+    top: int
+    side: int
+    size: int
+    x0: float
+    y0: float
+
+    @property
+    def scale(self) -> float:
+        """Crop pixels per frame pixel."""
+        return self.size / self.side
+
+    def to_crop(self, boxes) -> np.ndarray:
+        """Boxes x, y, w, h of the frame (px) -> the same boxes in the crop (px), (..., 4) float64."""
+        return (np.asarray(boxes, dtype=np.float64) - (self.x0, self.y0, 0, 0)) * self.scale
+
+    def to_frame(self, boxes) -> np.ndarray:
+        """The inverse of `to_crop`."""
+        return np.asarray(boxes, dtype=np.float64) / self.scale + (self.x0, self.y0, 0, 0)
+
+
+def square(cx: float, cy: float, side: float, size: int, *, centre_at: float | None = None) -> Crop:
+    """The crop of `side` frame pixels (rounded up to a whole number) centred on (cx, cy), resized to `size`.
+
+    The window falls on whole pixels, so the centre is up to half a pixel off the crop's middle, and boxes are mapped
+    accordingly. With `centre_at`, boxes are mapped as if (cx, cy) came to lie exactly on that coordinate of the crop:
+    SBT's code takes (size - 1) / 2 in training and size / 2 in tracking.
+    """
+    whole = math.ceil(side)
+    if whole < 1 or not math.isfinite(cx + cy):
+        raise UserError(f"cannot crop {side} px around ({cx}, {cy}): the box it comes from is empty or not finite")
+    left, top = round(cx - 0.5 * whole), round(cy - 0.5 * whole)
+    if centre_at is None:
+        return Crop(left, top, whole, size, left, top)
+    reach = centre_at * whole / size
+    return Crop(left, top, whole, size, cx - reach, cy - reach)
+
+
+def around(box, factor: float, size: int, *, centre_at: float | None = None) -> Crop:
+    """The crop centred on a box, its side `factor` times the box's mean side sqrt(w h): sbt.md 6.1, and `square`."""
+    x, y, w, h = (float(v) for v in box)
+    side = math.sqrt(w * h) * factor if w > 0 and h > 0 else 0.0
+    return square(x + 0.5 * w, y + 0.5 * h, side, size, centre_at=centre_at)
+
+
+def _inside(crop: Crop, width: int, height: int, spare: int) -> tuple[slice, slice]:
+    """Rows and columns of the crop's window that the frame fills."""
+
+    def fill(first: int, length: int) -> slice:
+        start, stop = max(-first, 0), crop.side - max(first + crop.side - length + spare, 0)
+        return slice(min(start, crop.side), max(stop, start, 0))
+
+    return fill(crop.top, height), fill(crop.left, width)
+
+
+def cut(
+    frame: np.ndarray, crop: Crop, fill: float | Sequence[float] | Literal["mean"] = 0.0, *, spare: int = 0
+) -> np.ndarray:
+    """The crop's pixels, (size, size, C) uint8, resized bilinearly (OpenCV's; not antialiased, as trackers do).
+
+    What lies outside the frame takes the colour `fill` (a grey level, one per channel, or 'mean': the frame's mean
+    colour). `spare` columns and rows at the right and bottom count as outside when the window reaches them: 0, or 1 as
+    in SBT's code.
+    """
+    rows, columns = _inside(crop, frame.shape[1], frame.shape[0], spare)
+    covers = (rows, columns) == (slice(0, crop.side),) * 2
+    colour = (cv2.mean(frame)[: frame.shape[2]] if fill == "mean" else fill) if not covers else 0
+    if crop.side > 8 * crop.size:  # after a wild jitter: a padded copy would take hundreds of megabytes
+        seen = frame[: crop.top + rows.stop, : crop.left + columns.stop]
+        step = 1 / crop.scale
+        matrix = np.array([[step, 0, crop.left + 0.5 * step - 0.5], [0, step, crop.top + 0.5 * step - 0.5]])
+        border = np.broadcast_to(np.round(colour), frame.shape[2]).tolist()
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        return cv2.warpAffine(seen, matrix, (crop.size, crop.size), flags=flags, borderValue=border)
+    window = frame[crop.top + rows.start : crop.top + rows.stop, crop.left + columns.start : crop.left + columns.stop]
+    if not covers:
+        padded = np.empty((crop.side, crop.side, frame.shape[2]), dtype=np.uint8)
+        padded[:] = np.round(colour)
+        padded[rows, columns] = window
+        window = padded
+    return cv2.resize(window, (crop.size, crop.size))
+
+
+def padding(crop: Crop, width: int, height: int, *, spare: int = 0) -> np.ndarray:
+    """(size, size) bool: crop pixels that take anything from outside a frame of `width` x `height`."""
+
+    def touched(inside: slice) -> np.ndarray:
+        outside = np.ones((crop.side, 1))
+        outside[inside] = 0
+        return cv2.resize(outside, (1, crop.size)) > 0
+
+    rows, columns = _inside(crop, width, height, spare)
+    return touched(rows) | touched(columns).T
+
+
+def jitter(box, centre: float, scale: float, normal: Sequence[float], uniform: Sequence[float]) -> np.ndarray:
+    """A box moved and resized at random: sbt.md 6. (4,) x, y, w, h.
+
+    Sides are multiplied by exp(scale * normal), then the centre moves by (uniform - 0.5) * centre * sqrt(w h) of the
+    new sides; `normal` and `uniform` are two numbers each, drawn from N(0, 1) and U(0, 1).
+    """
+    box = np.asarray(box, dtype=np.float64)
+    sides = box[2:] * np.exp(scale * np.asarray(normal))
+    middle = box[:2] + 0.5 * box[2:] + (np.asarray(uniform) - 0.5) * centre * math.sqrt(sides.prod())
+    return np.concatenate([middle - 0.5 * sides, sides])
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """(H, W, C) uint8 pixels -> (C, H, W) uint8 tensor, contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """(..., 3, H, W) uint8 RGB -> float32 with ImageNet's mean and standard deviation, on the tensor's device."""
+    mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=pixels.device).view(3, 1, 1)
+    std = torch.tensor(IMAGENET_DEFAULT_STD, device=pixels.device).view(3, 1, 1)
+    return (pixels.float() / 255 - mean) / std

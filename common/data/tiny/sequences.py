@@ -1,0 +1,177 @@
+"""Moving targets as a tracking set, in GOT-10k's layout."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from common.data.tiny import written_once
+
+WIDTH, HEIGHT, FRAMES = 240, 180, 40
+PATCH = 64  # px, side of an object before it is drawn
+PHOTOS = {  # no photograph serves in both splits
+    "train": ("astronaut", "brick", "camera", "coffee", "coins", "grass", "hubble_deep_field", "immunohistochemistry",
+              "stereo_motorcycle", "china.jpg"),
+    "val": ("chelsea", "rocket", "gravel", "retina", "flower.jpg"),
+}
+COUNTS = {"train": 24, "val": 6}
+META = """[METAINFO]
+url: generated from the photographs {photos}
+begin: 00:00:00
+end: 00:00:04
+anno_fps: 10Hz
+object_class: patch
+motion_class: moving
+major_class: object
+root_class: object
+motion_adverb: smoothly
+resolution: ({width}, {height})
+"""
+
+
+def sequences(root: Path | None = None) -> Path:
+    """Discs and rounded squares cut from photographs, moving over other photographs: 24 training, 6 val.
+
+    Each has 40 frames of 240x180: a panning background, a target that moves, turns, and changes size and brightness,
+    one or two distractors, and in every third sequence a bar that passes in front. Boxes are exact, and clipped to the
+    frame; absence and cover labels are computed from what is drawn. Written once in GOT-10k's layout (root/train,
+    root/val), to the cache unless `root` says otherwise. Returns the data folder.
+    """
+
+    def write(folder: Path) -> None:
+        for split, count in COUNTS.items():
+            photos = {name: _photo(name) for name in PHOTOS[split]}
+            names = [f"GOT-10k_{split.capitalize()}_{i:06d}" for i in range(1, count + 1)]
+            for i, name in enumerate(names):
+                _write_sequence(folder / split / name, photos, i, split)
+            (folder / split / "list.txt").write_text("\n".join(names) + "\n")
+
+    about = "Generated: patches of photographs that scikit-image and scikit-learn ship, moving over other photographs."
+    return written_once("sequences", write, about, root)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A patch of a photograph under a soft superellipse |x/a|^k + |y/b|^k < 1, sides in units of the patch's."""
+
+    pixels: np.ndarray  # (PATCH, PATCH, 4) float32: RGB and opacity
+    a: float
+    b: float
+    k: float
+
+    def corners(self) -> np.ndarray:
+        """Points on its outline, around its centre, in units of the patch's side: (64, 2)."""
+        t = np.linspace(0, 2 * math.pi, 64, endpoint=False)
+        return np.stack([
+            axis * np.sign(f(t)) * np.abs(f(t)) ** (2 / self.k) for axis, f in ((self.a, np.cos), (self.b, np.sin))
+        ], -1)
+
+
+def _photo(name: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB."""
+    import skimage.data
+    from sklearn.datasets import load_sample_image
+
+    photo = load_sample_image(name) if name.endswith(".jpg") else getattr(skimage.data, name)()
+    photo = photo[0] if isinstance(photo, tuple) else photo  # the motorcycle comes with its right view and depths
+    return np.ascontiguousarray(np.broadcast_to(photo[..., None], (*photo.shape, 3)) if photo.ndim == 2 else photo)
+
+
+def _thing(photo: np.ndarray, rng: np.random.Generator) -> Thing:
+    """The one with the most texture of some places in a photograph, cut out."""
+    side = int(rng.integers(70, min(photo.shape[:2]) // 2))
+    places = [[int(rng.integers(length - side)) for length in photo.shape[:2]] for _ in range(8)]
+    squares = [photo[y : y + side, x : x + side] for y, x in places]
+    rgb = cv2.resize(max(squares, key=np.std), (PATCH, PATCH), interpolation=cv2.INTER_AREA)
+    aspect, k = math.exp(rng.uniform(-0.4, 0.4)), rng.uniform(2, 5)
+    a, b = 0.45 * min(1, aspect), 0.45 * min(1, 1 / aspect)
+    y, x = (np.mgrid[:PATCH, :PATCH] + 0.5) / PATCH - 0.5
+    radius = (np.abs(x / a) ** k + np.abs(y / b) ** k) ** (1 / k)
+    opacity = np.clip((1 - radius) * 12 + 0.5, 0, 1)
+    return Thing(np.dstack([rgb, opacity]).astype(np.float32), a, b, k)
+
+
+def _walk(rng: np.random.Generator, low: float, high: float, speed: float) -> np.ndarray:
+    """A smooth random walk of FRAMES steps that turns around at its bounds."""
+    velocity = np.empty(FRAMES)
+    velocity[0] = speed * rng.choice([-1, 1])
+    for i in range(1, FRAMES):
+        velocity[i] = 0.9 * velocity[i - 1] + 0.45 * speed * rng.standard_normal()
+    span = high - low
+    return high - np.abs((rng.uniform(0, span) + np.cumsum(velocity)) % (2 * span) - span)
+
+
+def _motion(rng: np.random.Generator, side: float, speed: float) -> list[np.ndarray]:
+    """(FRAMES, 2, 3) matrices from the patch (centre 0, side 1) to the frame, and (FRAMES,) brightness."""
+    margin = 0.3 * side  # part of the thing may leave the frame, its centre never does
+    x, y = (_walk(rng, margin, length - margin, speed) for length in (WIDTH, HEIGHT))
+    size = side * np.exp(_walk(rng, -0.4, 0.4, 0.02))
+    turn = _walk(rng, -0.5, 0.5, 0.03)
+    cos, sin = size * np.cos(turn), size * np.sin(turn)
+    return [np.array([[cos, -sin, x], [sin, cos, y]]).transpose(2, 0, 1), np.exp(_walk(rng, -0.25, 0.25, 0.02))]
+
+
+def _draw(frame: np.ndarray, thing: Thing, matrix: np.ndarray, brightness: float) -> np.ndarray:
+    """Draws into `frame`, (H, W, 3) float32; returns the opacity, (H, W)."""
+    reach = np.abs(matrix[:, :2]).sum(1) / 2
+    left, top = np.floor(matrix[:, 2] - reach).clip(0).astype(int)
+    right, bottom = np.ceil(matrix[:, 2] + reach).clip((left, top), (WIDTH, HEIGHT)).astype(int)
+    opacity = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
+    if right > left and bottom > top:
+        # From pixel indices of the patch to pixel indices of this part of the frame; the matrix speaks of points.
+        index = matrix.copy()
+        index[:, :2] /= PATCH
+        index[:, 2] += index[:, :2].sum(1) * (0.5 - PATCH / 2) - 0.5 - (left, top)
+        layer = cv2.warpAffine(thing.pixels, index, (int(right - left), int(bottom - top)))
+        part, opacity[top:bottom, left:right] = frame[top:bottom, left:right], layer[..., 3]
+        part += layer[..., 3:] * (layer[..., :3] * brightness - part)
+    return opacity
+
+
+def _write_sequence(folder: Path, photos: dict[str, np.ndarray], number: int, split: str) -> None:
+    rng = np.random.default_rng((list(COUNTS).index(split), number))
+    names = [str(name) for name in rng.permutation(list(photos))]
+    background = photos[names[0]]
+    zoom = rng.uniform(1.2, 1.6) * max(WIDTH / background.shape[1], HEIGHT / background.shape[0])
+    background = cv2.resize(background, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA).astype(np.float32)
+    pan_x, pan_y = (
+        _walk(rng, 0, length - view, 1.0) for length, view in zip(background.shape[1::-1], (WIDTH, HEIGHT))
+    )
+    beside = [str(name) for name in rng.choice(names[1:], rng.integers(1, 3))]
+    others = [(_thing(photos[name], rng), *_motion(rng, rng.uniform(30, 60), 2.0)) for name in beside]
+    target = _thing(photos[names[1]], rng)
+    matrices, brightness = _motion(rng, rng.uniform(36, 72), 2.5)
+    bar = _thing(photos[names[2]], rng) if number % 3 == 2 else None
+    bar_x = np.linspace(*rng.permutation([-20, WIDTH + 20]), FRAMES)
+
+    folder.mkdir(parents=True)
+    rows = []
+    for i in range(FRAMES):
+        middle = (pan_x[i] + (WIDTH - 1) / 2, pan_y[i] + (HEIGHT - 1) / 2)
+        frame = cv2.getRectSubPix(background, (WIDTH, HEIGHT), middle)
+        for thing, places, lights in others:
+            _draw(frame, thing, places[i], lights[i])
+        opacity = _draw(frame, target, matrices[i], brightness[i])
+        shown = opacity.sum()
+        if bar:
+            place = np.array([[30.0, 0, bar_x[i]], [0, 2.0 * HEIGHT, HEIGHT / 2]])
+            shown = (opacity * (1 - _draw(frame, bar, place, 1.0))).sum()
+        Image.fromarray(frame.clip(0, 255).round().astype(np.uint8)).save(folder / f"{i + 1:08d}.jpg", quality=85)
+
+        whole = target.pixels[..., 3].sum() * np.linalg.det(matrices[i][:, :2]) / PATCH**2
+        outline = target.corners() @ matrices[i][:, :2].T + matrices[i][:, 2]
+        inside = outline.clip(0, (WIDTH, HEIGHT))
+        rows.append((
+            ",".join(f"{v:.4f}" for v in (*inside.min(0), *np.ptp(inside, axis=0))),
+            cover := round(8 * min(shown / whole, 1)), int(cover == 0), int((inside != outline).any()),
+        ))
+    for name, column in zip(("groundtruth.txt", "cover.label", "absence.label", "cut_by_image.label"), zip(*rows)):
+        (folder / name).write_text("\n".join(str(value) for value in column) + "\n")
+    used = dict.fromkeys([*names[:2], *beside, *names[2:3] * bool(bar)])
+    about = META.format(photos=", ".join(used), width=WIDTH, height=HEIGHT)
+    (folder / "meta_info.ini").write_text(about)

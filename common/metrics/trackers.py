@@ -1,0 +1,627 @@
+"""Trackers run, resumed and measured: one interface, one loop over sequences, the benchmarks' files, two baselines.
+
+A paper's ``evaluate.py`` describes itself by a `Paper` and hands it to `main`, its ``demo.py`` to `demo`, its
+``vot.py`` to `common.metrics.vot.main`; its ``train.py`` calls `measure` and `metrics`. A result folder holds::
+
+    <dataset>/<sequence>.csv    x, y, w, h (zero-based), score, seconds, seconds of reading for each frame
+    <dataset>.zip               the same as the benchmark wants it handed in
+    <dataset>.json, .png        scores of every sequence, and curves
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import tyro
+from tqdm import tqdm
+
+from common import run
+from common.data import tracking as data
+from common.metrics import tracking
+from common.run import UserError, World
+
+Box = tuple[float, float, float, float]
+# How a data set's sequences are scored unless asked otherwise. VOT's own measures are its toolkit's (see vot.py).
+RULES = {"otb": "otb", "vot": "otb", "lasot": "lasot", "trackingnet": "trackingnet", "got10k": "got10k"}
+# Sequences of the test sets that need no server, under the rules whose figures papers print.
+WHOLE = {("otb", "otb"): 100, ("lasot", "lasot"): 280, ("lasot", "lasot_pytracking"): 280}
+PANELS = {"success": ("auc", "ao"), "precision": ("precision",), "norm_precision": ("norm_precision",)}
+
+
+class Tracker(Protocol):
+    """What is evaluated: given a target's box in one frame, it finds the target in the frames that follow.
+
+    Frames are (H, W, 3) uint8 RGB. Boxes are x, y, w, h in pixels, zero-based: the image is [0, W) x [0, H).
+    """
+
+    def init(self, frame: np.ndarray, box: Box) -> None:
+        """Starts on a new target; whatever was known of another one is forgotten."""
+
+    def track(self, frame: np.ndarray) -> tuple[Box, float]:
+        """(box, score) of the target in the next frame; the score is the tracker's own, higher is surer."""
+
+
+class Still:
+    """Baseline: the first box, held still."""
+
+    def init(self, frame: np.ndarray, box: Box) -> None:
+        self.box = box
+
+    def track(self, frame: np.ndarray) -> tuple[Box, float]:
+        return self.box, 1.0
+
+
+class Correlation:
+    """Baseline: the first frame's patch, found again by normalised cross-correlation of grey values (OpenCV).
+
+    The patch is kept as it is and looked for up to half the box's mean side from its last place, near ones preferred
+    (Gaussian window), at the last size and 3 % smaller and larger (at a cost of 2 %). Its score is the correlation.
+    """
+
+    def init(self, frame: np.ndarray, box: Box) -> None:
+        self.box = np.array(box, dtype=np.float64)
+        x, y, w, h = self.box
+        self.template = _patch(_grey(frame), round(x), round(y), max(round(w), 2), max(round(h), 2))
+        self.first_size = self.box[2:].copy()
+
+    def track(self, frame: np.ndarray) -> tuple[Box, float]:
+        import cv2
+
+        if self.template.min() == self.template.max():  # nothing to correlate with
+            return tuple(self.box.tolist()), 0.0
+        grey, centre, best = _grey(frame), self.box[:2] + self.box[2:] / 2, -2.0
+        reach = max(round(self.box[2:].mean() / 2), 2)
+        window = cv2.getGaussianKernel(2 * reach + 1, reach / 2)
+        window = window @ window.T / window.max() ** 2
+        for scale, weight in ((1, 1), (1 / 1.03, 0.98), (1.03, 0.98)):
+            size = np.clip(self.box[2:] * scale, self.first_size / 5, self.first_size * 5)
+            w, h = np.maximum(np.round(size), 2).astype(int).tolist()
+            left, top = np.round(centre - (w / 2 + reach, h / 2 + reach)).astype(int).tolist()
+            template = cv2.resize(self.template, (w, h), interpolation=cv2.INTER_LINEAR)
+            region = _patch(grey, left, top, w + 2 * reach, h + 2 * reach)
+            likeness = cv2.matchTemplate(region, template, cv2.TM_CCOEFF_NORMED)
+            _, peak, _, (dx, dy) = cv2.minMaxLoc(weight * window * likeness)
+            if peak > best:
+                best, score = peak, float(likeness[dy, dx])
+                middle, new_size = np.array([left + dx + w / 2, top + dy + h / 2]), size
+        middle = np.clip(middle, 0, frame.shape[1::-1])
+        self.box = np.concatenate([middle - new_size / 2, new_size])
+        return tuple(self.box.tolist()), score
+
+
+def _grey(frame: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+
+
+def _patch(grey: np.ndarray, left: int, top: int, w: int, h: int) -> np.ndarray:
+    """A window of the image, continued beyond its border by the border's pixels."""
+    rows, columns = (np.clip(np.arange(a, a + n), 0, m - 1) for a, n, m in zip((top, left), (h, w), grey.shape))
+    return grey[rows[:, None], columns]
+
+
+BASELINES: dict[str, Callable[[], Tracker]] = {"still": Still, "correlation": Correlation}
+
+
+# The loop -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """A tracker's answer to one sequence of N frames."""
+
+    boxes: np.ndarray
+    """(N, 4) zero-based, the given one first"""
+    scores: np.ndarray
+    """(N,), NaN for the first frame"""
+    seconds: np.ndarray
+    """(N,) in `Tracker.init`, then `Tracker.track`"""
+    read_seconds: np.ndarray
+    """(N,) reading and decoding the frame"""
+    size: tuple[int, int]
+    """(width, height) of the first frame"""
+    settings: dict[str, Any]
+
+
+def evaluate(
+    tracker: Tracker, sequences: Sequence[data.Sequence], out: Path, *, settings: Mapping[str, Any],
+    world: World | None = None,
+) -> None:
+    """Runs a tracker over sequences and writes ``OUT/<dataset>/<name>.csv`` for each.
+
+    Frames are read one at a time. A file appears when its sequence is finished, so a killed evaluation started again
+    goes on with the first unfinished sequence. `settings` is what the answers depend on (JSON values): a file that
+    is damaged or was made under other settings is made anew. Under torchrun the ranks share the sequences out, and
+    all return when all files are there.
+    """
+    rank, ranks = (world.rank, world.size) if world else (0, 1)
+    settings = json.loads(json.dumps(settings))
+    mine = sorted(sequences, key=len, reverse=True)[rank::ranks]  # the longest first: ranks finish together
+    due = [s for s in mine if not _finished(s, out, settings)]
+    total = sum(map(len, mine))
+    with tqdm(total=total, initial=total - sum(map(len, due)), desc="tracking", unit="frame", leave=False,
+              disable=None if rank == 0 else True, dynamic_ncols=True) as bar:
+        for sequence in due:
+            bar.set_postfix_str(sequence.name, refresh=False)
+            _write_result(_path(sequence, out), _follow(tracker, sequence, settings, bar))
+    if ranks > 1:
+        dist.barrier()
+
+
+def _follow(tracker: Tracker, sequence: data.Sequence, settings: dict[str, Any], bar: tqdm) -> Result:
+    first = tuple(sequence.boxes[0].tolist())
+    if not (np.isfinite(first).all() and min(first[2:]) > 0):
+        raise UserError(f"{sequence.name}: a tracker starts from the first frame's box, and that is {first}")
+    rows = []
+    for path in sequence.frames:
+        began = time.perf_counter()
+        try:
+            frame = data.read_frame(path)
+        except OSError as error:
+            raise UserError(f"cannot evaluate: {error}") from None
+        read = time.perf_counter()
+        if rows:
+            box, value = tracker.track(frame)
+            if len(box) != 4:
+                raise TypeError(f"a tracker's box is x, y, w, h; {type(tracker).__name__} returned {box}")
+        else:
+            tracker.init(frame, first)
+            box, value, size = first, np.nan, frame.shape[1::-1]
+        rows.append([*map(float, box), float(value), time.perf_counter() - read, read - began])
+        bar.update()
+    table = np.array(rows)
+    return Result(table[:, :4], table[:, 4], table[:, 5], table[:, 6], size, settings)
+
+
+def _path(sequence: data.Sequence, out: Path) -> Path:
+    return out / sequence.dataset / f"{sequence.name}.csv"
+
+
+def _finished(sequence: data.Sequence, out: Path, settings: Mapping[str, Any]) -> Result | None:
+    try:
+        result = read_result(_path(sequence, out))
+    except (OSError, ValueError):
+        return None
+    fits = len(result.boxes) == len(sequence) and np.array_equal(result.boxes[0], sequence.boxes[0])
+    return result if fits and result.settings == settings else None
+
+
+def _write_result(path: Path, result: Result) -> None:
+    header = {"frames": len(result.boxes), "size": result.size, "settings": result.settings}
+    table = np.column_stack([result.boxes, result.scores, result.seconds, result.read_seconds]).tolist()
+    rows = [",".join(map(repr, row)) for row in table]
+    _write_whole(path, "\n".join([f"# {json.dumps(header)}", *rows, "# end", ""]).encode())
+
+
+def read_result(path: Path) -> Result:
+    """The result in a file of `evaluate`; ValueError if it is not whole."""
+    header, *rows, end = path.read_text().splitlines() or ["", ""]
+    header = json.loads(header.removeprefix("# "))
+    table = np.array([row.split(",") for row in rows], dtype=np.float64)
+    if end != "# end" or table.shape != (header["frames"], 7):
+        raise ValueError(f"{path} is not whole")
+    return Result(table[:, :4], table[:, 4], table[:, 5], table[:, 6], tuple(header["size"]), header["settings"])
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """So that a reader finds the old file or the new one, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+# What the files say ---------------------------------------------------------------------------------------
+
+
+def results(sequences: Sequence[data.Sequence], out: Path) -> list[Result]:
+    """The sequences' results; `UserError` for one that is missing, cut short or of another length."""
+    found = []
+    for sequence in sequences:
+        try:
+            found.append(read_result(_path(sequence, out)))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"no whole result of {sequence.name} under {out}: {error}; evaluate it again") from None
+        if len(found[-1].boxes) != len(sequence):
+            boxes = len(found[-1].boxes)
+            raise UserError(f"{_path(sequence, out)} has {boxes} boxes, its sequence {len(sequence)} frames")
+    return found
+
+
+def dataset_of(sequences: Sequence[data.Sequence]) -> str:
+    """The one data set that sequences are from."""
+    names = sorted({sequence.dataset for sequence in sequences})
+    if len(names) != 1:
+        raise UserError(f"sequences of one data set are scored together, not of {', '.join(names) or 'none'}")
+    return names[0]
+
+
+def scorable(sequences: Sequence[data.Sequence]) -> bool:
+    """Whether all have ground truth beyond the first frame; GOT-10k's and TrackingNet's test sets have not."""
+    return all(len(s) < 2 or np.isfinite(s.boxes[1:]).all(1).any() for s in sequences)
+
+
+def score(sequences: Sequence[data.Sequence], out: Path, rule: str | None = None) -> tracking.Summary:
+    """Scores of the result files in OUT under one of `tracking.RULES` (default: that of the sequences' data set)."""
+    rule = rule or RULES[dataset_of(sequences)]
+    tracks = []
+    for sequence, result in zip(sequences, results(sequences, out)):
+        to_file = (sequence.offset, sequence.offset, 0, 0)
+        visible = None
+        if rule == "got10k" and sequence.cover is not None:
+            visible = np.asarray(sequence.cover) > 0
+        elif rule.startswith("lasot"):
+            visible = sequence.visible
+        truth, boxes = sequence.boxes + to_file, result.boxes + to_file
+        tracks.append(tracking.Track(sequence.name, truth, boxes, visible, result.size))
+    try:
+        return tracking.RULES[rule](tracks)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def speed(sequences: Sequence[data.Sequence], out: Path) -> dict[str, float]:
+    """{'fps': with reading, 'fps_model': in the tracker alone}: frames per second of one process, starts included."""
+    found = results(sequences, out)
+    frames = sum(len(r.boxes) for r in found)
+    model, read = (sum(x.sum() for x in column) for column in zip(*((r.seconds, r.read_seconds) for r in found)))
+    return {"fps": float(frames / (model + read)), "fps_model": float(frames / model)}
+
+
+def archive(sequences: Sequence[data.Sequence], out: Path, *, integers: bool = False) -> Path:
+    """``OUT/<dataset>.zip``: the results as the benchmark takes them, in the coordinates of its own files.
+
+    One NAME.txt of x,y,w,h per sequence; for GOT-10k NAME/NAME_001.txt and NAME/NAME_time.txt. Three decimals, or
+    with `integers` truncated, as some trackers' published files are. A box that is not finite becomes 0,0,0,0.
+    """
+    dataset, content = dataset_of(sequences), io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as file:
+        for sequence, result in zip(sequences, results(sequences, out)):
+            boxes = result.boxes + (sequence.offset, sequence.offset, 0, 0)
+            boxes[~np.isfinite(boxes).all(1)] = 0
+            text = _text(boxes, "%d" if integers else "%.3f")
+            if dataset == "got10k":
+                file.writestr(f"{sequence.name}/{sequence.name}_001.txt", text)
+                file.writestr(f"{sequence.name}/{sequence.name}_time.txt", _text(result.seconds, "%.8f"))
+            else:
+                file.writestr(f"{sequence.name}.txt", text)
+    _write_whole(out / f"{dataset}.zip", content.getvalue())
+    return out / f"{dataset}.zip"
+
+
+def _text(table: np.ndarray, number: str) -> str:
+    np.savetxt(stream := io.StringIO(), table, fmt=number, delimiter=",")
+    return stream.getvalue()
+
+
+def plot(
+    path: Path, summaries: Mapping[str, tracking.Summary], published: Mapping[str, Mapping[str, float]] | None = None
+) -> None:
+    """Success and precision curves of several trackers on the same sequences, their scores in the legend.
+
+    `published` trackers (label -> {'auc': 71.2, ...}) have no curve, only their score in the legend.
+    """
+    from common import figures
+
+    kinds = next(iter(summaries.values())).curves
+    figure, axes = figures.plt.subplots(1, len(kinds), figsize=(4.4 * len(kinds), 3.6), squeeze=False,
+                                        layout="constrained")
+    labels = {"success": "overlap", "precision": "centre error in px", "norm_precision": "centre error / target size"}
+    for axis, kind in zip(axes[0], kinds):
+        def figure_of(scores, kind=kind):
+            return next((scores[name] for name in PANELS[kind] if name in scores), None)
+
+        for label, summary in summaries.items():
+            axis.plot(*summary.curves[kind], label=f"{label} [{figure_of(summary.scores):.1f}]")
+        for label, scores in (published or {}).items():
+            if figure_of(scores) is not None:
+                axis.plot([], [], " ", label=f"{label} [{figure_of(scores):.1f}]")
+        axis.set(xlabel=labels[kind], ylabel="% of frames", title=kind.replace("norm_", "normalised "), ylim=(0, 100))
+        axis.legend(frameon=False, fontsize=8)
+        axis.grid(alpha=0.3)
+    figures.save(figure, path)
+
+
+def measure(
+    tracker: Tracker, sequences: Sequence[data.Sequence], out: Path, *, settings: Mapping[str, Any],
+    world: World | None = None, rule: str | None = None, integers: bool = False,
+) -> tuple[tracking.Summary | None, dict[str, float]]:
+    """`evaluate`, then (scores, or None without ground truth, and `speed`); writes archive, curves and scores."""
+    dataset = dataset_of(sequences)
+    evaluate(tracker, sequences, out, settings=settings, world=world)
+    summary = score(sequences, out, rule) if scorable(sequences) else None
+    if world is None or world.main:
+        archive(sequences, out, integers=integers)
+        if summary:
+            plot(out / f"{dataset}.png", {type(tracker).__name__: summary})
+            run.write_json(out / f"{dataset}.json", {
+                "rule": summary.rule, "scores": summary.scores, "sequences": summary.sequences, "settings": settings})
+    return summary, speed(sequences, out)
+
+
+def metrics(
+    dataset: str, scores: Mapping[str, float], recipe: Any = None, *, comparable: bool = False, label: str = ""
+) -> list[dict[str, Any]]:
+    """Rows of results.json, named "got10k ao" (with a `label`: "got10k ao, still").
+
+    Scores are percent, 'fps...' frames per second. Rows without a label stand beside the paper's figures,
+    `recipe.paper_scores` (such as {"got10k ao": 69.9}) and `recipe.paper_source`. Speeds are never comparable.
+    """
+    rows = []
+    for key, value in scores.items():
+        fast = key.startswith("fps")
+        row = run.metric(f"{dataset} {key}", value, "frames/s" if fast else "%")
+        published = None if label or recipe is None else recipe.paper_scores.get(row["name"])
+        if published is not None:
+            row |= {"paper_value": published, "paper_source": recipe.paper_source, "comparable": comparable and not fast}
+        rows.append(row | ({"name": f"{row['name']}, {label}"} if label else {}))
+    return rows
+
+
+# Command lines --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper that tracks.
+
+    Its recipes have `dataset` ("sequences": the built-in set), `paper_scores` ({"got10k ao": 69.9, ...}) and
+    `paper_source`. Its checkpoints hold the network as "model"; a training that followed the paper in everything
+    says so by `"comparable": True` in the checkpoint's state.
+    """
+
+    name: str
+    recipes: Mapping[str, Any]
+    build: Callable[[Any], torch.nn.Module]
+    """recipe -> network"""
+    tracker: Callable[[torch.nn.Module, Any, World], Tracker]
+    """(network in eval mode on `world.device`, recipe, world) -> tracker"""
+    convert: Callable[[Mapping[str, torch.Tensor], torch.nn.Module], Mapping[str, torch.Tensor]]
+    """(state dict of a file, ours or the authors', and the network) -> state dict of the network"""
+
+    def load(self, checkpoint: Path, name: str | None, world: World) -> tuple[Tracker, Any, dict[str, Any], bool]:
+        """(tracker, recipe, settings for `evaluate`, may its scores stand beside the paper's?).
+
+        `checkpoint` is a run folder, whose newest model and own recipe are taken, or a file of weights for the
+        recipe called `name`.
+        """
+        if checkpoint.is_dir():
+            found = run.load_checkpoint(checkpoint) if (checkpoint / "config.json").is_file() else None
+            if not found:
+                raise UserError(f"{checkpoint} is no run folder with a whole checkpoint")
+            _, weights, state = found
+            config = json.loads((checkpoint / "config.json").read_text())
+            recipe = type(next(iter(self.recipes.values())))(**config["recipe"])
+            network, comparable = self.build(recipe), bool(state.get("comparable", False))
+            network.load_state_dict(weights["model"])
+        else:
+            if name not in self.recipes:
+                raise UserError(f"a file of weights needs --recipe, one of {', '.join(self.recipes)}; got {name!r}")
+            recipe = self.recipes[name]
+            network, comparable = self.build(recipe), True
+            try:
+                network.load_state_dict(self.convert(run.load_weights(checkpoint), network))
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                raise UserError(f"{checkpoint} does not fit the recipe {name}: {reason}") from None
+        digest = hashlib.sha256()
+        for key, value in sorted(network.state_dict().items()):
+            digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        settings = {"paper": self.name, "weights": digest.hexdigest()[:16], "recipe": dataclasses.asdict(recipe)}
+        return self.tracker(network.to(world.device).eval(), recipe, world), recipe, settings, comparable
+
+
+def data_folder(recipe: Any, folder: Path | None) -> Path:
+    """Where a recipe's sequences are: as given, or the built-in ones for a recipe meant for them."""
+    if folder:
+        return folder
+    if recipe.dataset == "sequences":
+        from common.data.tiny.sequences import sequences
+
+        return sequences()
+    raise UserError(f"this recipe is meant for {recipe.dataset}: give the sequences' folder with --data")
+
+
+@dataclass
+class Arguments:
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Run folder, or file of weights (.safetensors, .pth)."""
+    recipe: str | None = None
+    """Recipe that names the model; a run folder knows its own."""
+    data: Path | None = None
+    """Folder of sequences: OTB, GOT-10k, LaSOT, TrackingNet or VOT."""
+    split: str | None = None
+    """train, val or test, where the data have splits."""
+    rule: str | None = None
+    """How to score, if not as the data's benchmark does: one of common.metrics.tracking.RULES."""
+    out: Path | None = None
+    """Folder of results, kept and completed; default: tracking/ in the run folder, or beside the file."""
+    baselines: bool = False
+    """Also run the box held still and normalised cross-correlation."""
+    integers: bool = False
+    """Hand in boxes truncated to integers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+def main(paper: Paper) -> None:
+    """The command line of ``papers.<name>.evaluate``."""
+    args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.evaluate", description="Scores of a tracker.")
+    if args.rule not in (None, *tracking.RULES):
+        raise UserError(f"no rule {args.rule!r}; there are {', '.join(tracking.RULES)}")
+    world = run.start_world(run.Options(device=args.device, precision=args.precision))
+    if not args.checkpoint.exists():
+        raise UserError(f"no checkpoint at {args.checkpoint}")
+    tracker, recipe, settings, comparable = paper.load(args.checkpoint, args.recipe, world)
+    sequences = data.open_sequences(data_folder(recipe, args.data), args.split or (None if args.data else "val"))
+    dataset, rule = dataset_of(sequences), args.rule or RULES[dataset_of(sequences)]
+    folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
+    out = args.out or folder / "tracking"
+    comparable = comparable and WHOLE.get((dataset, rule)) == len(sequences)
+
+    trackers = {"": (tracker, settings | {"precision": str(world.amp)}, out)}
+    for name, make in BASELINES.items() if args.baselines else ():
+        trackers[name] = make(), {"baseline": name}, out / name
+    rows, summaries = [], {}
+    for label, (candidate, its_settings, place) in trackers.items():
+        summary, speeds = measure(
+            candidate, sequences, place, settings=its_settings, world=world, rule=rule, integers=args.integers
+        )
+        rows += metrics(dataset, (summary.scores if summary else {}) | speeds, recipe, comparable=comparable, label=label)
+        summaries |= {label or paper.name: summary}
+    if not world.main:
+        return
+    for row in rows:
+        published = f"   the paper: {row['paper_value']}" if row["paper_value"] is not None else ""
+        note = "" if row["comparable"] or not published else " (not comparable)"
+        print(f"{row['name']:>40} {row['value']:8.2f} {row['unit']}{published}{note}")
+    print(f"{len(sequences)} sequences, {sum(map(len, sequences))} frames, rule {rule}, {args.checkpoint}")
+    if summaries[paper.name]:
+        its = {row["name"].split(maxsplit=1)[1]: row["paper_value"] for row in rows if row["paper_value"] is not None}
+        plot(out / f"{dataset}.png", summaries, {f"{paper.name}, the paper": its})
+    else:
+        print(f"no ground truth here: hand in {out / dataset}.zip at the benchmark's server")
+    about = {"checkpoint": str(args.checkpoint), "sequences": len(sequences), "rule": rule, "metrics": rows}
+    run.write_json(out / "evaluation.json", about | run.environment())
+
+
+@dataclass
+class DemoArguments:
+    source: Annotated[Path | None, tyro.conf.Positional] = None
+    """A video, or a folder of frames; without one, a sequence of the built-in set."""
+    box: str | None = None
+    """The target in the first frame: x,y,w,h in pixels, or a ground truth file whose first line says it; a folder
+    with a groundtruth*.txt needs none."""
+    checkpoint: Path | None = None
+    """Run folder or file of weights; without one, the paper's newest finished run under runs/."""
+    recipe: str | None = None
+    """Recipe of a file of weights."""
+    out: Path = Path("answer.mp4")
+    """.mp4 or .gif; a strip of pictures goes beside it as .png."""
+    frames: int = 0
+    """Frames to track at most; 0: all."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def demo(paper: Paper) -> None:
+    """The command line of ``papers.<name>.demo``: draws the boxes a tracker gives into a video."""
+    args = tyro.cli(DemoArguments, prog=f"python -m papers.{paper.name}.demo", description="A target, followed.")
+    done = sorted(Path("runs", paper.name).glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
+    finished = [p.parent for p in done if (p.parent / "checkpoints").is_dir()]
+    if not (args.checkpoint or finished):
+        command = f"make reproduce PAPER={paper.name}"
+        raise UserError(f"no finished run under runs/{paper.name}; make one with {command}, or give --checkpoint")
+    checkpoint = args.checkpoint or finished[-1]
+    tracker, *_ = paper.load(checkpoint, args.recipe, run.start_world(run.Options(device=args.device)))
+    if args.source:
+        count = follow(tracker, args.source, first_box(args.source, args.box), args.out, args.frames)
+    else:
+        from common.data.tiny.sequences import sequences
+
+        sequence = data.open_sequences(sequences(), "val")[0]
+        count = follow(tracker, sequence.frames[0].parent, tuple(sequence.boxes[0]), args.out, args.frames)
+    print(f"{count} frames in {args.out}, some of them in {args.out.with_suffix('.png')}; {checkpoint}")
+
+
+def first_box(source: Path, box: str | None) -> Box:
+    """x, y, w, h from "x,y,w,h", a ground truth file, or that of the folder; of a polygon the box around it."""
+    if box is None:
+        found = [p for folder in (source, source.parent) for p in sorted(folder.glob("groundtruth*.txt"))]
+        if not (source.is_dir() and found):
+            raise UserError(f"where is the target in the first frame of {source}? Give --box x,y,w,h")
+        box = str(found[0])
+    text = Path(box).read_text().split("\n")[0] if Path(box).is_file() else box
+    try:
+        numbers = [float(x) for x in re.split(r"[,\s]+", text.strip())]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 8:
+        low, high = np.reshape(numbers, (4, 2)).min(0), np.reshape(numbers, (4, 2)).max(0)
+        numbers = [*low.tolist(), *(high - low).tolist()]
+    if len(numbers) != 4 or not np.isfinite(numbers).all() or min(numbers[2:]) <= 0:
+        raise UserError(f"--box is x,y,w,h in pixels with w and h above 0, or a ground truth file; got {text!r}")
+    return tuple(numbers)
+
+
+def follow(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) -> int:
+    """Tracks through a video or a folder of frames and writes the annotated video and a strip of pictures.
+
+    Returns the number of frames. The strip has 8 to 15 evenly spaced frames (fewer of a shorter video).
+    """
+    import av
+    from PIL import Image, ImageDraw
+
+    from common import figures
+
+    if out.suffix not in (".mp4", ".gif"):
+        raise UserError(f"--out is an .mp4 or a .gif, got {out}")
+    codec, pixels = ("gif", "rgb8") if out.suffix == ".gif" else ("libx264", "yuv420p")
+    frames, rate = _frames(source)
+    kept, every, count, part = [], 1, 0, out.with_name(f".{out.stem}.part{out.suffix}")
+    with av.open(str(part), "w") as video:
+        for count, frame in enumerate(frames, 1):
+            if count == 1:
+                tracker.init(frame, box)
+                caption = "given"
+                height, width = (n // 2 * 2 for n in frame.shape[:2])  # as H.264 wants them
+                stream = video.add_stream(codec, rate=rate, width=width, height=height, pix_fmt=pixels)
+            else:
+                box, value = tracker.track(frame)
+                caption = f"{value:.2f}"
+            picture = Image.fromarray(frame)
+            x, y, w, h = box
+            if np.isfinite(box).all():
+                draw = ImageDraw.Draw(picture)
+                draw.rectangle((x, y, x + max(w, 1), y + max(h, 1)), outline="red", width=2)
+                draw.text((x, max(y - 12, 0)), caption, fill="red")
+            drawn = np.asarray(picture)
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn[:height, :width]))))
+            if (count - 1) % every == 0:
+                kept.append((drawn, f"{count}: {caption}"))
+            if len(kept) == 16:
+                kept, every = kept[::2], 2 * every
+            if count == limit:
+                break
+        if not count:
+            raise UserError(f"{source} has no frames")
+        video.mux(stream.encode())
+    os.replace(part, out)
+    pictures, captions = zip(*kept)
+    figures.gallery(out.with_suffix(".png"), pictures, captions, ["black"] * len(kept), columns=min(4, len(kept)))
+    return count
+
+
+def _frames(source: Path) -> tuple[Iterator[np.ndarray], int]:
+    """(RGB frames, their rate per second) of a video or a folder of images, one at a time."""
+    import av
+
+    if source.is_dir():
+        files = [p for p in source.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")]
+        files.sort(key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
+        if not files and (source / "img").is_dir():
+            return _frames(source / "img")
+        return map(data.read_frame, files), 25
+    try:
+        video = av.open(str(source))
+        stream = video.streams.video[0]
+    except (OSError, IndexError) as error:
+        raise UserError(f"{source} is no video and no folder of frames: {error}") from None
+    return (f.to_ndarray(format="rgb24") for f in video.decode(stream)), round(stream.average_rate or 25)

@@ -1,0 +1,552 @@
+"""Tracking data: folders, crop arithmetic, pairs, and the tiny sequences."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from common.data import crops, pairs, tracking
+from common.data.tiny import sequences as tiny
+from common.run import UserError
+
+FIXTURES = Path(__file__).parent / "fixtures" / "crops"
+CROPS = json.loads((FIXTURES / "crops.json").read_text())
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+# Crops ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CROPS["cases"], ids=lambda case: str(case["index"]))
+def test_a_crop_is_the_authors(case):
+    with np.load(FIXTURES / "crops_a.npz") as images:
+        frame, expected, mask = (images[f"{name}"] for name in (
+            "image", f"crop_{case['index']}", f"padmask_{case['index']}"))
+    crop = crops.around(case["box_xywh"], case["factor"], case["out_size"])
+    geometry = case["geometry"]
+    assert (crop.left, crop.top, crop.side) == (geometry["x1"], geometry["y1"], geometry["side"])
+    assert crop.scale == case["resize_factor"]
+    np.testing.assert_array_equal(crops.cut(frame, crop, spare=1), expected)
+    np.testing.assert_array_equal(crops.padding(crop, frame.shape[1], frame.shape[0], spare=1), mask)
+    pixels = crops.normalise(crops.to_tensor(expected))
+    np.testing.assert_allclose(pixels.mean(), case["normalised_mean"], atol=1e-5)
+    np.testing.assert_allclose(pixels.std(correction=0), case["normalised_std"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", CROPS["box_to_crop"])
+def test_a_box_in_a_crop_is_the_authors(case):
+    size = case["crop_size"]
+    crop = crops.around(case["crop_around_xywh"], case["factor"], size, centre_at=(size - 1) / 2)
+    assert crop.scale == pytest.approx(case["resize_factor"], rel=1e-12)
+    np.testing.assert_allclose(crop.to_crop(case["gt_xywh"]) / size, case["box_in_crop_xywh_normalised"], atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CROPS["jitter"])
+def test_jitter_is_the_authors(case):
+    moved = crops.jitter(
+        case["box_xywh"], case["centre_factor"], case["scale_factor"], case["normal_for_wh"], case["uniform_for_centre"]
+    )
+    np.testing.assert_allclose(moved, case["jittered_xywh"], rtol=1e-5, atol=1e-4)
+
+
+PLACES, SIDES = st.floats(-300, 900), st.floats(0.5, 500)
+BOXES = st.tuples(PLACES, PLACES, SIDES, SIDES)
+
+
+@given(box=BOXES, other=BOXES, factor=st.floats(1, 6), size=st.sampled_from([33, 127, 256]), exact=st.booleans())
+def test_into_the_crop_and_back(box, other, factor, size, exact):
+    crop = crops.around(other, factor, size, centre_at=None if exact else size / 2)
+    np.testing.assert_allclose(crop.to_frame(crop.to_crop([box, other])), [box, other], atol=1e-3, rtol=0)
+    (x, y, w, h), middle = crop.to_crop(other), size / 2
+    assert w * h == pytest.approx((size / factor) ** 2, rel=0.05 + 2 * factor / crop.side)  # side is rounded up
+    off = np.array([x + w / 2 - middle, y + h / 2 - middle])
+    assert abs(off).max() <= (0.5 * crop.scale if exact else 0) + 1e-6
+
+
+@pytest.mark.parametrize("cx, cy, side, size", [
+    (100.0, 60.0, 80, 64), (3.2, 7.9, 81, 128), (190, 95, 60, 33), (97.5, 51.5, 21, 256), (60, 40, 400, 32),
+])
+def test_pixels_come_to_lie_where_boxes_say(cx, cy, side, size):
+    """In a frame whose pixels hold their own coordinates, at the borders and in the branch for wide crops too."""
+    y, x = np.mgrid[:120, :200]
+    frame = np.stack([x, y, 0 * x], -1).astype(np.uint8)
+    crop = crops.square(cx, cy, side, size)
+    rows, columns = (~crops.padding(crop, 200, 120)).nonzero()
+    assert len(rows) > 8
+    values = crops.cut(frame, crop)[rows, columns, :2]
+    points = crop.to_frame(np.stack([columns + 0.5, rows + 0.5, 0 * rows, 0 * rows], -1))[:, :2] - 0.5
+    first, last = np.maximum((crop.left, crop.top), 0), np.minimum((crop.left + side, crop.top + side), (200, 120)) - 1
+    inside = ((points >= first) & (points <= last)).all(1)  # in the outermost half pixel the border is repeated
+    assert inside.mean() > 0.7 and np.abs(values - points)[inside].max() <= 0.51 + 1 / 32
+
+
+def test_a_wide_crop_equals_the_padded_copy():
+    photo = tiny._photo("china.jpg")
+    crop = crops.square(200, 150, 900, 100)
+    direct = crops.cut(photo, crop, "mean")
+    big = crops.cut(photo, crops.square(200, 150, 900, 113), "mean")  # below the limit: through a padded copy
+    resized = np.asarray(Image.fromarray(big).resize((100, 100), Image.BILINEAR), dtype=float)
+    assert np.abs(direct - resized).mean() < 12  # sampled at other points of the same picture
+    assert (direct[-5:, -5:] == np.round(photo.mean((0, 1)))).all() and (big[-5:, -5:] == direct[-1, -1]).all()
+
+
+def test_outside_the_frame():
+    frame = np.full((20, 30, 3), 200, np.uint8)
+    beside = crops.square(-40, 10, 20, 16)
+    assert (crops.cut(frame, beside, (1, 2, 3)) == (1, 2, 3)).all() and crops.padding(beside, 30, 20).all()
+    corner = crops.square(30, 20, 10, 10)  # its upper left quarter is in the frame
+    assert (crops.cut(frame, corner, 7) == np.where(crops.padding(corner, 30, 20), 7, 200)[..., None]).all()
+    assert crops.padding(corner, 30, 20).sum() == 75 and crops.padding(corner, 30, 20, spare=1).sum() == 84
+    for box in ([1, 2, 0, 5], [1, 2, 3, -1], [np.nan, 1, 2, 3]):
+        with pytest.raises(UserError, match="cannot crop"):
+            crops.around(box, 2, 16)
+
+
+# Folders --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    archive = REAL / "tracking" / "tracking_small.tar"
+    if not archive.exists():
+        pytest.skip(f"no real sequences: {archive.name} is not beside the project")
+    folder = tmp_path_factory.mktemp("real")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return next(p.parent for p in folder.rglob("OTB") if p.is_dir())
+
+
+@pytest.mark.parametrize("folder, dataset, counts, size, offset", [
+    ("OTB", "otb", {"Basketball": 150, "Crossing": 120, "Man": 134}, (360, 240), 1),
+    ("VOT", "vot", {"bag": 196}, (480, 360), 0),
+    ("GOT-10k", "got10k", {"GOT-10k_Train_900001": 300, "GOT-10k_Train_900002": 300}, (640, 360), 0),
+    ("LaSOT", "lasot", {"person-901": 300}, (640, 338), 1),
+])
+def test_real_sequences(real, folder, dataset, counts, size, offset):
+    found = tracking.open_sequences(real / folder)
+    assert {s.name: len(s) for s in found} == counts
+    for s in found:
+        assert (s.dataset, s.offset, len(s.frames)) == (dataset, offset, len(s)) and s.visible.all()
+        for i in (0, len(s) - 1):
+            height, width, _ = tracking.read_frame(s.frames[i]).shape
+            x, y, w, h = s.boxes[i]
+            assert s.size in (None, (width, height)) and -1 <= x < width and -1 <= y < height
+            assert x + w <= width + 1 and y + h <= height + 1
+    assert size in {tracking.read_frame(s.frames[0]).shape[1::-1] for s in found}
+
+
+def test_real_boxes_are_zero_based(real):
+    man = tracking.open_sequences(real / "OTB")[2]
+    assert man.name == "Man" and man.boxes[0].tolist() == [68, 47, 26, 39]  # the file says 69,48,26,39
+    bag = tracking.open_sequences(real / "VOT")[0]  # corners in the file; the box is TraX's own conversion
+    np.testing.assert_allclose(bag.boxes[0], [292.23, 128.36, 145.96, 132.47], atol=1e-6)
+
+
+def test_real_coco(tmp_path):
+    pytest.importorskip("pycocotools")
+    archive = REAL / "coco" / "coco_small.tar"
+    if not archive.exists():
+        pytest.skip(f"no real images: {archive.name} is not beside the project")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    root = next(p.parent for p in tmp_path.rglob("annotations"))
+    annotations = json.loads((root / "annotations" / "instances_val2017.json").read_text())["annotations"]
+    large = [a["bbox"] for a in annotations if not a["iscrowd"] and a["bbox"][2] > 50 and a["bbox"][3] > 50]
+    found = tracking.open_coco(root, "val")
+    assert 0 < len(found) == len(large) < len(annotations) == 624
+    assert sorted(map(tuple, large)) == sorted(tuple(s.boxes[0]) for s in found)
+    assert len({s.name for s in found}) == len(found)
+    assert all(tracking.read_frame(s.frames[0]).shape[1::-1] == s.size for s in found[::20])
+
+
+def _frames(folder, names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.new("RGB", (64, 48), "gray").save(folder / name)
+
+
+def _got10k(root, boxes=20, frames=20, labels=20, name="GOT-10k_Train_000001"):
+    folder = root / name
+    _frames(folder, [f"{i:08d}.jpg" for i in range(1, frames + 1)])
+    (folder / "groundtruth.txt").write_text("".join(f"{i},2.5,10,12\n" for i in range(boxes)))
+    for label, value in (("absence", 0), ("cover", 8)):
+        (folder / f"{label}.label").write_text(f"{value}\n" * labels)
+    with open(root / "list.txt", "a") as file:
+        file.write(name + "\n")
+    return folder
+
+
+def test_got10k(tmp_path):
+    folder = _got10k(tmp_path / "train")
+    (folder / "absence.label").write_text("0\n" * 18 + "1\n0\n")
+    (folder / "cover.label").write_text("0\n" + "8\n" * 19)
+    (folder / "meta_info.ini").write_text("[METAINFO]\nresolution: (64, 48)\n")
+    _got10k(tmp_path / "train", name="GOT-10k_Train_000002")
+    _got10k(tmp_path / "test", boxes=1, name="GOT-10k_Test_000001")
+    first, second = tracking.open_sequences(tmp_path, "train")
+    assert np.flatnonzero(~first.visible).tolist() == [0, 18] and first.cover[:2].tolist() == [0, 8]
+    assert first.size == (64, 48) and second.size is None and second.boxes[7].tolist() == [7, 2.5, 10, 12]
+    assert first.frames[-1].name == "00000020.jpg" and [p.name for p in first.frames[:2]][1] == "00000002.jpg"
+    (blind,) = tracking.open_sequences(tmp_path, "test")
+    assert blind.visible.tolist() == [True] + [False] * 19 and np.isnan(blind.boxes[1:]).all()
+    (tmp_path / "val.txt").write_text("1\n")
+    assert [s.name for s in tracking.open_sequences(tmp_path, "train", indices=tmp_path / "val.txt")] == [second.name]
+    assert len(tracking.open_sequences(tmp_path / "train")) == 2
+    for wrong, message in ((None, r"\['test', 'train'\]"), ("val", "'val'")):
+        with pytest.raises(UserError, match=message):
+            tracking.open_sequences(tmp_path, wrong)
+    (tmp_path / "val.txt").write_text("2\n")
+    with pytest.raises(UserError, match="no list of positions below 2"):
+        tracking.open_sequences(tmp_path, "train", indices=tmp_path / "val.txt")
+
+
+def test_lasot(tmp_path):
+    for name, count in (("cat-2", 3), ("cat-10", 3), ("monkey-17", 4)):
+        folder = tmp_path / name.split("-")[0] / name
+        _frames(folder / "img", [f"{i:08d}.jpg" for i in range(1, count + 1)])
+        (folder / "groundtruth.txt").write_text("5,6,10,10\n5,6,0,0\n5,6,10,10\n")
+        (folder / "full_occlusion.txt").write_text("0,0,1")
+        (folder / "out_of_view.txt").write_text("0,0,0")
+    found = tracking.open_sequences(tmp_path)
+    assert [s.name for s in found] == ["cat-2", "cat-10", "monkey-17"] and [len(s.frames) for s in found] == [3, 3, 3]
+    assert found[0].visible.tolist() == [True, False, False] and found[0].boxes[0].tolist() == [4, 5, 10, 10]
+    with pytest.raises(UserError, match=r"testing_set\.txt"):
+        tracking.open_sequences(tmp_path, "test")
+    (tmp_path / "testing_set.txt").write_text("cat-10\n")
+    names = {split: [s.name for s in tracking.open_sequences(tmp_path, split)] for split in ("train", "test")}
+    assert names == {"train": ["cat-2", "monkey-17"], "test": ["cat-10"]}
+    (folder.parent.parent / "cat" / "cat-2" / "out_of_view.txt").unlink()
+    with pytest.raises(UserError, match=r"cat-2.*out_of_view"):
+        tracking.open_sequences(tmp_path)
+
+
+def test_trackingnet(tmp_path):
+    for chunk, name, boxes in (("TRAIN_10", "b", 12), ("TRAIN_2", "a", 12), ("TEST", "c", 1)):
+        _frames(tmp_path / chunk / "frames" / name, [f"{i}.jpg" for i in range(12)])
+        (tmp_path / chunk / "anno").mkdir()
+        (tmp_path / chunk / "anno" / f"{name}.txt").write_text("1.5,2,10,10\n" * boxes)
+    train, (test,) = (tracking.open_sequences(tmp_path, split) for split in ("train", "test"))
+    assert [s.name for s in train] == ["a", "b"]
+    assert [path.name for path in train[0].frames][9:] == ["9.jpg", "10.jpg", "11.jpg"]
+    assert train[0].boxes[0, 0] == 1.5 and test.visible.sum() == 1 and len(test) == 12
+
+
+@pytest.mark.parametrize("separator", [",", "\t", "  ", ", "])
+def test_otb(tmp_path, separator):
+    line = separator.join(("11", "21", "5", "6")) + "\r\n"
+    for name, frames in (("Jogging", range(1, 4)), ("Human4", range(1, 4)), ("BlurCar1", range(245, 250)),
+                         ("Board", range(1, 4)), ("David", range(298, 772))):
+        _frames(tmp_path / name / "img", [f"{i:0{5 if name == 'Board' else 4}d}.jpg" for i in frames])
+    for name, files in (("Jogging", {".1": 3, ".2": 3}), ("Human4", {".1": 0, ".2": 3}), ("BlurCar1", {"": 3}),
+                        ("Board", {"": 3}), ("David", {"": 471})):
+        for suffix, count in files.items():
+            (tmp_path / name / f"groundtruth_rect{suffix}.txt").write_text(line * count)
+    found = {s.name: s for s in tracking.open_sequences(tmp_path)}
+    assert list(found) == ["BlurCar1", "Board", "David", "Human4", "Jogging-1", "Jogging-2"]
+    assert found["BlurCar1"].frames[0].name == "0247.jpg" and found["David"].frames[-1].name == "0770.jpg"
+    assert found["Board"].frames[-1].name == "00003.jpg" and found["Human4"].boxes[0].tolist() == [10, 20, 5, 6]
+
+
+def test_vot(tmp_path):
+    (tmp_path / "list.txt").write_text("a\n")
+    _frames(tmp_path / "a" / "color", [f"{i:08d}.jpg" for i in range(1, 5)])
+    # The mask as vot-trax writes it, for rows 5..8 and columns 7..11 of a 30x20 image with corners missing.
+    lines = ["10,20,30,40", "1,2,11,2,11,8,1,8", "m0,0,30,20,157,5,25,4,26,5,28,2", "m4,5,3,2,6"]
+    (tmp_path / "a" / "groundtruth.txt").write_text("\n".join(lines))
+    (found,) = tracking.open_sequences(tmp_path)
+    assert found.boxes[:3].tolist() == [[10, 20, 30, 40], [1, 2, 10, 6], [7, 5, 5, 4]]
+    assert found.visible.tolist() == [True, True, True, False]
+    (tmp_path / "a" / "groundtruth.txt").write_text("\n".join([*lines[:3], "1,2,3,4,5"]))
+    with pytest.raises(UserError, match="no box, polygon or mask"):
+        tracking.open_sequences(tmp_path)
+
+
+@pytest.mark.parametrize("prepare, expected", [
+    (lambda p: p.rmdir(), "no data folder"),
+    (lambda p: None, r"no tracking sequences(.|\n)*GOT-10k(.|\n)*LaSOT(.|\n)*TrackingNet(.|\n)*OTB(.|\n)*VOT"),
+    (lambda p: _got10k(p, boxes=19), "has 20 labels for 19 boxes|20 frames, but 19 boxes"),
+    (lambda p: _got10k(p, frames=19), "19 frames, but 20 boxes"),
+    (lambda p: _got10k(p, labels=19), "19 labels"),
+    (lambda p: (_got10k(p) / "groundtruth.txt").write_text("1,2,3,4\n" * 19 + "1,2"), "line 20 has 2 numbers, not 4"),
+    (lambda p: (_got10k(p) / "groundtruth.txt").write_text("1,2,x,4\n" * 20), "could not convert"),
+    (lambda p: (_got10k(p) / "groundtruth.txt").write_text(""), "is empty"),
+    (lambda p: (_got10k(p) / "groundtruth.txt").unlink(), "No such file"),
+    (lambda p: (p / "list.txt").write_text("GOT-10k_Val_000001\n"), "No such file"),
+    (lambda p: (_got10k(p) / "00000020.jpg").rename(p / "GOT-10k_Train_000001" / "x.jpg"), "not 00000020.jpg"),
+])
+def test_a_wrong_folder_is_explained(tmp_path, prepare, expected):
+    root = tmp_path / "data"
+    root.mkdir()
+    prepare(root)
+    with pytest.raises(UserError, match=expected):
+        tracking.open_sequences(root)
+
+
+def test_bad_annotations_are_left_out_of_training_up_to_a_limit(tmp_path, capsys):
+    for i in range(1, 8):
+        _got10k(tmp_path / "train", name=f"GOT-10k_Train_{i:06d}", labels=5 if i == 3 else 20)
+    report = tmp_path / "unusable.txt"
+    found = tracking.open_sequences(tmp_path, "train", limit=0.01, report=report)
+    assert len(found) == 6 and "000003" in report.read_text() and "left out 1 of 7" in capsys.readouterr().out
+    (tmp_path / "train" / "GOT-10k_Train_000005" / "groundtruth.txt").write_text("1,2\n")
+    with pytest.raises(UserError, match="2 of 7 sequences"):
+        tracking.open_sequences(tmp_path, "train", limit=0.01)
+
+
+def test_coco(tmp_path):
+    pytest.importorskip("pycocotools")
+    _frames(tmp_path / "train2017", ["000000000009.jpg"])
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    with pytest.raises(UserError, match="expected COCO 2017"):
+        tracking.open_coco(tmp_path, "train")
+    file.parent.mkdir()
+    objects = [{"bbox": [1, 2, 60, 51]}, {"bbox": [1, 2, 60, 50]}, {"bbox": [3, 4, 60, 51], "iscrowd": 1}]
+    file.write_text(json.dumps({
+        "images": [{"id": 9, "file_name": "000000000009.jpg", "width": 64, "height": 48}], "categories": [],
+        "annotations": [{"id": i, "image_id": 9, "category_id": 1, **o} for i, o in enumerate(objects, 1)],
+    }))
+    (found,) = tracking.open_coco(tmp_path, "train")
+    assert found.name == "000000000009-1" and found.boxes.tolist() == [[1, 2, 60, 51]] and found.size == (64, 48)
+    for text in ("{", "[]", '{"annotations": [{"id": 1}]}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match="is not COCO's instances file"):
+            tracking.open_coco(tmp_path, "train")
+
+
+def test_frames_that_cannot_be_read_are_named(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.effect_noise((64, 48), 50).convert("RGB").save(path)
+    whole = path.read_bytes()
+    assert tracking.read_frame(path).shape == (48, 64, 3)
+    for content in (whole[:-200], whole[:20], b"junk", b""):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=r"cannot read .*a\.jpg"):
+            tracking.read_frame(path)
+    path.unlink()
+    with pytest.raises(OSError, match=r"cannot read .*a\.jpg"):
+        tracking.read_frame(path)
+
+
+# Tiny sequences -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return tiny.sequences(tmp_path_factory.mktemp("tiny") / "sequences")
+
+
+def test_tiny_sequences_are_got10k(small, capsys):
+    splits = {split: tracking.open_sequences(small, split) for split in ("train", "val")}
+    assert {split: len(found) for split, found in splits.items()} == tiny.COUNTS
+    for s in (s for found in splits.values() for s in found):
+        assert len(s) == 40 and s.size == (240, 180) == tracking.read_frame(s.frames[0]).shape[1::-1]
+        assert (s.boxes[:, :2] >= 0).all() and (s.boxes[:, :2] + s.boxes[:, 2:] <= (240, 180)).all()
+        assert s.visible[0] and s.visible.sum() >= 20 and s.boxes[:, 2:].min() > 8
+        steps = np.abs(np.diff(s.boxes[:, :2] + s.boxes[:, 2:] / 2, axis=0))
+        assert steps.mean() > 0.2 and steps.max() < 20
+    covers = np.concatenate([s.cover for s in splits["train"]])
+    assert covers.min() < 4 and (covers == 8).mean() > 0.7
+    tracking.main(small)
+    assert "train: 24 sequences (got10k), 960 frames" in capsys.readouterr().out
+
+
+def test_tiny_splits_share_no_photograph(small):
+    used = {
+        split: {name for meta in small.glob(f"{split}/*/meta_info.ini")
+                for name in meta.read_text().splitlines()[1].split("photographs ")[1].split(", ")}
+        for split in ("train", "val")
+    }
+    assert used == {split: set(photos) for split, photos in tiny.PHOTOS.items()}
+    assert not used["train"] & used["val"]
+
+
+def test_a_tiny_sequence_is_written_the_same_every_time(small, tmp_path):
+    photos = {name: tiny._photo(name) for name in tiny.PHOTOS["val"]}
+    tiny._write_sequence(tmp_path / "again", photos, 2, "val")
+    for path in sorted((tmp_path / "again").iterdir()):
+        assert (small / "val" / "GOT-10k_Val_000003" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_tiny_boxes_enclose_what_is_drawn():
+    thing = tiny._thing(np.full((300, 300, 3), 255, np.uint8), np.random.default_rng(0))
+    turn = 0.4
+    matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0]]) * 61.3
+    matrix[:, 2] = 100.3, 80.8
+    opacity = tiny._draw(np.zeros((180, 240, 3), np.float32), thing, matrix, 1.0)
+    outline = thing.corners() @ matrix[:, :2].T + matrix[:, 2]
+    rows, columns = (np.flatnonzero((opacity > 0.5).any(axis)) for axis in (1, 0))
+    drawn = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    np.testing.assert_allclose([*outline.min(0), *outline.max(0)], drawn, atol=0.8)
+
+
+# Pairs ----------------------------------------------------------------------------------------------------
+
+
+def _sequence(count, visible=None, name="a", path=Path("none")):
+    seen = np.isin(np.arange(count), visible) if visible is not None else np.ones(count, bool)
+    return tracking.Sequence(name, "otb", (path,) * count, np.tile([10.0, 8, 20, 16], (count, 1)), seen)
+
+
+def test_frames_are_drawn_within_the_gap():
+    rng = np.random.default_rng(0)
+    s = _sequence(400, [*range(0, 100, 3), 350, 399])
+    drawn = np.array([pairs.draw_frames(s, 3, 20, rng) for _ in range(800)])
+    first, others = drawn[:, :1], drawn[:, 1:]
+    assert s.visible[drawn].all() and (others > first).all() and (others[:, 0] != others[:, 1])[first[:, 0] < 90].all()
+    near = first[:, 0] < 80
+    assert (others - first)[near].max() == 18 and set(others[first[:, 0] == 99].flat) == {350}
+    assert set(others[first[:, 0] == 350].flat) == {399} and 399 not in first
+    assert pairs.draw_frames(_sequence(1), 3, 20, rng) == [0, 0, 0]
+    assert pairs.draw_frames(_sequence(30, [0, 7, 9, 20]), 2, 1, np.random.default_rng(2))[1] in (7, 9, 20)
+
+
+def test_the_gap_grows_by_five():
+    s, rng = _sequence(100, [0, 12, 14, 16, 99]), np.random.default_rng(0)
+    seen = {b for a, b in (pairs.draw_frames(s, 2, 10, rng) for _ in range(400)) if a == 0}
+    assert seen == {12, 14}  # 10 finds none, 15 finds two
+
+
+def test_data_sets_are_drawn_by_weight():
+    sets = {"few": [_sequence(20, name="x")], "many": [_sequence(20, name=str(i)) for i in range(9)]}
+
+    def drawn(**more):
+        data = pairs.Pairs(sets, None, length=9, **more)
+        rng = np.random.default_rng(0)
+        return np.mean([data.sequences[data._draw(rng)].name == "x" for _ in range(2000)])
+
+    assert drawn() == pytest.approx(0.5, abs=0.05)
+    assert drawn(weights={"few": 1, "many": 3}) == pytest.approx(0.25, abs=0.05)
+    with pytest.raises(UserError, match="weights are given for"):
+        drawn(weights={"few": 1})
+    with pytest.raises(UserError, match="none of the 1 sequences of few can be used"):
+        pairs.Pairs({"few": [_sequence(19)]}, None, length=9)
+    usable = pairs.Pairs({"a": [_sequence(20, range(4)), _sequence(20), _sequence(1)]}, None, length=1).sequences
+    assert [len(s) for s in usable] == [20, 1]
+
+
+def _coded(box):
+    """A dark frame of 160x120 with a bright target."""
+    frame = np.full((120, 160, 3), 30, np.uint8)
+    x, y, w, h = box
+    frame[y : y + h, x : x + w] = (250, 120, 60)
+    s = tracking.Sequence("a", "otb", (), np.array([box], float), np.ones(1, bool))
+    return pairs.Sample(frame, s.boxes[0], s)
+
+
+@pytest.mark.parametrize("box", [(60, 50, 30, 22), (0, 0, 24, 30), (130, 100, 30, 20), (150, 3, 10, 40)])
+@pytest.mark.parametrize("published", [False, True])
+def test_the_target_lies_in_its_box(box, published):
+    """Whatever was drawn, inside the frame and at its corners: crop, scale, mirror and box agree."""
+    transform = pairs.PairTransform(96, 128, brightness=0, grey=0, published=published)
+    sample, found = _coded(box), 0
+    for seed in range(60):
+        made = transform([sample, sample], np.random.default_rng(seed))
+        if made is None:
+            continue
+        for name, side in (("template", 96), ("search", 128)):
+            pixels, (x, y, w, h) = made[name], (made[f"{name}_box"].numpy() * side)
+            assert pixels.shape == (3, side, side) and pixels.dtype == torch.uint8
+            rows, columns = (np.flatnonzero((pixels[0] > 140).any(axis)) for axis in (1, 0))
+            if not len(rows) or rows[0] == 0 or columns[0] == 0 or rows[-1] == side - 1 or columns[-1] == side - 1:
+                continue
+            found += 1
+            scale = w / box[2]
+            off = [columns[0] - x, rows[0] - y, columns[-1] + 1 - x - w, rows[-1] + 1 - y - h]
+            assert np.abs(off).max() <= 1 + (1.6 * scale if published else 0)
+    assert found > 25
+
+
+def test_mirroring_grey_and_brightness():
+    sample = _coded((60, 50, 30, 22))
+    plain = dict(centre_jitter=0, scale_jitter=0, brightness=0, grey=0, flip=0)
+
+    def made(**more):
+        return pairs.PairTransform(**{**plain, **more})([sample, sample], np.random.default_rng(0))
+
+    still, flipped = made(), made(flip=1)
+    assert torch.equal(flipped["search"], still["search"].flip(-1))
+    x, y, w, h = still["search_box"]
+    torch.testing.assert_close(flipped["search_box"], torch.stack([1 - x - w, y, w, h]))
+    grey = made(grey=1)
+    assert all((grey[name][0] == grey[name][2]).all() for name in ("template", "search"))
+    factors = {
+        round(float(made_["search"].max()) / 250, 2) for seed in range(30)
+        if (made_ := pairs.PairTransform(**{**plain, "brightness": 0.2})([sample] * 2, np.random.default_rng(seed)))
+    }
+    assert min(factors) < 0.9 and max(factors) == pytest.approx(255 / 250, abs=0.01)
+
+
+def test_a_crop_that_shows_nothing_is_drawn_again():
+    sample = _coded((60, 50, 30, 22))
+    lost = pairs.Sample(sample.image, np.array([900.0, 50, 30, 22]), sample.sequence)
+    assert pairs.PairTransform()([lost, lost], np.random.default_rng(0)) is None
+
+
+@pytest.fixture(scope="module")
+def training(small):
+    return pairs.open_mix(small, ("got10k",))
+
+
+def test_order_and_augmentation_follow_from_the_seed_whatever_workers_and_ranks(training):
+    data = pairs.Pairs(training, pairs.PairTransform(32, 64), length=12)
+
+    def batches(**more):
+        return list(pairs.pairs_loader(data, 4, 5, **{"seed": 0, **more}))
+
+    whole = batches()
+    assert len(whole) == 5 and set(whole[0]) == {"template", "search", "template_box", "search_box"}
+    assert whole[0]["search"].shape == (4, 3, 64, 64) and whole[0]["search_box"].dtype == torch.float32
+    for name in whole[0]:
+        everything = torch.cat([batch[name] for batch in whole])
+        assert torch.equal(everything, torch.cat([batch[name] for batch in batches(workers=2)]))
+        assert torch.equal(everything[12:], torch.cat([batch[name] for batch in batches(start=3)]))
+        shares = [batches(rank=rank, world=2) for rank in range(2)]
+        assert all(torch.equal(w[name][rank::2], b[name]) for rank in range(2) for w, b in zip(whole, shares[rank]))
+    assert not torch.equal(whole[0]["search"], whole[3]["search"])  # the second epoch draws anew
+    assert not torch.equal(whole[0]["search"], batches(seed=1)[0]["search"])
+
+
+def test_negatives_take_the_last_frame_from_another_sequence(training):
+    def names(negatives):
+        data = pairs.Pairs(training, lambda samples, _: [s.sequence.name for s in samples], length=1, n=3,
+                           negatives=negatives, max_gap=10)
+        return [data[(0, seed)] for seed in range(60)]
+
+    assert all(len(set(drawn)) == 1 for drawn in names(0.0))
+    assert all(drawn[0] == drawn[1] != drawn[2] for drawn in names(1.0))
+    assert 5 < sum(len(set(drawn)) == 2 for drawn in names(0.3)) < 35
+
+
+def test_frames_that_cannot_be_read_are_named_and_replaced_up_to_a_limit(small, tmp_path):
+    found = tracking.open_sequences(small, "val")
+    bad = [_sequence(40, name=s.name, path=tmp_path / f"{s.name}.jpg") for s in found[:2]]
+    report = tmp_path / "unreadable.txt"
+    data = pairs.Pairs({"a": [*found[2:], bad[0]]}, pairs.PairTransform(32, 64), length=40, report=report)
+    assert len([data[(0, seed)] for seed in range(40)]) == 40
+    (line,) = report.read_text().splitlines()
+    assert bad[0].name in line
+    data = pairs.Pairs({"a": [*found[2:], *bad]}, pairs.PairTransform(32, 64), length=40)
+    with pytest.raises(UserError, match="2 of 6 sequences have frames that cannot be read"):
+        [data[(0, seed)] for seed in range(40)]
+    strict = pairs.Pairs({"a": bad}, pairs.PairTransform(32, 64), length=40, limit=0)
+    with pytest.raises(UserError, match="1 of 2"):
+        strict[(0, 0)]
+
+
+def test_boxes_outside_their_frames_end_in_an_error(small):
+    s = tracking.open_sequences(small, "val")[0]
+    lost = tracking.Sequence(s.name, "got10k", s.frames, s.boxes + (5000, 0, 0, 0), s.visible)
+    with pytest.raises(UserError, match="do the boxes lie in the frames"):
+        pairs.Pairs({"a": [lost]}, pairs.PairTransform(32, 64), length=4)[(0, 0)]
+
+
+def test_a_mix_is_found_by_name(small, tmp_path):
+    (tmp_path / "GOT-10k").symlink_to(small)
+    assert len(pairs.open_mix(tmp_path, ("got10k",))["got10k"]) == 24
+    with pytest.raises(UserError, match="no folder for lasot"):
+        pairs.open_mix(tmp_path, ("got10k", "lasot"))
