@@ -66,7 +66,7 @@ def square(cx: float, cy: float, side: float, size: int, *, centre_at: float | N
 
 
 def around(box, factor: float, size: int, *, centre_at: float | None = None) -> Crop:
-    """The crop centred on a box, its side `factor` times the box's mean side sqrt(w h): sbt.md 6.1, and `square`."""
+    """The crop centred on a box, its side `factor` times the box's mean side sqrt(w h). See `square`."""
     x, y, w, h = (float(v) for v in box)
     side = math.sqrt(w * h) * factor if w > 0 and h > 0 else 0.0
     return square(x + 0.5 * w, y + 0.5 * h, side, size, centre_at=centre_at)
@@ -123,7 +123,7 @@ def padding(crop: Crop, width: int, height: int, *, spare: int = 0) -> np.ndarra
 
 
 def jitter(box, centre: float, scale: float, normal: Sequence[float], uniform: Sequence[float]) -> np.ndarray:
-    """A box moved and resized at random: sbt.md 6. (4,) x, y, w, h.
+    """A box moved and resized at random, as SBT's code does: (4,) x, y, w, h.
 
     Sides are multiplied by exp(scale * normal), then the centre moves by (uniform - 0.5) * centre * sqrt(w h) of the
     new sides; `normal` and `uniform` are two numbers each, drawn from N(0, 1) and U(0, 1).

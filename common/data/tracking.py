@@ -217,9 +217,9 @@ def _layout(root: Path) -> tuple[str, dict[str | None, Jobs]]:
         jobs = {file.parent.name: partial(_lasot, file.parent) for file in files}
         splits = {None: list(jobs.values())}
         if (root / "testing_set.txt").is_file():
-            test = set(_names(root / "testing_set.txt"))
+            test = _names(root / "testing_set.txt")
             splits["train"] = [job for name, job in jobs.items() if name not in test]
-            splits["test"] = [job for name, job in jobs.items() if name in test]
+            splits["test"] = [partial(_lasot, root / name.rpartition("-")[0] / name) for name in test]
         return "lasot", splits
     raise UserError(f"no tracking sequences in {root}: {EXPECTED.format(root=root)}")
 

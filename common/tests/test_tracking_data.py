@@ -82,7 +82,8 @@ def test_pixels_come_to_lie_where_boxes_say(cx, cy, side, size):
     points = crop.to_frame(np.stack([columns + 0.5, rows + 0.5, 0 * rows, 0 * rows], -1))[:, :2] - 0.5
     first, last = np.maximum((crop.left, crop.top), 0), np.minimum((crop.left + side, crop.top + side), (200, 120)) - 1
     inside = ((points >= first) & (points <= last)).all(1)  # in the outermost half pixel the border is repeated
-    assert inside.mean() > 0.7 and np.abs(values - points)[inside].max() <= 0.51 + 1 / 32
+    off = (values - points)[inside]  # OpenCV rounds to whole levels, a little unevenly
+    assert inside.mean() > 0.7 and np.abs(off).max() < 0.8 and np.abs(off.mean(0)).max() < 0.2
 
 
 def test_a_wide_crop_equals_the_padded_copy():
@@ -220,7 +221,10 @@ def test_lasot(tmp_path):
     (tmp_path / "testing_set.txt").write_text("cat-10\n")
     names = {split: [s.name for s in tracking.open_sequences(tmp_path, split)] for split in ("train", "test")}
     assert names == {"train": ["cat-2", "monkey-17"], "test": ["cat-10"]}
-    (folder.parent.parent / "cat" / "cat-2" / "out_of_view.txt").unlink()
+    (tmp_path / "testing_set.txt").write_text("cat-10\ndog-1\n")
+    with pytest.raises(UserError, match="dog-1"):
+        tracking.open_sequences(tmp_path, "test")
+    (tmp_path / "cat" / "cat-2" / "out_of_view.txt").unlink()
     with pytest.raises(UserError, match=r"cat-2.*out_of_view"):
         tracking.open_sequences(tmp_path)
 
