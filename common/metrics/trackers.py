@@ -74,9 +74,11 @@ class Correlation:
 
     def init(self, frame: np.ndarray, box: Box) -> None:
         self.box = np.array(box, dtype=np.float64)
-        x, y, w, h = self.box
-        self.template = _patch(_grey(frame), round(x), round(y), max(round(w), 2), max(round(h), 2))
-        self.first_size = self.box[2:].copy()
+        centre, self.first_size = self.box[:2] + self.box[2:] / 2, self.box[2:].copy()
+        w, h = np.maximum(np.round(self.first_size), 2).astype(int).tolist()
+        left, top = np.round(centre - (w / 2, h / 2)).astype(int).tolist()
+        self.template = _patch(_grey(frame), left, top, w, h)
+        self.rest = centre - (left + w / 2, top + h / 2)  # what the rounding took
 
     def track(self, frame: np.ndarray) -> tuple[Box, float]:
         import cv2
@@ -90,15 +92,15 @@ class Correlation:
         for scale, weight in ((1, 1), (1 / 1.03, 0.98), (1.03, 0.98)):
             size = np.clip(self.box[2:] * scale, self.first_size / 5, self.first_size * 5)
             w, h = np.maximum(np.round(size), 2).astype(int).tolist()
-            left, top = np.round(centre - (w / 2 + reach, h / 2 + reach)).astype(int).tolist()
+            left, top = np.round(centre - self.rest - (w / 2 + reach, h / 2 + reach)).astype(int).tolist()
             template = cv2.resize(self.template, (w, h), interpolation=cv2.INTER_LINEAR)
             region = _patch(grey, left, top, w + 2 * reach, h + 2 * reach)
             likeness = cv2.matchTemplate(region, template, cv2.TM_CCOEFF_NORMED)
             _, peak, _, (dx, dy) = cv2.minMaxLoc(weight * window * likeness)
             if peak > best:
                 best, score = peak, float(likeness[dy, dx])
-                middle, new_size = np.array([left + dx + w / 2, top + dy + h / 2]), size
-        middle = np.clip(middle, 0, frame.shape[1::-1])
+                middle, new_size = self.rest + (left + dx + w / 2, top + dy + h / 2), size
+        middle = np.clip(middle, -new_size / 2, frame.shape[1::-1] + new_size / 2)
         self.box = np.concatenate([middle - new_size / 2, new_size])
         return tuple(self.box.tolist()), score
 
@@ -185,20 +187,20 @@ def _follow(tracker: Tracker, sequence: data.Sequence, settings: dict[str, Any],
         rows.append([*map(float, box), float(value), time.perf_counter() - read, read - began])
         bar.update()
     table = np.array(rows)
-    return Result(table[:, :4], table[:, 4], table[:, 5], table[:, 6], size, settings)
+    return Result(table[:, :4], *table.T[4:], size, settings)
 
 
 def _path(sequence: data.Sequence, out: Path) -> Path:
     return out / sequence.dataset / f"{sequence.name}.csv"
 
 
-def _finished(sequence: data.Sequence, out: Path, settings: Mapping[str, Any]) -> Result | None:
+def _finished(sequence: data.Sequence, out: Path, settings: Mapping[str, Any]) -> bool:
     try:
         result = read_result(_path(sequence, out))
     except (OSError, ValueError):
-        return None
+        return False
     fits = len(result.boxes) == len(sequence) and np.array_equal(result.boxes[0], sequence.boxes[0])
-    return result if fits and result.settings == settings else None
+    return fits and result.settings == settings
 
 
 def _write_result(path: Path, result: Result) -> None:
@@ -210,12 +212,15 @@ def _write_result(path: Path, result: Result) -> None:
 
 def read_result(path: Path) -> Result:
     """The result in a file of `evaluate`; ValueError if it is not whole."""
-    header, *rows, end = path.read_text().splitlines() or ["", ""]
-    header = json.loads(header.removeprefix("# "))
-    table = np.array([row.split(",") for row in rows], dtype=np.float64)
-    if end != "# end" or table.shape != (header["frames"], 7):
-        raise ValueError(f"{path} is not whole")
-    return Result(table[:, :4], table[:, 4], table[:, 5], table[:, 6], tuple(header["size"]), header["settings"])
+    try:
+        header, *rows, end = path.read_text().splitlines()
+        header = json.loads(header.removeprefix("# "))
+        table = np.array([row.split(",") for row in rows], dtype=np.float64)
+        if end != "# end" or table.shape != (header["frames"], 7):
+            raise ValueError("not whole")
+        return Result(table[:, :4], *table.T[4:], tuple(header["size"]), header["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no result file: {error}") from None
 
 
 def _write_whole(path: Path, content: bytes) -> None:
@@ -238,10 +243,9 @@ def results(sequences: Sequence[data.Sequence], out: Path) -> list[Result]:
     for sequence in sequences:
         try:
             found.append(read_result(_path(sequence, out)))
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"no whole result of {sequence.name} under {out}: {error}; evaluate it again") from None
-        if len(found[-1].boxes) != len(sequence):
-            boxes = len(found[-1].boxes)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no result of {sequence.name}: {error}; evaluate it again") from None
+        if (boxes := len(found[-1].boxes)) != len(sequence):
             raise UserError(f"{_path(sequence, out)} has {boxes} boxes, its sequence {len(sequence)} frames")
     return found
 
@@ -369,10 +373,12 @@ def metrics(
     for key, value in scores.items():
         fast = key.startswith("fps")
         row = run.metric(f"{dataset} {key}", value, "frames/s" if fast else "%")
-        published = None if label or recipe is None else recipe.paper_scores.get(row["name"])
-        if published is not None:
-            row |= {"paper_value": published, "paper_source": recipe.paper_source, "comparable": comparable and not fast}
-        rows.append(row | ({"name": f"{row['name']}, {label}"} if label else {}))
+        if label:
+            row["name"] += f", {label}"
+        elif recipe and row["name"] in recipe.paper_scores:
+            row |= {"paper_value": recipe.paper_scores[row["name"]], "paper_source": recipe.paper_source}
+            row["comparable"] = comparable and not fast
+        rows.append(row)
     return rows
 
 
@@ -424,8 +430,12 @@ class Paper:
                 raise UserError(f"{checkpoint} does not fit the recipe {name}: {reason}") from None
         digest = hashlib.sha256()
         for key, value in sorted(network.state_dict().items()):
-            digest.update(key.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        settings = {"paper": self.name, "weights": digest.hexdigest()[:16], "recipe": dataclasses.asdict(recipe)}
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy())
+        settings = {
+            "paper": self.name, "recipe": dataclasses.asdict(recipe), "weights": digest.hexdigest()[:16],
+            "precision": str(world.amp),
+        }
         return self.tracker(network.to(world.device).eval(), recipe, world), recipe, settings, comparable
 
 
@@ -477,16 +487,17 @@ def main(paper: Paper) -> None:
     out = args.out or folder / "tracking"
     comparable = comparable and WHOLE.get((dataset, rule)) == len(sequences)
 
-    trackers = {"": (tracker, settings | {"precision": str(world.amp)}, out)}
+    runs = {"": (tracker, settings, out)}
     for name, make in BASELINES.items() if args.baselines else ():
-        trackers[name] = make(), {"baseline": name}, out / name
+        runs[name] = make(), {"baseline": name}, out / name
     rows, summaries = [], {}
-    for label, (candidate, its_settings, place) in trackers.items():
+    for label, (candidate, its_settings, place) in runs.items():
         summary, speeds = measure(
             candidate, sequences, place, settings=its_settings, world=world, rule=rule, integers=args.integers
         )
-        rows += metrics(dataset, (summary.scores if summary else {}) | speeds, recipe, comparable=comparable, label=label)
-        summaries |= {label or paper.name: summary}
+        scores = (summary.scores if summary else {}) | speeds
+        rows += metrics(dataset, scores, recipe, comparable=comparable, label=label)
+        summaries[label or paper.name] = summary
     if not world.main:
         return
     for row in rows:
@@ -567,46 +578,56 @@ def follow(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) 
     Returns the number of frames. The strip has 8 to 15 evenly spaced frames (fewer of a shorter video).
     """
     import av
-    from PIL import Image, ImageDraw
 
     from common import figures
 
     if out.suffix not in (".mp4", ".gif"):
         raise UserError(f"--out is an .mp4 or a .gif, got {out}")
     codec, pixels = ("gif", "rgb8") if out.suffix == ".gif" else ("libx264", "yuv420p")
-    frames, rate = _frames(source)
     kept, every, count, part = [], 1, 0, out.with_name(f".{out.stem}.part{out.suffix}")
-    with av.open(str(part), "w") as video:
-        for count, frame in enumerate(frames, 1):
-            if count == 1:
-                tracker.init(frame, box)
-                caption = "given"
-                height, width = (n // 2 * 2 for n in frame.shape[:2])  # as H.264 wants them
-                stream = video.add_stream(codec, rate=rate, width=width, height=height, pix_fmt=pixels)
-            else:
-                box, value = tracker.track(frame)
-                caption = f"{value:.2f}"
-            picture = Image.fromarray(frame)
-            x, y, w, h = box
-            if np.isfinite(box).all():
-                draw = ImageDraw.Draw(picture)
-                draw.rectangle((x, y, x + max(w, 1), y + max(h, 1)), outline="red", width=2)
-                draw.text((x, max(y - 12, 0)), caption, fill="red")
-            drawn = np.asarray(picture)
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn[:height, :width]))))
-            if (count - 1) % every == 0:
-                kept.append((drawn, f"{count}: {caption}"))
-            if len(kept) == 16:
-                kept, every = kept[::2], 2 * every
-            if count == limit:
-                break
-        if not count:
-            raise UserError(f"{source} has no frames")
-        video.mux(stream.encode())
-    os.replace(part, out)
+    try:
+        frames, rate = _frames(source)
+        with av.open(str(part), "w") as video:
+            for count, frame in enumerate(frames, 1):
+                if count == 1:
+                    tracker.init(frame, box)
+                    caption = "given"
+                    height, width = (n // 2 * 2 for n in frame.shape[:2])  # as H.264 wants them
+                    stream = video.add_stream(codec, rate=rate, width=width, height=height, pix_fmt=pixels)
+                else:
+                    box, value = tracker.track(frame)
+                    caption = f"{value:.2f}"
+                drawn = _drawn(frame, box, caption)
+                video.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn[:height, :width]))))
+                if (count - 1) % every == 0:
+                    kept.append((drawn, f"{count}: {caption}"))
+                if len(kept) == 16:
+                    kept, every = kept[::2], 2 * every
+                if count == limit:
+                    break
+            if not count:
+                raise UserError(f"{source} has no frames")
+            video.mux(stream.encode())
+        os.replace(part, out)
+    except (OSError, av.FFmpegError) as error:
+        raise UserError(f"cannot make {out} from {source}: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
     pictures, captions = zip(*kept)
     figures.gallery(out.with_suffix(".png"), pictures, captions, ["black"] * len(kept), columns=min(4, len(kept)))
     return count
+
+
+def _drawn(frame: np.ndarray, box: Box, caption: str) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
+    picture = Image.fromarray(frame)
+    if np.isfinite(box).all():
+        x, y, w, h = box
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle((x, y, x + max(w, 1), y + max(h, 1)), outline="red", width=2)
+        draw.text((x, max(y - 12, 0)), caption, fill="red")
+    return np.asarray(picture)
 
 
 def _frames(source: Path) -> tuple[Iterator[np.ndarray], int]:
@@ -619,9 +640,8 @@ def _frames(source: Path) -> tuple[Iterator[np.ndarray], int]:
         if not files and (source / "img").is_dir():
             return _frames(source / "img")
         return map(data.read_frame, files), 25
-    try:
-        video = av.open(str(source))
-        stream = video.streams.video[0]
-    except (OSError, IndexError) as error:
-        raise UserError(f"{source} is no video and no folder of frames: {error}") from None
+    video = av.open(str(source))
+    if not video.streams.video:
+        raise UserError(f"{source} holds no pictures")
+    stream = video.streams.video[0]
     return (f.to_ndarray(format="rgb24") for f in video.decode(stream)), round(stream.average_rate or 25)

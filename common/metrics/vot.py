@@ -1,19 +1,27 @@
 """Any tracker as a program that the VOT toolkit can run, over the TraX protocol (pip install vot-trax six).
 
 A paper's ``vot.py`` is ``run.main(lambda: vot.main(PAPER))``; the baselines answer to ``python -m common.metrics.vot
-correlation``. The toolkit (GPL-3) is another program and wants an environment of its own, in which it finds trackers
-by a ``trackers.ini`` in the folder it is started from. Its programs run in a temporary folder: give whole paths ::
+correlation``. The toolkit (GPL-3) is a program of its own and wants an environment of its own ::
 
-    python -m venv vot && vot/bin/pip install vot-toolkit==0.9.0 attributee==0.1.9 six
+    python -m venv vot && vot/bin/pip install vot-toolkit==0.7.3 attributee==0.1.9 six
 
-    [correlation]                      # trackers.ini; for a paper: -m papers.sbt.vot /whole/path/to/run
+It finds trackers in ``trackers.ini`` in the folder it is started from, and runs them in a temporary one ::
+
+    [correlation]                      # for a paper: -m papers.sbt.vot /whole/path/to/run
     label = NCC
     protocol = trax
     command = REPOSITORY/.venv/bin/python -m common.metrics.vot correlation --region rectangle
     env_PYTHONPATH = REPOSITORY
 
-    vot/bin/vot test correlation                         # a short generated sequence: does it answer?
-    vot/bin/vot initialize vot2018/shortterm --workspace W && vot/bin/vot evaluate --workspace W correlation
+    vot/bin/vot test correlation                                      # 50 generated frames: does it answer?
+    vot/bin/vot initialize vot2018/shortterm --workspace W            # fetches the data; trackers.ini goes into W
+    vot/bin/vot evaluate --workspace W correlation && vot/bin/vot analysis --workspace W --format json correlation
+
+Without the download: ``initialize custom --nodownload``, sequences in W/sequences (list.txt; NAME/color/00000001.jpg,
+NAME/groundtruth.txt, NAME/sequence with ``channels.color=color/%08d.jpg``; for anchors NAME/anchor.value, a line of
+1, -1 or 0 per frame), experiments in W/stack.yaml as in the toolkit's own stacks. That was done with both baselines
+on one sequence of VOT, for the reset, anchor and unsupervised experiments. Of version 0.9.0 ``test`` and the
+unsupervised experiment work, but its reset and anchor experiments stop at every TraX tracker.
 
 ``--region`` is what is sent back: rectangle (VOT 2013-14, 2022 box), polygon (2015-2019), or mask (2020 and later):
 there a box is rasterised, which costs overlap, so say so beside the figures. A target given as polygon or mask is

@@ -1,0 +1,568 @@
+"""Running trackers: the loop and its resumption, the benchmarks' files, the baselines, the command lines, TraX."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+
+from common import figures, run
+from common.data import tracking as data
+from common.metrics import trackers, tracking, vot
+from common.run import UserError, World
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
+CPU = World(0, 1, torch.device("cpu"), None)
+SETTINGS = {"tracker": "test"}
+
+
+def make_sequences(folder, lengths=(5, 9, 7), dataset="got10k", **more):
+    """A textured square moving 2, 1 px a frame over another texture."""
+    rng, sequences = np.random.default_rng(0), []
+    for k, count in enumerate(lengths):
+        (folder / f"s{k}").mkdir(parents=True)
+        ground, square = (rng.integers(0, 255, (n, m, 3), dtype=np.uint8) for n, m in ((60, 80), (16, 20)))
+        boxes = np.array([[10 + 2 * i, 12 + i, 20, 16] for i in range(count)], float)
+        frames = [folder / f"s{k}" / f"{i}.png" for i in range(count)]
+        for path, (x, y, w, h) in zip(frames, boxes.astype(int)):
+            picture = ground.copy()
+            picture[y:y + h, x:x + w] = square
+            Image.fromarray(picture).save(path)
+        sequences.append(data.Sequence(f"s{k}", dataset, frames, boxes, np.ones(count, bool), **more))
+    return sequences
+
+
+class Drift:
+    """Moves the first box by 1 px a frame; counts what it is asked."""
+
+    def __init__(self, stop_after=10**9):
+        self.inits, self.frames, self.stop_after = 0, 0, stop_after
+
+    def init(self, frame, box):
+        self.box, self.inits = np.array(box), self.inits + 1
+
+    def track(self, frame):
+        assert frame.dtype == np.uint8 and frame.shape == (60, 80, 3)
+        self.frames += 1
+        if self.frames > self.stop_after:
+            raise KeyboardInterrupt
+        self.box = self.box + (1 / 3, 0, 0, 0)
+        return self.box, 0.5
+
+
+def answers(sequences, out):
+    return [r.boxes for r in trackers.results(sequences, out)]
+
+
+# The loop -------------------------------------------------------------------------------------------------
+
+
+def test_a_result_file_holds_what_the_tracker_said(tmp_path):
+    sequences = make_sequences(tmp_path)
+    trackers.evaluate(Drift(), sequences, tmp_path / "out", settings=SETTINGS)
+    for sequence, result in zip(sequences, trackers.results(sequences, tmp_path / "out")):
+        n = len(sequence)
+        np.testing.assert_allclose(result.boxes[:, 0], 10 + np.arange(n) / 3, rtol=1e-12)
+        np.testing.assert_array_equal(result.boxes[0], sequence.boxes[0])
+        assert np.isnan(result.scores[0]) and (result.scores[1:] == 0.5).all()
+        assert (result.seconds > 0).all() and (result.read_seconds > 0).all() and result.size == (80, 60)
+    assert len(np.genfromtxt(tmp_path / "out" / "got10k" / "s0.csv", delimiter=",")) == 5  # plain to other programs
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(tmp_path):
+    sequences, out = make_sequences(tmp_path), tmp_path / "out"
+    trackers.evaluate(Drift(), sequences, tmp_path / "whole", settings=SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        trackers.evaluate(Drift(stop_after=11), sequences, out, settings=SETTINGS)  # in the second longest
+    assert sorted(p.name for p in out.rglob("*.csv")) == ["s1.csv"]
+    second = Drift()
+    trackers.evaluate(second, sequences, out, settings=SETTINGS)
+    assert (second.inits, second.frames) == (2, 6 + 4)
+    for ours, whole in zip(answers(sequences, out), answers(sequences, tmp_path / "whole")):
+        np.testing.assert_array_equal(ours, whole)
+    trackers.evaluate(third := Drift(), sequences, out, settings=SETTINGS)
+    assert third.inits == 0
+
+
+def test_killed_and_started_again(tmp_path):
+    """A real process, killed hard in the middle of a sequence."""
+    sequences, out = make_sequences(tmp_path, lengths=(3, 12)), tmp_path / "out"
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from common.data import tracking as data
+from common.metrics import trackers
+import numpy as np
+class Slow(trackers.Still):
+    def track(self, frame):
+        time.sleep(0.05 if len(list(Path({str(out)!r}).rglob("*.csv"))) == 0 else 60)
+        return super().track(frame)
+sequences = [
+    data.Sequence(name, "got10k", [Path({str(tmp_path)!r}) / name / f"{{i}}.png" for i in range(n)],
+                  np.tile([10.0, 12, 20, 16], (n, 1)), np.ones(n, bool)) for name, n in (("s0", 3), ("s1", 12))]
+trackers.evaluate(Slow(), sequences, Path({str(out)!r}), settings={SETTINGS!r})
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=run.ROOT)
+    deadline = time.monotonic() + 60
+    while not (out / "got10k" / "s1.csv").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert [p.name for p in out.rglob("*.csv")] == ["s1.csv"]
+    again = Drift()
+    trackers.evaluate(again, sequences, out, settings=SETTINGS)
+    assert (again.inits, again.frames) == (1, 2)
+    assert [len(boxes) for boxes in answers(sequences, out)] == [3, 12]
+
+
+def test_a_damaged_or_foreign_result_is_made_anew(tmp_path):
+    sequences, out = make_sequences(tmp_path, lengths=(6,)), tmp_path / "out"
+
+    def inits(settings=SETTINGS):
+        trackers.evaluate(tracker := Drift(), sequences, out, settings=settings)
+        return tracker.inits
+
+    path = out / "got10k" / "s0.csv"
+    assert inits() == 1 and inits() == 0
+    whole = path.read_bytes()
+    for cut in (0, 1, 20, len(whole) // 2, whole.rindex(b"\n#"), len(whole) - 3):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"no result of s0.*evaluate it again"):
+            trackers.results(sequences, out)
+        assert inits() == 1, cut
+        np.testing.assert_array_equal(trackers.read_result(path).boxes[:, 1:], sequences[0].boxes[:1, 1:].repeat(6, 0))
+    path.write_bytes(whole.replace(b"10.0,12.0", b"11.0,12.0", 1))  # another first box
+    assert inits() == 1
+    path.write_text("[1]\n# end\n")
+    assert inits() == 1
+    assert inits({"tracker": "another"}) == 1 and inits({"tracker": "another"}) == 0
+    assert inits({"sides": (1, 2)}) == 1 and inits({"sides": [1, 2]}) == 0  # as JSON has it
+
+
+def test_what_cannot_be_evaluated(tmp_path):
+    sequences, out = make_sequences(tmp_path, lengths=(4, 4)), tmp_path / "out"
+    with pytest.raises(UserError, match="no result of s0"):
+        trackers.score(sequences, out)
+    sequences[1].frames[2].write_bytes(sequences[1].frames[2].read_bytes()[:100])
+    with pytest.raises(UserError, match=r"cannot evaluate: .*2\.png"):
+        trackers.evaluate(Drift(), sequences, out, settings=SETTINGS)
+    empty = make_sequences(tmp_path / "e", lengths=(4,))
+    empty[0].boxes[0, 2] = 0
+    with pytest.raises(UserError, match="starts from the first frame's box"):
+        trackers.evaluate(Drift(), empty, out, settings=SETTINGS)
+    mixed = [*make_sequences(tmp_path / "a", (2,)), *make_sequences(tmp_path / "b", (2,), "otb")]
+    with pytest.raises(UserError, match="not of got10k, otb"):
+        trackers.score(mixed, out)
+
+
+def _process(rank, port, folder):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    sequences = [
+        data.Sequence(f"s{k}", "got10k", [folder / f"s{k}" / f"{i}.png" for i in range(n)],
+                      np.tile([10.0, 12, 20, 16], (n, 1)), np.ones(n, bool)) for k, n in enumerate((5, 9, 7))]
+    tracker = Drift()
+    summary, _ = trackers.measure(
+        tracker, sequences, folder / "two", settings=SETTINGS, world=World(rank, 2, torch.device("cpu"), None))
+    (folder / f"rank{rank}.json").write_text(json.dumps([tracker.frames, summary.scores]))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_sequences(tmp_path, free_port):
+    sequences = make_sequences(tmp_path)
+    mp.spawn(_process, args=(free_port, tmp_path), nprocs=2)
+    trackers.evaluate(Drift(), sequences, tmp_path / "one", settings=SETTINGS)
+    for two, one in zip(answers(sequences, tmp_path / "two"), answers(sequences, tmp_path / "one")):
+        np.testing.assert_array_equal(two, one)
+    (frames0, scores0), (frames1, scores1) = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
+    assert (frames0, frames1) == (8 + 4, 6) and scores0 == scores1
+
+
+# Scores and files -----------------------------------------------------------------------------------------
+
+
+def put(sequences, out, boxes, seconds=0.1, read=0.3):
+    """Result files with these boxes."""
+    for sequence, its in zip(sequences, boxes):
+        n = len(sequence)
+        result = trackers.Result(np.array(its, float), np.ones(n), np.full(n, seconds), np.full(n, read), (80, 60), {})
+        trackers._write_result(trackers._path(sequence, out), result)
+
+
+def test_each_data_set_has_its_rule_and_its_frames(tmp_path):
+    (sequence,) = make_sequences(tmp_path, lengths=(5,))
+    cover = np.array([8, 8, 0, 8, 8])
+    for dataset, rule, more in (
+        ("got10k", "got10k", {"cover": cover}), ("otb", "otb", {"offset": 1}), ("lasot", "lasot", {"offset": 1}),
+        ("trackingnet", "trackingnet", {}), ("vot", "otb", {}),
+    ):
+        visible = cover > 0
+        one = [data.Sequence("s0", dataset, sequence.frames, sequence.boxes, visible, **more)]
+        boxes = sequence.boxes.copy()
+        boxes[2] += 500  # lost where the target is hidden; TrackingNet counts IoU 0 at its threshold 0
+        put(one, tmp_path, [boxes])
+        summary = trackers.score(one, tmp_path)
+        assert summary.rule == rule
+        whole = {"got10k": 100, "trackingnet": 80.5}.get(dataset, 2000 / 21 * 4 / 5)
+        assert summary.scores["ao" if rule == "got10k" else "auc"] == pytest.approx(whole)
+    boxes[2] = sequence.boxes[2]  # right, but LaSOT calls the target absent
+    put(lasot := [data.Sequence("s0", "lasot", sequence.frames, sequence.boxes, visible)], tmp_path, [boxes])
+    assert trackers.score(lasot, tmp_path, "otb").scores["auc"] == pytest.approx(2000 / 21)
+    assert trackers.score(lasot, tmp_path, "lasot").scores["auc"] == pytest.approx(2000 / 21 * 4 / 5)
+
+
+def test_scores_are_taken_in_the_coordinates_of_the_files(tmp_path):
+    """LaSOT's toolkit does not accept a true box at x = 0: in its files, that is, which count from 1."""
+    (sequence,) = make_sequences(tmp_path, lengths=(3,))
+    boxes = sequence.boxes - (sequence.boxes[0, 0], 0, 0, 0)
+    for offset, auc in ((1, 2000 / 21), (0, 2000 / 21 * 2 / 3)):
+        one = [data.Sequence("s0", "lasot", sequence.frames, boxes, np.ones(3, bool), offset)]
+        put(one, tmp_path, [boxes])
+        assert trackers.score(one, tmp_path).scores["auc"] == pytest.approx(auc)
+
+
+def test_speed_counts_frames_over_all_their_time(tmp_path):
+    sequences = make_sequences(tmp_path, lengths=(4, 6))
+    put(sequences, tmp_path, [s.boxes for s in sequences], seconds=0.01, read=0.03)
+    assert trackers.speed(sequences, tmp_path) == pytest.approx({"fps": 25, "fps_model": 100})
+
+
+def test_archives_are_the_benchmarks(tmp_path):
+    def texts(dataset, offset=0, **options):
+        sequences = make_sequences(tmp_path / f"{dataset}{options}", lengths=(2,), dataset=dataset, offset=offset)
+        put(sequences, tmp_path, [[[10, 12, 20, 16], [11.98765, 12.4, 20, 16]]], seconds=0.0125)
+        with zipfile.ZipFile(trackers.archive(sequences, tmp_path, **options)) as file:
+            return {name: file.read(name).decode() for name in file.namelist()}
+
+    assert texts("got10k") == {
+        "s0/s0_001.txt": "10.000,12.000,20.000,16.000\n11.988,12.400,20.000,16.000\n",
+        "s0/s0_time.txt": "0.01250000\n0.01250000\n",
+    }
+    assert texts("trackingnet") == {"s0.txt": "10.000,12.000,20.000,16.000\n11.988,12.400,20.000,16.000\n"}
+    assert texts("otb", 1) == {"s0.txt": "11.000,13.000,20.000,16.000\n12.988,13.400,20.000,16.000\n"}
+    assert texts("lasot", 1, integers=True) == {"s0.txt": "11,13,20,16\n12,13,20,16\n"}
+
+
+def test_a_box_that_is_no_number_is_handed_in_empty_and_scored_as_a_failure(tmp_path):
+    sequences = make_sequences(tmp_path, lengths=(3,))
+    put(sequences, tmp_path, [[[10, 12, 20, 16], [np.nan] * 4, [14, 14, 20, np.inf]]])
+    with zipfile.ZipFile(trackers.archive(sequences, tmp_path)) as file:
+        assert file.read("s0/s0_001.txt").decode().splitlines()[1:] == ["0.000,0.000,0.000,0.000"] * 2
+    assert trackers.score(sequences, tmp_path).scores["ao"] == 0
+
+
+def test_a_test_set_without_ground_truth_is_run_and_handed_in(tmp_path):
+    sequences = make_sequences(tmp_path)
+    for sequence in sequences:
+        sequence.boxes[1:] = np.nan
+    summary, speeds = trackers.measure(Drift(), sequences, tmp_path / "out", settings=SETTINGS)
+    assert summary is None and speeds["fps"] < speeds["fps_model"]
+    with zipfile.ZipFile(tmp_path / "out" / "got10k.zip") as file:
+        assert len(file.namelist()) == 6 and len(file.read("s1/s1_001.txt").splitlines()) == 9
+    with pytest.raises(UserError, match="no ground truth after its first frame"):
+        trackers.score(sequences, tmp_path / "out")
+
+
+def test_measure_leaves_scores_and_curves(tmp_path):
+    sequences = make_sequences(tmp_path)
+    summary, _ = trackers.measure(Drift(), sequences, tmp_path / "out", settings=SETTINGS)
+    told = json.loads((tmp_path / "out" / "got10k.json").read_text())
+    assert told["scores"] == summary.scores and set(told["sequences"]) == {"s0", "s1", "s2"}
+    assert Image.open(tmp_path / "out" / "got10k.png").size[0] > 200
+
+
+def test_curves_show_scores_and_published_ones(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: shown.append(figure))
+    truth = np.tile([5.0, 5, 20, 20], (4, 1))
+    good, bad = (tracking.lasot([tracking.Track("a", truth, truth + d)]) for d in (0, [30, 0, 0, 0]))
+    trackers.plot(tmp_path / "x.png", {"good": good, "bad": bad}, {"SBT, the paper": {"auc": 65.9, "precision": 70.0}})
+    legends = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in shown[0].axes]
+    assert legends[0] == ["good [95.2]", "bad [23.8]", "SBT, the paper [65.9]"]
+    assert legends[1] == ["good [100.0]", "bad [25.0]", "SBT, the paper [70.0]"]
+    assert legends[2] == ["good [100.0]", "bad [25.0]"]
+
+
+# Baselines ------------------------------------------------------------------------------------------------
+
+
+def test_correlation_follows_and_still_does_not(tmp_path):
+    sequences = make_sequences(tmp_path, lengths=(15,))
+    scores = {
+        name: trackers.measure(make(), sequences, tmp_path / name, settings=SETTINGS)[0].scores["ao"]
+        for name, make in trackers.BASELINES.items()
+    }
+    assert scores["correlation"] > 95 and scores["still"] < 45
+
+
+def test_correlation_follows_a_change_of_size():
+    rng = np.random.default_rng(0)
+    scene = Image.fromarray(rng.integers(0, 255, (30, 40), dtype=np.uint8)).resize((200, 150), Image.BICUBIC)
+    tracker = trackers.Correlation()
+    tracker.init(np.array(scene.convert("RGB")), (80, 55, 40, 40))  # the middle, from which everything grows
+    for step in range(1, 9):
+        side = (200 * 1.03**step, 150 * 1.03**step)
+        left, top = (side[0] - 200) / 2, (side[1] - 150) / 2
+        grown = scene.resize((round(side[0]), round(side[1])), Image.BICUBIC).crop((left, top, left + 200, top + 150))
+        box, _ = tracker.track(np.array(grown.convert("RGB")))
+    true = 40 * 1.03**8
+    assert tracking.iou(np.array([box]), np.array([[100 - true / 2, 75 - true / 2, true, true]])) > 0.85
+
+
+@pytest.mark.parametrize("box", [(-8, -5, 20, 20), (70, 50, 30, 30), (30, 30, 0.4, 0.4), (-40, -40, 500, 500)])
+def test_correlation_stands_odd_boxes(box):
+    frame = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    tracker = trackers.Correlation()
+    tracker.init(frame, box)
+    found, score = tracker.track(frame)
+    np.testing.assert_allclose(found, box, atol=1)
+    assert score > 0.9
+    tracker.init(np.zeros_like(frame), box)  # nothing to correlate with
+    assert tracker.track(frame) == (pytest.approx(box), 0)
+
+
+def test_on_real_sequences(tmp_path):
+    if not REAL.is_dir():
+        pytest.skip(f"no real sequences at {REAL}")
+    with tarfile.open(REAL / "tracking" / "tracking_small.tar") as file:
+        file.extractall(tmp_path, [m for m in file.getmembers() if "Crossing" in m.name], filter="data")
+    sequences = data.open_sequences(next(tmp_path.rglob("OTB")))
+    summary, _ = trackers.measure(trackers.Correlation(), sequences, tmp_path / "out", settings=SETTINGS)
+    still, _ = trackers.measure(trackers.Still(), sequences, tmp_path / "still", settings=SETTINGS)
+    assert summary.scores["auc"] > 70 and summary.scores["precision"] == 100 and still.scores["auc"] < 10
+
+
+# Command lines --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    dataset: str = "OTB-100"
+    speed_px: float = 2.0
+    paper_scores: dict[str, float] = field(default_factory=lambda: {"otb auc": 71.2, "otb fps": 40.0})
+    paper_source: str | None = "Table 1"
+
+
+class Linear:
+    """Moves the box by the network's bias every frame."""
+
+    def __init__(self, network, recipe, world):
+        assert not network.training
+        self.step = network.bias.tolist()
+
+    def init(self, frame, box):
+        self.box = np.array(box)
+
+    def track(self, frame):
+        self.box = self.box + (*self.step, 0, 0)
+        return tuple(self.box), 1.0
+
+
+PAPER = trackers.Paper("nobody", {"plain": Recipe()}, lambda recipe: torch.nn.Linear(1, 2), Linear, lambda w, m: w)
+WEIGHTS = {"weight": torch.zeros(2, 1), "bias": torch.tensor([2.0, 1.0])}
+
+
+@pytest.fixture
+def otb(tmp_path):
+    """An OTB folder with one sequence, boxes from 1."""
+    (sequence,) = make_sequences(tmp_path / "made", lengths=(6,))
+    img = tmp_path / "OTB" / "Square" / "img"
+    img.mkdir(parents=True)
+    for i, path in enumerate(sequence.frames, 1):
+        Image.open(path).save(img / f"{i:04d}.jpg", quality=95)
+    np.savetxt(img.parent / "groundtruth_rect.txt", sequence.boxes + (1, 1, 0, 0), fmt="%d", delimiter="\t")
+    return img.parent.parent
+
+
+def evaluate_line(monkeypatch, *argv):
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, argv)])
+    trackers.main(PAPER)
+
+
+def test_evaluate_of_a_file(tmp_path, otb, monkeypatch, capsys):
+    run.save_weights(weights := tmp_path / "w.safetensors", WEIGHTS)
+    evaluate_line(monkeypatch, weights, "--recipe", "plain", "--data", otb, "--baselines", "--out", tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    rows = {row["name"]: row for row in told["metrics"]}
+    assert rows["otb auc"]["value"] == pytest.approx(2000 / 21)
+    assert (rows["otb auc"]["paper_value"], rows["otb auc"]["paper_source"]) == (71.2, "Table 1")
+    assert not any(row["comparable"] for row in rows.values())  # one sequence is not OTB-100
+    assert rows["otb auc, still"]["paper_value"] is None and rows["otb auc, still"]["value"] < 80
+    assert rows["otb auc, correlation"]["value"] > 80
+    assert "the paper: 71.2 (not comparable)" in capsys.readouterr().out
+    results = run.metric("x", 1, "%").keys()
+    assert all(row.keys() == results for row in rows.values())
+
+
+def test_evaluate_of_a_run(tmp_path, otb, monkeypatch):
+    config = {"paper": "nobody", "recipe_name": "plain", "recipe": {"speed_px": 3.0}}
+    run.write_json(tmp_path / "config.json", config)
+    run.save_checkpoint(tmp_path, 5, {"model": WEIGHTS}, {"step": 5})
+    evaluate_line(monkeypatch, tmp_path, "--data", otb)
+    result = trackers.read_result(tmp_path / "tracking" / "otb" / "Square.csv")
+    assert result.settings["recipe"]["speed_px"] == 3.0 and result.settings["paper"] == "nobody"
+    before = result.settings["weights"]
+    run.save_checkpoint(tmp_path, 6, {"model": WEIGHTS | {"bias": torch.zeros(2)}}, {"step": 6})
+    evaluate_line(monkeypatch, tmp_path, "--data", otb)  # other weights: tracked anew
+    result = trackers.read_result(tmp_path / "tracking" / "otb" / "Square.csv")
+    assert result.settings["weights"] != before and (result.boxes == result.boxes[0]).all()
+
+
+@pytest.mark.parametrize("state, count, comparable", [
+    ({}, 100, False), ({"comparable": True}, 100, True), ({"comparable": True}, 99, False),
+])
+def test_only_the_whole_test_set_and_a_faithful_training_are_comparable(
+    tmp_path, otb, monkeypatch, state, count, comparable
+):
+    (one,) = data.open_sequences(otb)
+    many = [data.Sequence(f"s{i}", "otb", one.frames[:2], one.boxes[:2], one.visible[:2], 1) for i in range(count)]
+    monkeypatch.setattr(data, "open_sequences", lambda root, split: many)
+    run.write_json(tmp_path / "config.json", {"recipe": {}})
+    run.save_checkpoint(tmp_path, 5, {"model": WEIGHTS}, state)
+    evaluate_line(monkeypatch, tmp_path, "--data", otb)
+    told = json.loads((tmp_path / "tracking" / "evaluation.json").read_text())
+    found = {row["name"]: row["comparable"] for row in told["metrics"]}
+    assert found == {"otb auc": comparable, "otb precision": False, "otb fps": False, "otb fps_model": False}
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["missing.pth"], "no checkpoint at missing.pth"),
+    (["w.safetensors"], "a file of weights needs --recipe, one of plain"),
+    (["w.safetensors", "--recipe", "plain"], "meant for OTB-100: give the sequences' folder with --data"),
+    (["w.safetensors", "--recipe", "plain", "--rule", "vot"], "no rule 'vot'; there are otb, lasot"),
+    (["bad.safetensors", "--recipe", "plain"], "does not fit the recipe plain"),
+    (["."], "is no run folder with a whole checkpoint"),
+])
+def test_mistakes_in_an_evaluation(tmp_path, monkeypatch, argv, message):
+    monkeypatch.chdir(tmp_path)
+    run.save_weights(Path("w.safetensors"), WEIGHTS)
+    run.save_weights(Path("bad.safetensors"), {"weight": torch.zeros(2, 1)})
+    with pytest.raises(UserError, match=message):
+        evaluate_line(monkeypatch, *argv)
+
+
+@pytest.mark.parametrize("out", ["answer.mp4", "answer.gif"])
+def test_demo_on_a_folder(tmp_path, otb, monkeypatch, out):
+    av = pytest.importorskip("av")
+    run.save_weights(weights := tmp_path / "w.safetensors", WEIGHTS)
+    monkeypatch.setattr(sys, "argv", [
+        "demo", str(otb / "Square" / "img"), "--checkpoint", str(weights), "--recipe", "plain",
+        "--out", str(tmp_path / out)])
+    trackers.demo(PAPER)
+    with av.open(str(tmp_path / out)) as video:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
+    assert len(frames) == 6 and frames[0].shape == (60, 80, 3)
+    edge = frames[5][25:32, 19:25]  # the left side of the box, 10 + 5 * 2 + 1 in OTB's count, is red
+    redness = edge[..., 0] - edge[..., 1:].mean(-1)
+    assert redness.mean(0).max() > 60
+    assert Image.open((tmp_path / out).with_suffix(".png")).size[0] > 100
+
+
+def test_demo_on_a_video_and_a_strip_of_a_long_one(tmp_path, otb, monkeypatch):
+    av = pytest.importorskip("av")
+    rng, path = np.random.default_rng(0), tmp_path / "long.mp4"
+    with av.open(str(path), "w") as video:
+        stream = video.add_stream("mpeg4", rate=10, width=80, height=60, pix_fmt="yuv420p")
+        for _ in range(40):
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8))))
+        video.mux(stream.encode())
+    shown = {}
+    monkeypatch.setattr(figures, "gallery", lambda path, pictures, captions, *_, **__: shown.update({path: captions}))
+    assert trackers.follow(trackers.Still(), path, (10, 10, 20, 20), tmp_path / "a.mp4") == 40
+    (captions,) = shown.values()
+    assert [caption.split(":")[0] for caption in captions] == [str(i) for i in range(1, 41, 4)]
+    assert trackers.follow(trackers.Still(), path, (10, 10, 20, 20), tmp_path / "b.gif", limit=3) == 3
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        assert video.streams.video[0].average_rate == 10
+
+
+def test_where_the_target_is(tmp_path):
+    (tmp_path / "img").mkdir()
+    with pytest.raises(UserError, match="Give --box"):
+        trackers.first_box(tmp_path / "img", None)
+    (tmp_path / "groundtruth.txt").write_text("1,2,11,2,11,22,1,22\n5,5,5,5,5,5,5,5\n")
+    assert trackers.first_box(tmp_path / "img", None) == (1, 2, 10, 20)
+    assert trackers.first_box(tmp_path, "3, 4 ,5,6") == (3, 4, 5, 6)
+    (tmp_path / "tabs.txt").write_text("1\t2\t3\t4\n")
+    assert trackers.first_box(tmp_path / "video.mp4", str(tmp_path / "tabs.txt")) == (1, 2, 3, 4)
+    for wrong in ("1,2,3", "1,2,0,4", "a,b,c,d", "nan,1,2,3", str(tmp_path / "missing.txt")):
+        with pytest.raises(UserError, match="--box is x,y,w,h"):
+            trackers.first_box(tmp_path, wrong)
+
+
+def test_mistakes_in_a_demo(tmp_path):
+    (tmp_path / "none").mkdir()
+    (tmp_path / "text.mp4").write_text("no video")
+    (cut,) = make_sequences(tmp_path / "cut", lengths=(3,))
+    cut.frames[1].write_bytes(cut.frames[1].read_bytes()[:200])
+    for source, out, message in (
+        ("none", "a.mp4", "has no frames"), ("none", "a.avi", "an .mp4 or a .gif"),
+        ("text.mp4", "a.mp4", "cannot make .*a.mp4 from .*text.mp4: .*Invalid data"),
+        ("missing", "a.mp4", "No such file"), ("cut/s0", "a.mp4", r"cannot read .*1\.png"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trackers.follow(trackers.Still(), tmp_path / source, (1, 1, 2, 2), tmp_path / out)
+        assert not list(tmp_path.glob(".*part*")) and not (tmp_path / out).exists()
+
+
+# TraX -----------------------------------------------------------------------------------------------------
+
+
+def test_a_trax_client_gets_its_answers(tmp_path):
+    """The whole protocol, in a process: targets of three kinds, each answered in the kind asked for."""
+    pytest.importorskip("six")  # which vot-trax does not declare
+    trax = pytest.importorskip("trax")
+    from trax.client import Client
+
+    (sequence,) = make_sequences(tmp_path, lengths=(4,))
+    x, y, w, h = sequence.boxes[0].astype(int).tolist()
+    mask = np.zeros((60, 80), np.uint8)
+    mask[y:y + h, x:x + w] = 1
+    corners = [(x, y), (x + w - 1, y), (x + w - 1, y + h - 1), (x, y + h - 1)]
+    command = [sys.executable, "-m", "common.metrics.vot", "correlation", "--region", "polygon"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=run.ROOT)
+    client = Client((process.stdin.fileno(), process.stdout.fileno()), log=lambda _: None)
+    images = [{"color": trax.FileImage.create(str(path))} for path in sequence.frames]
+    for target in (trax.Rectangle.create(x, y, w, h), trax.Polygon.create(corners), trax.Mask.create(mask)):
+        ((answer, _),), _ = client.initialize(images[0], [(target, {})], {})
+        assert list(answer) == corners
+        for image, true in zip(images[1:], sequence.boxes[1:]):
+            ((answer, properties),), _ = client.frame(image, {}, [])
+            assert answer.type == "polygon" and float(properties["confidence"]) > 0.9
+            np.testing.assert_allclose(vot.box_around(answer), true, atol=0.01)
+    client.quit()
+    assert process.wait(20) == 0
+
+
+def test_boxes_as_regions_and_back():
+    pytest.importorskip("six")
+    pytest.importorskip("trax")
+    for kind in ("rectangle", "polygon", "mask"):
+        region = vot.answer((7, 3, 10, 4), kind, (60, 80))
+        assert region.type == kind and vot.box_around(region) == (7, 3, 10, 4)
+    drawn = vot.answer((-5.2, 3.6, 10, 4), "mask", (60, 80))
+    assert drawn.offset() == (0, 4) and drawn.array().shape == (4, 5) and drawn.array().all()
+    assert not vot.answer((90, 3, 10, 4), "mask", (60, 80)).array().any()
+    assert vot.answer((np.nan, 3, 10, 4), "rectangle", (60, 80)).bounds() == (0, 0, 0, 0)
+    with pytest.raises(UserError, match="empty mask"):
+        vot.box_around(vot.answer((np.nan, 3, 10, 4), "mask", (60, 80)))
+
+
+def test_without_vot_trax_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "trax", None)
+    with pytest.raises(UserError, match="pip install vot-trax six"):
+        vot.serve(trackers.Still())
