@@ -130,9 +130,12 @@ def main(function) -> None:
     try:
         function()
     except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            text = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker wraps it in its traceback
-            print(f"error: {text.strip()}", file=sys.stderr)
+        if int(os.environ.get("RANK", 0)):
+            time.sleep(3)  # a mistake that all processes see is rank 0's to report, and ends them all
+        text = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker wraps it in its traceback
+        print(f"error: {text.strip()}", file=sys.stderr, flush=True)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            os._exit(2)  # the others may be waiting for this process: closing the group would wait for them
         sys.exit(2)
     finally:
         if dist.is_initialized():

@@ -1,0 +1,52 @@
+"""What the tools across papers need to know about SBT (common/contract.py)."""
+
+import timm
+import torch
+
+from common.contract import Model, Workload
+from papers.sbt.evaluate import build
+from papers.sbt.model import VARIANTS, tracker
+from papers.sbt.recipes import Pretrain
+
+# Parameters of the tracking network and of the classifier with 1000 classes. Base, large and huge in tracking are
+# counted on the authors' code; the others on ours (light's and small's classifiers are PVTv2-B1 and -B2).
+PARAMS = {
+    "sbt_light": (7_193_926, 14_009_000), "sbt_small": (15_374_918, 25_362_856), "sbt_base": (22_000_198, 31_988_136),
+    "sbt_large": (35_250_758, 45_238_696), "sbt_huge": (52_568_134, 62_556_072), "sbt_micro": (656_982, 613_432),
+}
+# Training sequences and images of the data sets, for the length of an epoch.
+IMAGES = {"digits": 1_437, "Imagenette": 9_469, "ImageNet-1K": 1_281_167}
+
+MODELS = {
+    name: Model(
+        build=lambda name=name: tracker(name, drop_path_rate=0.0),
+        # The head fixes the search crop's size, not the template's.
+        inputs=lambda: (torch.randn(2, 3, 64, 64), torch.randn(2, 3, 256, 256)),
+        shape=(2, 1024, 2),
+        params=PARAMS[name][0],
+        compile=name == "sbt_micro",
+    )
+    for name in VARIANTS
+} | {
+    f"{name}-classifier": Model(
+        build=lambda name=name: timm.create_model(name, drop_path_rate=0.0),
+        inputs=lambda: (torch.randn(2, 3, 64, 64),),
+        shape=(2, 1000),
+        params=PARAMS[name][1],
+        compile=name == "sbt_micro",
+    )
+    for name in VARIANTS
+}
+
+
+def workload(recipe) -> Workload:
+    """Of an ablation: all its trainings, the paper's network standing for the others."""
+    with torch.device("meta"):
+        if isinstance(recipe, Pretrain):
+            classes = 1000 if recipe.dataset == "ImageNet-1K" else 10
+            model = timm.create_model(recipe.model, num_classes=classes, **recipe.model_args)
+            image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
+            return Workload(model, (image,), IMAGES[recipe.dataset], recipe.epochs, recipe.batch)
+        crops = tuple(torch.empty(1, 3, side, side) for side in (recipe.template_px, recipe.search_px))
+        trainings = len(recipe.contenders) * recipe.seeds or 1
+        return Workload(build(recipe), crops, recipe.pairs_per_epoch, recipe.epochs * trainings, recipe.batch)

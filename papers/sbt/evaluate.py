@@ -1,0 +1,54 @@
+"""Scores of a tracker: ``python -m papers.sbt.evaluate CHECKPOINT --recipe NAME --data FOLDER [--baselines]``.
+
+CHECKPOINT is a run folder, or a file of weights: ours, or the authors' as published.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from common import run
+from common.metrics import trackers
+from papers.sbt.correlation import CorrelationNet, Siamese
+from papers.sbt.model import VARIANTS, SBTBackbone, first_three, tracker
+from papers.sbt.official import convert
+from papers.sbt.recipes import RECIPES, Recipe
+from papers.sbt.tracker import SBTTracker
+
+
+def build(recipe: Recipe) -> torch.nn.Module:
+    """The recipe's network, at random."""
+    try:
+        if recipe.head == "correlation":
+            known = recipe.model in VARIANTS
+            backbone = (
+                SBTBackbone(num_classes=0, published=recipe.published, **first_three(recipe.model) | recipe.model_args)
+                if known else Siamese(recipe.model, **recipe.model_args)
+            )
+            return CorrelationNet(backbone, recipe.search_px)
+        if recipe.model not in VARIANTS:
+            raise ValueError(f"no variant {recipe.model!r}; there are {', '.join(VARIANTS)}")
+        return tracker(
+            recipe.model, search_size=recipe.search_px, head=recipe.head, published=recipe.published,
+            **recipe.model_args,
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise run.UserError(f"cannot build {recipe.model} with head {recipe.head}: {error}") from None
+
+
+def follow(network: torch.nn.Module, recipe: Recipe, world: run.World) -> SBTTracker:
+    """The network as a tracker."""
+    return SBTTracker(
+        network, template_size=recipe.template_px, search_size=recipe.search_px,
+        template_factor=recipe.template_factor, search_factor=recipe.search_factor, window=recipe.window,
+        precision=world.amp or torch.float32, speed=recipe.speed, published=recipe.published,
+    )
+
+
+PAPER = trackers.Paper(
+    "sbt", {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)}, build, follow,
+    lambda weights, _network: convert(weights),
+)
+
+if __name__ == "__main__":
+    run.main(lambda: trackers.main(PAPER))

@@ -1,0 +1,92 @@
+"""Pictures of a run: its curves, tracked frames, and where the search tokens see the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common import figures, run
+from common.data import crops, tracking
+from common.metrics import trackers
+from papers.sbt.data import Data
+from papers.sbt.recipes import Recipe
+
+COLORS = {"truth": "lime", "sbt": "red", "still": "white", "correlation": "deepskyblue"}
+
+
+def draw(folder: Path, model: torch.nn.Module, data: Data, recipe: Recipe, world: run.World) -> None:
+    figures.curves(folder, [["loss", "val/loss"], ["iou", "val/iou"], ["lr"]])
+    if data.test:
+        draw_tracks(folder / "tracks.png", folder / "tracking", data.test[:8])
+        draw_scores(folder / "scores.png", model, data.test[:6], recipe, world)
+
+
+def draw_tracks(path: Path, results: Path, sequences: list[tracking.Sequence], frames: int = 6) -> None:
+    """Evenly spread frames of each sequence with the boxes of ground truth, tracker and baselines."""
+    homes = {"sbt": results, **{name: results / name for name in trackers.BASELINES if (results / name).is_dir()}}
+    found = {name: trackers.results(sequences, home) for name, home in homes.items()}
+    figure, axes = figures.plt.subplots(
+        len(sequences), frames, figsize=(2.2 * frames, 1.75 * len(sequences)), squeeze=False, layout="constrained"
+    )
+    for row, (line, sequence) in enumerate(zip(axes, sequences)):
+        for axis, number in zip(line, np.linspace(0, len(sequence) - 1, frames).astype(int)):
+            axis.imshow(tracking.read_frame(sequence.frames[number]))
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(f"{sequence.name.removeprefix('GOT-10k_')}, {number + 1}", fontsize=7)
+            boxes = {name: result[row].boxes[number] for name, result in found.items()}
+            for name, box in {"truth": sequence.boxes[number], **boxes}.items():
+                if np.isfinite(box).all():
+                    outline(axis, box, COLORS[name])
+    figure.suptitle(", ".join(f"{name}: {COLORS[name]}" for name in ("truth", *homes)), fontsize=8)
+    figures.save(figure, path)
+
+
+def outline(axis, box, color: str) -> None:
+    axis.add_patch(figures.plt.Rectangle(box[:2], *box[2:], fill=False, edgecolor=color, linewidth=1.2))
+
+
+@torch.inference_mode()
+def draw_scores(
+    path: Path, model: torch.nn.Module, sequences: list[tracking.Sequence], recipe: Recipe, world: run.World
+) -> None:
+    """For the middle frame of each sequence: template, search crop with the best token's box, the tokens' scores.
+
+    The crop is taken around the true box and moved aside, so that the middle is not the answer.
+    """
+    figure, axes = figures.plt.subplots(3, len(sequences), figsize=(1.8 * len(sequences), 5.4), layout="constrained")
+    for column, sequence in zip(np.reshape(axes, (3, -1)).T, sequences):
+        number = len(sequence) // 2
+        first, frame = (tracking.read_frame(sequence.frames[i]) for i in (0, number))
+        box = sequence.boxes[number]
+        aside = box + (0.8 * box[2], -0.6 * box[3], 0, 0)
+        z = crops.cut(first, crops.around(sequence.boxes[0], recipe.template_factor, recipe.template_px))
+        crop = crops.around(aside, recipe.search_factor, recipe.search_px)
+        x = crops.cut(frame, crop)
+        inputs = (crops.normalise(crops.to_tensor(pixels)).to(world.device)[None] for pixels in (z, x))
+        logits, boxes = model(*inputs)
+        score = logits[0].float().softmax(1)[:, 0].cpu()
+        cx, cy, w, h = boxes[0, score.argmax()].float().cpu() * recipe.search_px
+        for axis, picture in zip(column, (z, x, score.view(model.grid, model.grid))):
+            axis.imshow(picture, **({"vmin": 0, "vmax": 1} if picture is not z and picture is not x else {}))
+            axis.set(xticks=[], yticks=[])
+        outline(column[1], crop.to_crop(box), COLORS["truth"])
+        outline(column[1], (cx - w / 2, cy - h / 2, w, h), COLORS["sbt"])
+        column[2].set_title(f"up to {score.max():.2f}", fontsize=8)
+    figures.save(figure, path)
+
+
+def draw_ablation(path: Path, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """`rows` are an ablation's metrics by contender and key: IoU on validation pairs, and AO in tracking."""
+    figure, axes = figures.plt.subplots(1, 2, figsize=(9, 0.35 * len(rows) + 1.2), sharey=True, layout="constrained")
+    for axis, key, label in zip(axes, ("iou", "ao"), ("IoU on validation pairs, %", "AO, %")):
+        values, spread = ([row[key].get(name, 0) for row in rows.values()] for name in ("value", "spread"))
+        colors = ["tab:red" if name == "interleaved" else "tab:gray" for name in rows]
+        axis.barh(list(rows), values, xerr=spread, color=colors)
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3, axis="x")
+    axes[0].invert_yaxis()
+    figures.save(figure, path)

@@ -1,0 +1,115 @@
+"""The tracker around the network: geometry, window, precision, what is published and what is right."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common import run
+from papers.sbt.evaluate import build, follow
+from papers.sbt.model import Prediction
+from papers.sbt.recipes import RECIPES
+from papers.sbt.tracker import MARGIN_PX, SBTTracker, best_token, clip, hann_window
+
+
+class Brightest(nn.Module):
+    """Stands in for a network: says that the target is the crop's bright pixels, on every token."""
+
+    grid = 16
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def encode(self, template):
+        return template
+
+    def predict(self, z, search):
+        bright = search[0].mean(0) > 0.3  # half way between black and white, normalised
+        rows, columns = (bright.any(axis).nonzero().flatten() for axis in (1, 0))
+        low, high = torch.stack([columns[0], rows[0]]), torch.stack([columns[-1], rows[-1]]) + 1
+        box = torch.cat([low + high, 2 * (high - low)]).float() / 2 / search.shape[-1]
+        return Prediction(torch.zeros(1, 256, 2), box.expand(1, 256, 4))
+
+
+def frame_with(x, y, w, h):
+    frame = np.zeros((120, 160, 3), dtype=np.uint8)
+    frame[y : y + h, x : x + w] = 255
+    return frame
+
+
+@pytest.mark.parametrize("published, off_px", [(False, 0.6), (True, 1.2)])
+def test_follows_a_square_over_the_frame(published, off_px):
+    tracker = SBTTracker(Brightest(), template_size=64, search_size=128, published=published)
+    tracker.init(frame_with(20, 20, 24, 18), (20, 20, 24, 18))
+    for step in range(1, 12):
+        x, y = 20 + 9 * step, 20 + 6 * step
+        box, score = tracker.track(frame_with(x, y, 24, 18))
+        np.testing.assert_allclose(box, (x, y, 24, 18), atol=off_px)
+        assert score == 0.5
+
+
+def test_the_window_decides_between_equals_and_its_ends_are_zero():
+    window = hann_window(8)
+    assert window.view(8, 8)[0].abs().max() == 0 and torch.allclose(window, window.flip(0), atol=1e-6)
+    logits, boxes = torch.zeros(64, 2), torch.rand(64, 4)
+    *box, score, penalised, cell = best_token(logits, boxes, window, 0.49).tolist()
+    assert cell in (27, 28, 35, 36) and score == 0.5
+    assert penalised == pytest.approx(0.51 * 0.5 + 0.49 * window.max().item())
+    assert box == pytest.approx(boxes[int(cell)].tolist())
+    logits[0, 0] = 9.0
+    assert best_token(logits, boxes, window, 0.0)[-1] == 0 and best_token(logits, boxes, window, 0.6)[-1] != 0
+
+
+@pytest.mark.parametrize("box, expected", [
+    ((10, 10, 30, 20), (10, 10, 30, 20)),
+    ((-5, -5, 30, 20), (0, 0, 25, 15)),
+    ((-50, 30, 20, 20), (0, 30, 10, 20)),
+    ((155, 90, 40, 60), (150, 90, 10, 30)),
+    ((50, 50, 2, 1), (50, 50, 10, 10)),
+])
+def test_clip(box, expected):
+    assert clip(box, 160, 120) == expected and expected[2] >= MARGIN_PX
+
+
+def test_a_new_start_forgets_the_last_target():
+    tracker = SBTTracker(Brightest(), template_size=64, search_size=128)
+    for x in (20, 100):
+        tracker.init(frame_with(x, 40, 20, 20), (x, 40, 20, 20))
+        box, _ = tracker.track(frame_with(x + 3, 40, 20, 20))
+        assert box[0] == pytest.approx(x + 3, abs=0.6)
+
+
+def test_bf16_leaves_the_trained_weights_alone():
+    torch.manual_seed(0)
+    network = build(RECIPES["tiny"]).eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    world = run.World(0, 1, torch.device("cpu"), torch.bfloat16)
+    tracker = follow(network, RECIPES["tiny"], world)
+    frame = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    tracker.init(frame, (60, 40, 30, 30))
+    box, score = tracker.track(frame)
+    assert np.isfinite(box).all() and 0 < score < 1 and tracker.z.dtype == torch.bfloat16
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]) and tensor.dtype == torch.float32
+
+
+def test_an_empty_box_is_refused():
+    tracker = SBTTracker(Brightest())
+    with pytest.raises(run.UserError, match="empty or not finite"):
+        tracker.init(frame_with(1, 1, 2, 2), (10, 10, 0, 5))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("speed", ["compile", "graph"])
+def test_fast_paths_track_like_the_plain_one(speed):
+    torch.manual_seed(0)
+    network = build(RECIPES["tiny"]).eval().cuda()
+    sizes = {"template_size": RECIPES["tiny"].template_px, "search_size": RECIPES["tiny"].search_px}
+    frames = np.random.default_rng(0).integers(0, 256, (5, 120, 160, 3), dtype=np.uint8)
+    tracks = []
+    for tracker in (SBTTracker(network, **sizes), SBTTracker(network, speed=speed, **sizes)):
+        for start in (0, 1):  # a second sequence goes through the same graph
+            tracker.init(frames[start], (60, 40, 30, 30))
+            tracks.append([tracker.track(frame)[0] for frame in frames[start + 1 :]])
+    np.testing.assert_allclose(np.concatenate(tracks[:2]), np.concatenate(tracks[2:]), atol=0.5)
