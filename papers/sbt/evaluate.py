@@ -5,6 +5,8 @@ CHECKPOINT is a run folder, or a file of weights: ours, or the authors' as publi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from common import run
@@ -45,9 +47,16 @@ def follow(network: torch.nn.Module, recipe: Recipe, world: run.World) -> SBTTra
     )
 
 
+def take(weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A file's tensors under our names. The authors' were trained with what their code does, and go nowhere else."""
+    theirs = any(name.startswith("backbone.patch_embed1.") for name in weights)
+    if theirs and network.backbone.stages[0].norm_applied:
+        raise run.UserError("these weights are the authors': take the recipe authors_base, _large or _huge for them")
+    return convert(weights)
+
+
 PAPER = trackers.Paper(
-    "sbt", {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)}, build, follow,
-    lambda weights, _network: convert(weights),
+    "sbt", {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)}, build, follow, take
 )
 
 if __name__ == "__main__":

@@ -182,6 +182,10 @@ RECIPES["real_small_otb"] = replace(
     RECIPES["real_small"], about="the other way round: trained on the OTB folder and COCO, tested on the others",
     datasets=("otb", "coco"), held_out=("vot", "got10k", "lasot"),
 )
+for _size, _recipe in (("base", "full"), ("large", "full_large"), ("huge", "full_huge")):
+    RECIPES[f"authors_{_size}"] = replace(
+        RECIPES[_recipe], about=f"{_recipe}, erring where the authors' code errs: for their weights", published=True
+    )
 RECIPES["correlation"] = replace(
     RECIPES["tiny"], about="tiny with SBT's features in a plain correlation tracker", head="correlation"
 )

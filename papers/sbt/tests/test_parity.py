@@ -9,11 +9,13 @@ import torch
 
 from common import parity
 from common.data import crops as crops_module
-from common.run import UserError
+from common.run import UserError, World
 from papers.sbt import load_official
+from papers.sbt.evaluate import build, follow, take
 from papers.sbt.loss import assign, terms, total, weight_sum
 from papers.sbt.model import Prediction
 from papers.sbt.official import convert
+from papers.sbt.recipes import RECIPES
 from papers.sbt.tracker import SBTTracker, best_token, clip, hann_window
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -193,3 +195,12 @@ def test_load_official_lists_every_wrong_tensor():
     assert all(word in str(error.value) for word in ("backbone.stages.2.norm.bias", "stray", "head.box.channel.1.bias"))
     with pytest.raises(UserError, match="light, small, base"):
         load_official("medium", weights)
+
+
+def test_the_authors_weights_need_a_recipe_that_errs_as_they_do():
+    weights = parity.state_dict(read("params_base"))
+    with pytest.raises(UserError, match="authors_base"):
+        take(weights, build(RECIPES["full"]))
+    network = build(RECIPES["authors_base"])
+    network.load_state_dict(take(weights, network))
+    assert follow(network, RECIPES["authors_base"], World(0, 1, torch.device("cpu"), None)).published
