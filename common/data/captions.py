@@ -67,6 +67,9 @@ class Captions(Dataset):
     def __getitem__(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
         return Image.open(self.rows[index].image).convert("RGB"), self.rows[index].captions
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.rows[index].captions
+
     def name(self, index: int) -> str:
         return str(self.rows[index].image)
 
@@ -113,16 +116,21 @@ class CaptionShards(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
-        shard, at, size, text_at, text_size = self.rows[index].tolist()
-        with open(self.shards[shard], "rb") as file:
-            file.seek(text_at)
-            texts = file.read(text_size).decode()
-            file.seek(at)
-            image = Image.open(io.BytesIO(file.read(size))).convert("RGB")
-        texts = tuple(line.strip() for line in texts.splitlines() if line.strip())
+        image = Image.open(io.BytesIO(self._read(self.rows[index, :3]))).convert("RGB")
+        return image, self.captions(index)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        text = self._read(self.rows[index, [0, 3, 4]]).decode()
+        texts = tuple(line.strip() for line in text.splitlines() if line.strip())
         if not texts:
-            raise ValueError("empty caption")
-        return image, texts
+            raise ValueError(f"{self.name(index)} has an empty caption")
+        return texts
+
+    def _read(self, place: np.ndarray) -> bytes:
+        shard, offset, size = place.tolist()
+        with open(self.shards[shard], "rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
     def name(self, index: int) -> str:
         return f"{self.shards[self.rows[index][0]]}@{self.rows[index][1]}"

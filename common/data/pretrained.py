@@ -24,20 +24,21 @@ def smollm2() -> Path:
     """
 
     def write(folder: Path) -> None:
-        from transformers import (
-            AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM,
-        )
+        import transformers
+        from transformers import AutoTokenizer, LlamaConfig
 
         file = _packaged(*SMOLLM2)
-        quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        packed = {"gguf_file": file.name}
+        quantized = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **packed, dtype=torch.float32)
         config = quantized.config.to_dict()
         config.pop("quantization_config", None)  # would be saved along, and .half() refused
-        model = LlamaForCausalLM(LlamaConfig(**config)).eval()
+        model = transformers.LlamaForCausalLM(LlamaConfig(**config)).eval()
         model.load_state_dict(quantized.state_dict())
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **packed)
+        tokenizer.clean_up_tokenization_spaces = False  # would eat the blank before a full stop
         tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # the file says <|im_start|>
         model.config.eos_token_id = model.config.pad_token_id = tokenizer.eos_token_id
-        model.generation_config = GenerationConfig.from_model_config(model.config)
+        model.generation_config = transformers.GenerationConfig.from_model_config(model.config)
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

@@ -67,8 +67,9 @@ class VideoFile:
         self.length = len(packets)
         if not packets or self.length + SLACK < self.stream.frames:
             raise OSError(f"{self.path} is cut off: {self.length} of {self.stream.frames} frames are there")
-        # AVI has no time stamps, only packets in order, of which a B-frame may share one: frames are counted instead.
-        times = [] if "avi" in self.container.format.name else [pts for pts, _ in packets]
+        # AVI has no time stamps, only packets in order, and a B-frame may share one: then frames are counted instead.
+        counted = "avi" in self.container.format.name and self.stream.codec_context.has_b_frames
+        times = [] if counted else [pts for pts, _ in packets]
         self.times = sorted(times) if None not in times else []
         self.keys = sorted(pts for pts, key in packets if key) if self.times else []
 

@@ -62,15 +62,15 @@ def clips(root: Path | None = None) -> Path:
 
 
 def _photograph(name: str) -> np.ndarray:
-    """(H, W, 3), its shorter side 160 px, mirrored around so that the camera may leave it."""
+    """(H, W, 3), its shorter side 96 px, mirrored around so that the camera may leave it."""
     for package in ("skimage.data", "sklearn.datasets.images"):
         file = resources.files(package) / name
         if file.is_file():
             with file.open("rb") as stream:
                 image = Image.open(stream).convert("RGB")
-            scale = 160 / min(image.size)
+            scale = 96 / min(image.size)
             image = image.resize((round(image.width * scale), round(image.height * scale)), Image.BICUBIC)
-            return np.pad(np.asarray(image), ((150, 150), (150, 150), (0, 0)), "reflect")
+            return np.pad(np.asarray(image), ((150, 150), (150, 150), (0, 0)), "symmetric")
     raise FileNotFoundError(f"neither scikit-image nor scikit-learn ships {name}")
 
 
@@ -78,7 +78,7 @@ def _film(photograph: np.ndarray, motion: tuple[float, ...], rng: np.random.Gene
     """Frames (HEIGHT, WIDTH, 3) of the camera's path, which passes the photograph's middle half way through."""
     image = Image.fromarray(photograph)
     speed = rng.uniform(0.5, 2)
-    middle = np.array([image.width, image.height]) / 2 + rng.uniform(-30, 30, 2)
+    middle = np.array([image.width, image.height]) / 2 + rng.uniform(-15, 15, 2)
     phase, frequency = rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.3, 0.8, 2)
     zoom = rng.uniform(0.8, 1.25)
     for t in range(FRAMES):

@@ -21,8 +21,10 @@ COUNTS = ("one", "two", "three")
 # Unit vector from the second object to the first; the opposite word.
 RELATIONS = {"left of": (-1, 0, "right of"), "right of": (1, 0, "left of"), "above": (0, -1, "below"),
              "below": (0, 1, "above")}
-QUESTIONS = {"colour": "What is the color of the {0}?", "shape": "What shape is it?", "count": "How many objects are there?",
-             "relation": "Where is the {0} seen from the {1}?"}
+QUESTIONS = {
+    "colour": "What color is it?", "shape": "What shape is it?", "count": "How many objects are there?",
+    "relation": "Where is the {0} seen from the {1}?",
+}
 DESCRIBE = "Describe the image."
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 
@@ -80,8 +82,9 @@ def _write(folder: Path, split: str, count: int, side: int, rng: np.random.Gener
                 "bbox": [x - r, y - r, 2 * r + 1, 2 * r + 1], "area": (2 * r + 1) ** 2, "phrase": f"a {color} {shape}",
             })
         asked = [("describe", DESCRIBE, _captions(objects, relation)[0]), *_questions(objects, relation)]
-        # Training: the description alone, and all questions as one dialogue. None gives away a later answer.
-        for turns in [asked[:1], asked[1:]] if split == "train" else [[each] for each in asked]:
+        described, *dialogue = asked
+        rng.shuffle(dialogue)  # no answer is given away by an earlier turn
+        for turns in [[described], dialogue] if split == "train" else [[each] for each in asked]:
             spoken = [{"from": who, "value": text} for _, *pair in turns for who, text in zip(("human", "gpt"), pair)]
             spoken[0]["value"] = f"{IMAGE}\n{spoken[0]['value']}"
             kind = turns[0][0] if len(turns) == 1 else "mixed"
@@ -113,13 +116,13 @@ def _scene(side: int, rng: np.random.Generator) -> tuple[Image.Image, list, str 
         kinds = [first] * int(rng.integers(1, 4))
         cells = rng.permutation(4)[: len(kinds)]  # a 2 x 2 grid: objects never touch
         spots = [side * (0.28 + 0.44 * np.array([c % 2, c // 2]) + rng.uniform(-0.06, 0.06, 2)) for c in cells]
-    background = rng.integers(0, 60, 3)
+    background = rng.integers(0, 50, 3)
     picture = Image.new("RGB", (side, side), tuple(int(v) for v in background))
     draw, objects = ImageDraw.Draw(picture), []
     for (color, shape), spot in zip(kinds, spots):
         x, y = (int(v) for v in np.round(spot))
-        r = int(np.round(side * rng.uniform(0.1, 0.16)))
-        shade = tuple(int(v) for v in np.clip(np.array(COLORS[color]) + rng.integers(-25, 26, 3), 0, 255))
+        r = int(np.round(side * rng.uniform(0.12, 0.17)))
+        shade = tuple(int(v) for v in np.clip(np.array(COLORS[color]) + rng.integers(-20, 21, 3), 0, 255))
         _draw(draw, shape, x, y, r, shade)
         objects.append((color, shape, (x, y, r)))
     return picture, objects, relation
@@ -151,7 +154,5 @@ def _questions(objects: list, relation: str | None) -> list[tuple[str, str, str]
     if relation:
         asked = QUESTIONS["relation"].format(f"{color} {shape}", f"{rest[0][0]} {rest[0][1]}")
         return [("count", QUESTIONS["count"], COUNTS[1]), ("relation", asked, relation)]
-    return [
-        ("count", QUESTIONS["count"], COUNTS[len(rest)]), ("shape", QUESTIONS["shape"], shape),
-        ("colour", QUESTIONS["colour"].format(f"{shape}s" if rest else shape), color),
-    ]
+    found = {"count": COUNTS[len(rest)], "shape": shape, "colour": color}
+    return [(category, QUESTIONS[category], answer) for category, answer in found.items()]
