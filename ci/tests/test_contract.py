@@ -6,6 +6,7 @@ import importlib
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._pytree import tree_leaves
 
 from common import run
 from tools.list import papers
@@ -31,9 +32,9 @@ def _seed():
 
 def _gradients(model, inputs):
     model.zero_grad()
-    out = _first(model(*inputs))
-    out.float().square().mean().backward()
-    return out.shape, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    outputs = [x for x in tree_leaves(model(*inputs)) if isinstance(x, torch.Tensor)]
+    sum(out.float().square().mean() for out in outputs).backward()
+    return outputs[0].shape, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("case", _models())
