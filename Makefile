@@ -35,8 +35,8 @@ test:  ## the tests; with PAPER=, one paper's
 	@$(if $(PAPER),$(one-paper))for p in $(or $(PAPER),$(PAPERS)); do tools/setup.sh $$p || exit 1; done
 	$(PYTHON) -m pytest $(if $(PAPER),papers/$(PAPER)) $(ARGS)
 
-bench: setup  ## kernels and models against their baselines; with PAPER=, one paper's
-	$(if $(PAPER),$(in-paper),@$(PYTHON) -m common.kernels.bench $(ARGS))
+bench: setup  ## kernels and the networks that use them against their baselines; with PAPER=, one paper's
+	$(if $(PAPER),$(in-paper),@for m in common.kernels papers.shiftvit papers.smlpnet; do $(PYTHON) -m $$m.bench $(ARGS) || exit; done)
 
 report: setup  ## one page over all runs: runs/report.html
 	@$(PYTHON) -m tools.report $(ARGS)

@@ -1,5 +1,5 @@
-# The verbs every paper offers from inside its folder. A paper's Makefile sets PAPER and includes this file;
-# it defines a `bench` of its own if the paper has one. With an environment of your own: make PYTHON=python ...
+# The verbs every paper offers from inside its folder. A paper's Makefile sets PAPER and includes this file.
+# With an environment of your own: make PYTHON=python ...
 ROOT := $(abspath $(dir $(lastword $(MAKEFILE_LIST)))/..)
 PYTHON ?= $(ROOT)/.venv/bin/python
 RECIPE ?= tiny
@@ -10,7 +10,7 @@ run = cd $(ROOT) && $(PYTHON) -m
 launch = cd $(ROOT) && $(PYTHON) -m $(if $(filter 1,$(GPUS)),,torch.distributed.run --standalone --nproc-per-node $(GPUS) -m)
 data = $(if $(DATA),--data $(abspath $(DATA)))
 .DEFAULT_GOAL := reproduce
-.PHONY: setup reproduce train evaluate test smoke
+.PHONY: setup reproduce train evaluate test smoke bench
 
 setup:
 ifeq ($(origin PYTHON),file)
@@ -29,3 +29,7 @@ test: setup
 
 smoke: setup
 	$(ROOT)/ci/smoke.sh $(PAPER) $(PYTHON)
+
+bench: setup
+	@[ -e $(ROOT)/papers/$(PAPER)/bench.py ] || { echo "$(PAPER) has no benchmark of its own" >&2; exit 2; }
+	$(run) papers.$(PAPER).bench $(data) $(ARGS)

@@ -5,6 +5,7 @@ this module needs neither cuda-core nor a GPU, and compiling needs no GPU. Every
 a 64-bit integer, so launch arguments are Python ints.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from common.data import cache_dir
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")  # A100, H100 and H200, B200, RTX 50: what the tests compile for
 BACKENDS = ("auto", "reference", "cuda")
@@ -96,7 +99,7 @@ def compile(source: Path, names: Sequence[str], arch: str) -> Binary:
 
     code = source.read_text()
     key = hashlib.sha256(repr((code, tuple(names), arch, nvrtc.nvrtcVersion()[1:])).encode()).hexdigest()
-    cached = _cache_dir() / f"{source.stem}-{arch}-{key[:32]}"
+    cached = cache_dir("kernels") / f"{source.stem}-{arch}-{key[:32]}"
     if cached.exists():
         return _unpack(cached.read_bytes())
 
@@ -121,16 +124,9 @@ def _unpack(packed: bytes) -> Binary:
     return Binary(cubin, header["symbols"], {name: used[symbol] for name, symbol in header["symbols"].items()})
 
 
-def _cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision-reproductions" / "kernels"
-
-
 def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: several processes may compile at once. A read-only home means no cache, not an error."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Whole or not at all: several processes may compile at once. A full disk means no cache, not an error."""
+    with contextlib.suppress(OSError):
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(content)
         os.replace(file.name, path)
-    except OSError:
-        pass

@@ -2,7 +2,7 @@
 
 `reference.py` holds the formula, `README.md` the plans, layouts and measurements. The environment variable
 KERNEL_BACKEND picks auto (default), reference or cuda; see `common.kernels.cuda.wanted`. The kernels take 16-bit
-floats with channels last; a GPU tensor of another layout is copied into it, other dtypes and sizes run the reference.
+floats with channels last; a GPU tensor of another layout is copied into it. Other dtypes and sizes run the reference.
 """
 
 from pathlib import Path
@@ -41,12 +41,12 @@ def sparse_mlp(
         z, row_weight, row_bias, col_weight, col_bias, fuse_weight = (
             t.to(dtype) for t in (z, row_weight, row_bias, col_weight, col_bias, fuse_weight)
         )
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    if exporting or not cuda.wanted(z.device) or z.dtype not in C_TYPES:
+        # On a CPU autograd of plain PyTorch is faster than the operators below: it keeps what it has anyway.
         return reference.sparse_mlp(z, row_weight, row_bias, col_weight, col_bias, fuse_weight)
-    layout = torch.channels_last if reference.channels_last(z) else torch.contiguous_format
-    if z.dtype in C_TYPES and cuda.wanted(z.device):
-        z = z.contiguous(memory_format=torch.channels_last)
-    u = _mix(z, row_weight, row_bias, col_weight, col_bias)
+    layout = _layout(z)
+    u = _mix(z.contiguous(memory_format=torch.channels_last), row_weight, row_bias, col_weight, col_bias)
     return reference.fuse(u, fuse_weight).contiguous(memory_format=layout)
 
 
@@ -66,9 +66,8 @@ def _check(z, row_weight, row_bias, col_weight, col_bias, fuse_weight):
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """Of what is computed from x: channels last where the kernels want it, else contiguous."""
-    wanted = reference.channels_last(x) and cuda.wanted(x.device)
-    return torch.channels_last if wanted else torch.contiguous_format
+    """Of what is computed from x."""
+    return torch.channels_last if reference.channels_last(x) else torch.contiguous_format
 
 
 def _like(x: Tensor, channels: int) -> Tensor:

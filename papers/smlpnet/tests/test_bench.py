@@ -1,0 +1,15 @@
+"""What the benchmark times gives the authors' outputs and gradients."""
+
+import torch
+
+from common.kernels import bench
+from papers.smlpnet.bench import cases
+
+
+def test_all_forms_agree():
+    names = set()
+    for case in cases("cpu", torch.float32, 2, "smlpnet_micro"):
+        case.rows = {name: row for name, row in case.rows.items() if "torch.compile" not in name}
+        bench.check_parity(case)
+        names.add(case.name)
+    assert len(names) == 5 * 2 * 2  # four blocks and the network, training and inference, two layouts
