@@ -33,7 +33,7 @@ evaluate:  ## a checkpoint: PAPER= CHECKPOINT=run-folder-or-file [RECIPE=] [DATA
 
 test:  ## the tests; with PAPER=, one paper's
 	@$(if $(PAPER),$(one-paper))for p in $(or $(PAPER),$(PAPERS)); do tools/setup.sh $$p || exit 1; done
-	$(PYTHON) -m pytest $(if $(PAPER),papers/$(PAPER)) $(ARGS)
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile $(if $(PAPER),papers/$(PAPER)) $(ARGS)
 
 bench: setup  ## kernels and the networks that use them against their baselines; with PAPER=, one paper's
 	$(if $(PAPER),$(in-paper),@for m in common.kernels papers.shiftvit papers.smlpnet; do $(PYTHON) -m $$m.bench $(ARGS) || exit; done)

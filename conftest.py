@@ -1,9 +1,15 @@
 """Fixtures for all tests."""
 
+import os
 import socket
 
 import pytest
 import torch
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # `make test`: the workers share the cores
+    threads = max(1, (os.cpu_count() or 1) // int(workers))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that tests start
 
 
 def pytest_collection_modifyitems(items):
