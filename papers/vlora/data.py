@@ -1,0 +1,232 @@
+"""Conversations and captions as training samples, and the order they come in.
+
+A sample is (PIL images, messages): a captioned image is a conversation whose answer is the caption.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from common.data import captions, conversations
+from common.data.loader import Augmented, steps_per_epoch
+from common.data.tiny.scenes import scenes
+from common.run import UserError
+from papers.vlora.processing import VLoRAProcessor
+from papers.vlora.recipes import RECIPES, Recipe
+
+EXPECTED = """expected one of
+  conversations  {root}/conversations_train.json (LLaVA's format; or the folder's only .json), conversations_val.json
+  captions       {root}/annotations/captions_train*.json beside image folders  (COCO's format)
+  shards         {root}/train-000000.tar ..., val-000000.tar ...  (webdataset: KEY.jpg and KEY.txt)"""
+
+
+class CaptionTalks(Dataset):
+    """Captioned images as conversations; `pick` chooses one of several captions at random, else it is the first."""
+
+    def __init__(self, data: captions.Captions | captions.CaptionShards, prompt: str, pick: bool):
+        self.data, self.prompt, self.pick = data, prompt, pick
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[list[Image.Image], list[dict[str, Any]]]:
+        image, texts = self.data[index]
+        text = random.choice(texts) if self.pick else texts[0]
+        return [image], caption_messages(self.prompt, text)
+
+    def name(self, index: int) -> str:
+        return self.data.name(index)
+
+
+class Talks(Dataset):
+    """Conversations of a file."""
+
+    def __init__(self, data: conversations.Conversations):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[list[Image.Image], list[dict[str, Any]]]:
+        images, row = self.data[index]
+        return images, list(row.messages)
+
+    def name(self, index: int) -> str:
+        return self.data.name(index)
+
+
+class Encoded(Dataset):
+    """Samples (PIL images, `processor.encode`d conversation) of either; with `strict` an unreadable one is an error."""
+
+    def __init__(self, talks: Talks | CaptionTalks, processor: VLoRAProcessor, max_length: int, strict: bool = False):
+        self.talks, self.processor, self.max_length, self.strict = talks, processor, max_length, strict
+
+    def __len__(self) -> int:
+        return len(self.talks)
+
+    def __getitem__(self, index: int):
+        try:
+            images, messages = self.talks[index]
+        except (OSError, SyntaxError, ValueError) as error:
+            if self.strict:
+                raise UserError(f"cannot evaluate: {self.name(index)} is unreadable ({error})") from None
+            raise
+        return images, self.processor.encode(messages, self.max_length)
+
+    def name(self, index: int) -> str:
+        return self.talks.name(index)
+
+
+def caption_messages(prompt: str, text: str) -> list[dict[str, Any]]:
+    question = [{"type": "image"}, {"type": "text", "text": prompt}]
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+
+def data_folder(recipe: Recipe, data: Path | None) -> Path:
+    """Where a recipe's data are: as given, or the built-in scenes for a recipe meant for them."""
+    if data:
+        return data
+    if recipe.dataset == "scenes":
+        return scenes()
+    raise UserError(f"this recipe is meant for {recipe.dataset}: give its folder with --data")
+
+
+def open_talks(root: Path, split: str, recipe: Recipe, report: Path | None = None) -> Talks | CaptionTalks:
+    """A split of a folder in one of the layouts above: captions for pre-training, conversations for fine-tuning.
+
+    Malformed conversations of the training split go to `report`.
+    """
+    if not root.is_dir():
+        raise UserError(f"no data folder {root}: {EXPECTED.format(root=root)}")
+    if recipe.stage == "pretrain":
+        if shards := sorted(root.glob(f"{split}-*.tar")):
+            return CaptionTalks(captions.CaptionShards(shards), recipe.prompt, split == "train")
+        rows = captions.read_captions(root, split)
+        return CaptionTalks(captions.Captions(rows), recipe.prompt, split == "train")
+    path = root / f"conversations_{split}.json"
+    if not path.exists() and split == "train" and len(only := list(root.glob("*.json"))) == 1:
+        (path,) = only
+    if not path.exists():
+        raise UserError(f"{root} has no conversations for {split!r}: {EXPECTED.format(root=root)}")
+    rows = conversations.read_conversations(path, root, strict=split != "train", report=report)
+    return Talks(conversations.Conversations(rows))
+
+
+def has_split(root: Path, split: str, recipe: Recipe) -> bool:
+    """Whether there is anything to evaluate on: LLaVA's mixture, for one, comes without a validation split."""
+    try:
+        open_talks(root, split, recipe)
+    except UserError as error:
+        if "has no" in str(error):
+            return False
+        raise
+    return True
+
+
+class TrainingBatches(Sampler):
+    """One rank's micro-batches of (sample index, seed) for all the steps of a training, `chunks` to a step.
+
+    A function of the seed: the global batches depend neither on the number of ranks nor of chunks. `kinds` tells for
+    each sample whether it has an image, and its length: then, as in the authors' trainer, every global batch is all
+    images or all text (the last rows of both share one), and micro-batches hold rows of like length.
+    """
+
+    def __init__(
+        self, samples: int, batch: int, steps: int, *, seed: int, rank: int = 0, world: int = 1, chunks: int = 1,
+        kinds: Sequence[tuple[bool, int]] | None = None,
+    ):
+        self.samples, self.batch, self.steps, self.seed = samples, batch, steps, seed
+        self.rank, self.world, self.chunks, self.kinds = rank, world, chunks, kinds
+        self.per_epoch = steps_per_epoch(samples, batch)
+
+    def __len__(self) -> int:
+        return self.steps * self.chunks
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch = -1
+        for step in range(self.steps):
+            if epoch != step // self.per_epoch:
+                epoch = step // self.per_epoch
+                rng = np.random.default_rng((self.seed, epoch))
+                order, seeds = self.order(rng), rng.integers(2**32, size=self.samples)
+            rows = order[step % self.per_epoch * self.batch :][: self.batch]
+            if self.kinds:
+                rows = np.array(sorted(rows, key=lambda row: self.kinds[row][1]))
+            for chunk in np.array_split(rows.reshape(-1, self.world), self.chunks):
+                yield [(int(row), int(seeds[row])) for row in chunk[:, self.rank]]
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        """All samples in an epoch's order."""
+        order = rng.permutation(self.samples)
+        if not self.kinds:
+            return order
+        seen = np.array([self.kinds[row][0] for row in order])
+        batches, left = [], []
+        for rows in (order[seen], order[~seen]):
+            whole = len(rows) // self.batch * self.batch
+            batches += list(rows[:whole].reshape(-1, self.batch))
+            left.append(rows[whole:])
+        left = np.concatenate(left)
+        whole = len(left) // self.batch * self.batch
+        batches += list(left[:whole].reshape(-1, self.batch))
+        return np.concatenate([*(batches[i] for i in rng.permutation(len(batches))), left[whole:]])
+
+
+def kinds(talks: Talks | CaptionTalks) -> list[tuple[bool, int]]:
+    """(has an image, length in words) of every sample."""
+    if isinstance(talks, CaptionTalks):
+        return [(True, 1)] * len(talks)
+    return [
+        (bool(row.images), sum(len(m["content"][-1]["text"].split()) for m in row.messages)) for row in talks.data.rows
+    ]
+
+
+def train_loader(
+    talks: Talks | CaptionTalks, processor: VLoRAProcessor, recipe: Recipe, steps: int, *, seed: int, rank: int = 0,
+    world: int = 1, chunks: int = 1, workers: int = 0, report: Path | None = None,
+) -> DataLoader:
+    """`TrainingBatches` of a recipe, collated. Unreadable images are counted, reported and passed over."""
+    batches = TrainingBatches(
+        len(talks), recipe.batch, steps, seed=seed, rank=rank, world=world, chunks=chunks,
+        kinds=kinds(talks) if recipe.grouped else None,
+    )
+    samples = Augmented(Encoded(talks, processor, recipe.max_length), list, report=report)
+    return DataLoader(
+        samples, batch_sampler=batches, collate_fn=processor.collate, num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+def main(folder: Path, /) -> None:
+    """Prints what a data folder holds for either stage, and which images are missing; or what is expected."""
+    found = False
+    for stage in ("pretrain", "finetune"):
+        for split in ("train", "val"):
+            try:
+                talks = open_talks(folder, split, replace(RECIPES["tiny"], stage=stage))
+            except UserError as error:
+                missing = error
+                continue
+            found = True
+            files = set() if isinstance(talks, CaptionTalks) else {p for row in talks.data.rows for p in row.images}
+            lost = sorted(path for path in files if not path.is_file())
+            print(f"{stage}, {split}: {len(talks):,} samples, {len(files):,} image files named"
+                  + (f", {len(lost):,} of them missing, such as {lost[0]}" if lost else ""))
+    if not found:
+        raise missing
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from common import run
+
+    run.main(lambda: tyro.cli(main))

@@ -1,0 +1,102 @@
+"""Chat about a picture: ``python -m papers.vlora.demo photo.jpg --question "What is this?"``.
+
+Without a question, questions are read from the terminal, one a line; the picture's weights are computed once for all of
+them and stay merged into the language model meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import transformers
+import tyro
+from PIL import Image
+
+from common import figures, run
+from common.data.tiny.scenes import DESCRIBE, scenes
+from common.run import UserError
+from papers.vlora.evaluate import answer, load
+from papers.vlora.figures import wrapped
+from papers.vlora.model import VLoRAForConditionalGeneration
+from papers.vlora.processing import TEMPLATES
+
+
+@dataclass
+class Arguments:
+    picture: Annotated[Path | None, tyro.conf.Positional] = None
+    """An image file; without one, a generated scene."""
+    question: str | None = None
+    """What to ask; without one, questions are read from the terminal."""
+    checkpoint: Path | None = None
+    """Run or model folder; without one, the newest finished run under runs/."""
+    new_tokens: int = 64
+    out: Path = Path("answer.png")
+
+
+class Chat:
+    """A dialogue about one picture. `ask` answers, knowing what was said before."""
+
+    def __init__(self, model: Any, processor: Any, picture: Image.Image, world: run.World, new_tokens: int):
+        self.model, self.processor, self.picture, self.world = model, processor, picture, world
+        self.new_tokens, self.turns = new_tokens, []
+        self.options: dict[str, Any] = {}
+        if isinstance(model, VLoRAForConditionalGeneration):
+            mark = torch.tensor([[processor.image_token_id]], device=world.device)
+            pixels = processor.pixels([picture]).to(world.device)
+            with torch.no_grad(), world.autocast():
+                self.options["perceptual_weights"] = model.perceive(mark, pixels)
+
+    def ask(self, question: str) -> str:
+        remembers = self.processor.chat_template not in (TEMPLATES["plain"], TEMPLATES["prompted"])
+        turns = self.turns if remembers else []
+        image = [] if turns else [{"type": "image"}]
+        turns = [*turns, {"role": "user", "content": [*image, {"type": "text", "text": question}]}]
+        (told,) = answer(
+            self.model, self.processor, [[self.picture]], [turns], self.world, self.new_tokens, **self.options
+        )
+        self.turns = [*turns, {"role": "assistant", "content": [{"type": "text", "text": told}]}]
+        return told
+
+
+def main() -> None:
+    args = tyro.cli(Arguments, prog="python -m papers.vlora.demo", description="Chat about a picture.")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    finished = sorted(Path("runs", "vlora").glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
+    if not (args.checkpoint or finished):
+        command = "make reproduce PAPER=vlora"
+        raise UserError(f"no finished run under runs/vlora; make one with {command}, or give --checkpoint")
+    checkpoint = args.checkpoint or finished[-1].parent
+    picture = args.picture or min((scenes() / "val").glob("*.png"))
+    try:
+        image = Image.open(picture).convert("RGB")
+    except OSError as error:
+        raise UserError(f"{picture} is no picture: {error}") from None
+    world = run.start_world(run.Options())
+    model, processor = load(checkpoint, world.device)
+    chat = Chat(model, processor, image, world, args.new_tokens)
+
+    asked = []
+    with contextlib.suppress(KeyboardInterrupt):
+        for question in [args.question or DESCRIBE] if args.question or not sys.stdin.isatty() else _typed():
+            asked.append((question, chat.ask(question)))
+            print(f"{question}\n  {asked[-1][1]}")
+    caption = "\n".join(wrapped(f"{q} {a}") for q, a in asked[-4:])
+    figures.gallery(args.out, [np.asarray(image)], [caption], ["black"], columns=1)
+    print(f"{args.out} written; {checkpoint}")
+
+
+def _typed():
+    print("ask about the picture; an empty line ends")
+    while question := input("> ").strip():
+        yield question
+
+
+if __name__ == "__main__":
+    run.main(main)

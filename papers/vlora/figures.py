@@ -1,0 +1,72 @@
+"""Pictures of a run: curves, answers under their images, accuracy beside its controls."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from common import figures
+from common.metrics.captions import exact_match
+from papers.vlora.data import CaptionTalks, Talks
+
+
+def draw(folder: Path, talks: Talks | CaptionTalks | None, samples: Sequence[dict[str, Any]]) -> None:
+    """All pictures of a finished run into its folder."""
+    figures.curves(folder, [["loss", "val/loss"], ["lr"], ["grad_norm"]])
+    if samples:
+        answers(folder / "answers.png", talks, samples)
+        controls(folder / "controls.png", samples)
+
+
+def answers(path: Path, talks: Talks | CaptionTalks, samples: Sequence[dict[str, Any]], count: int = 15) -> None:
+    """Evenly spread images, each with what was asked and answered; wrong answers in red with the right one."""
+    from papers.vlora.evaluate import pictures, questions
+
+    asked = questions(talks, len(samples))
+    rows = np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)
+    images, captions, colors = [], [], []
+    for row in rows:
+        sample, picture = samples[row], pictures(asked[row], talks)
+        right = exact_match(sample["answer"], sample["truths"])
+        words = [sample["question"], sample["answer"]] if sample["question"] else [sample["answer"]]
+        if not right and sample["category"] != "caption":
+            words.append(f"({sample['truths'][0]})")
+        images.append(np.asarray(picture[0]) if picture else np.full((8, 8, 3), 255, np.uint8))
+        captions.append("\n".join(wrapped(text) for text in words))
+        colors.append("black" if sample["category"] == "caption" else "green" if right else "red")
+    figures.gallery(path, images, captions, colors, columns=5)
+
+
+def wrapped(text: str) -> str:
+    """At most three lines of a caption's width."""
+    return "\n".join(textwrap.wrap(text, 26)[:3])
+
+
+def controls(path: Path, samples: Sequence[dict[str, Any]]) -> None:
+    """Per category: share of right answers with the right image and with another; for captions, the two losses."""
+    figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
+    if all(sample["category"] == "caption" for sample in samples):
+        own, other = (np.array([s[key] for s in samples]) for key in ("loss", "loss_exchanged"))
+        axis.scatter(own, other, s=12, c=np.where(own < other, "tab:green", "tab:red"))
+        axis.axline((own.mean(), own.mean()), slope=1, color="gray", linewidth=1)
+        axis.set_xlabel("loss with the right image")
+        axis.set_ylabel("with another image")
+    else:
+        groups = defaultdict(list)
+        for sample in samples:
+            groups[sample["category"]].append(sample)
+        place = np.arange(len(groups))
+        for shift, key, label in ((-0.2, "answer", "right image"), (0.2, "exchanged", "another image")):
+            shares = [np.mean([exact_match(s[key], s["truths"]) for s in rows]) for rows in groups.values()]
+            axis.bar(place + shift, shares, 0.4, label=label)
+        axis.set_xticks(place, list(groups))
+        axis.set_ylim(0, 1)
+        axis.set_ylabel("right answers")
+        axis.legend(frameon=False)
+    figures.save(figure, path)

@@ -1,0 +1,129 @@
+"""From a recipe to its processor and its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, LlamaConfig, PreTrainedConfig, TimmWrapperConfig
+
+from common.data import pretrained
+from common.data.tiny.scenes import word_tokenizer
+from common.run import UserError
+from papers.vlora import official
+from papers.vlora.baseline import VisualTokensConfig, VisualTokensForConditionalGeneration
+from papers.vlora.model import VLoRAConfig, VLoRAForConditionalGeneration
+from papers.vlora.processing import TEMPLATES, VLoRAProcessor
+from papers.vlora.recipes import Recipe
+from papers.vlora.vision_language import VisionLanguageModel
+
+METHODS = {
+    "vlora": (VLoRAConfig, VLoRAForConditionalGeneration),
+    "tokens": (VisualTokensConfig, VisualTokensForConditionalGeneration),
+}
+INSTALLED = {"smollm2": pretrained.smollm2, "efficientnet-lite0": pretrained.efficientnet_lite0}
+# What is between vision tower and LLM, and so what a pre-training leaves behind.
+CONNECTION = {"vlora": "generator.", "tokens": "projector."}
+
+TINY_SIDE_PX = 32
+_VICUNA = official.config(**official.VARIANTS["vlora_7b"])
+# Known without looking anything up, so that a training can be planned offline.
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "tiny": LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=176, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    ),
+    "smollm2": LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192, rope_theta=100_000.0,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    ),
+    "lmsys/vicuna-7b-v1.5": _VICUNA.text_config,
+}
+TOWERS: dict[str, PreTrainedConfig] = {
+    "tiny": CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=TINY_SIDE_PX,
+        patch_size=4,
+    ),
+    "efficientnet-lite0": TimmWrapperConfig(architecture="tf_efficientnet_lite0", do_pooling=False),
+    "openai/clip-vit-large-patch14-336": _VICUNA.vision_config,
+}
+
+
+def folder(name: str) -> str:
+    """What from_pretrained takes for a recipe's name of a part."""
+    return str(INSTALLED[name]()) if name in INSTALLED else name
+
+
+def processor(recipe: Recipe) -> VLoRAProcessor:
+    """The recipe's image processor and tokenizer, with the chat template of its stage."""
+    if recipe.vision == "tiny":
+        side = TINY_SIDE_PX
+        crop = {"height": side, "width": side}
+        images = transformers.CLIPImageProcessor(size={"shortest_edge": side}, crop_size=crop)
+    else:
+        images = _load(transformers.AutoImageProcessor, recipe.vision, "--vision")
+    tokenizer = word_tokenizer() if recipe.llm == "tiny" else _load(AutoTokenizer, recipe.llm, "--llm")
+    template = TEMPLATES[recipe.template]
+    return VLoRAProcessor(images, tokenizer, chat_template=template, pad_to_square=recipe.pad_to_square)
+
+
+def config(recipe: Recipe, text: PreTrainedConfig, vision: PreTrainedConfig, image_token_id: int) -> Any:
+    """The config of the recipe's model around these parts."""
+    fields = {"image_token_id": image_token_id, "standardize": recipe.standardize}
+    if vision.model_type == "timm_wrapper":  # a convolutional network: its last map
+        fields |= {"visual_layer": None, "class_token": False, **_map_shape(vision)}
+    else:
+        fields |= {"num_features": (vision.image_size // vision.patch_size) ** 2, "visual_width": vision.hidden_size}
+    if recipe.method == "vlora":
+        names = ("width", "blocks", "rank", "alpha", "weight_types", "separate", "every")
+        fields |= {name: getattr(recipe, name) for name in names}
+    kind, _ = METHODS[recipe.method]
+    return kind(text_config=text, vision_config=vision, **fields)
+
+
+def _map_shape(vision: PreTrainedConfig) -> dict[str, int]:
+    import timm
+
+    with torch.device("meta"):
+        network = timm.create_model(vision.architecture, num_classes=0)
+        features = network.forward_features(torch.empty(1, *network.default_cfg["input_size"]))
+    return {"num_features": features[0, 0].numel(), "visual_width": features.shape[1]}
+
+
+def blueprint(recipe: Recipe, image_token_id: int = 3) -> Any:
+    """The config of the recipe's model without its weights."""
+    text = CONFIGS.get(recipe.llm) or AutoConfig.from_pretrained(recipe.llm)
+    vision = TOWERS.get(recipe.vision) or AutoConfig.from_pretrained(recipe.vision)
+    return config(recipe, text, getattr(vision, "vision_config", vision), image_token_id)
+
+
+def _load(kind: Any, name: str, option: str, **kwargs: Any) -> Any:
+    try:
+        return kind.from_pretrained(folder(name), **kwargs)
+    except (OSError, ValueError) as error:  # what transformers and the hub's client raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"cannot load {name}: {reason}; give a local folder with {option}") from None
+
+
+def load_vision_tower(name: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    """A pretrained vision tower; of a model that also has a text half, such as CLIP, its vision half."""
+    whole = _load(AutoConfig, name, "--vision")
+    if not hasattr(whole, "vision_config"):
+        return _load(transformers.AutoModel, name, "--vision", dtype=dtype)
+    kind = transformers.MODEL_MAPPING[type(whole.vision_config)]
+    return _load(kind, name, "--vision", config=whole.vision_config, dtype=dtype)
+
+
+def build(recipe: Recipe, image_token_id: int, dtype: torch.dtype = torch.float32) -> VisionLanguageModel:
+    """The recipe's model at the start of its training: pretrained parts, or random ones where they are "tiny"."""
+    _, model = METHODS[recipe.method]
+    parts = {}
+    if recipe.llm != "tiny":
+        parts["language_model"] = _load(transformers.AutoModelForCausalLM, recipe.llm, "--llm", dtype=dtype)
+    if recipe.vision != "tiny":
+        parts["vision_tower"] = load_vision_tower(recipe.vision, dtype)
+    text = parts["language_model"].config if "language_model" in parts else CONFIGS["tiny"]
+    vision = parts["vision_tower"].config if "vision_tower" in parts else TOWERS["tiny"]
+    return model(config(recipe, text, vision, image_token_id), **parts)

@@ -1,0 +1,232 @@
+"""Processor, templates, the order of samples, and evaluation's bookkeeping."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import AutoProcessor, CLIPImageProcessor
+
+from common.data import conversations
+from common.data.tiny.scenes import scenes, word_tokenizer
+from common.run import UserError
+from papers.vlora import evaluate
+from papers.vlora.data import TrainingBatches, has_split, kinds, open_talks
+from papers.vlora.processing import IGNORED, SYSTEM, TEMPLATES, VLoRAProcessor
+from papers.vlora.recipes import RECIPES
+
+
+def _processor(template="short", **kwargs):
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return VLoRAProcessor(images, word_tokenizer(), chat_template=TEMPLATES[template], **kwargs)
+
+
+def _talk(*turns, image=True):
+    messages = []
+    for i, text in enumerate(turns):
+        content = [{"type": "image"}] * (image and i == 0) + [{"type": "text", "text": text}]
+        messages.append({"role": "assistant" if i % 2 else "user", "content": content})
+    return messages
+
+
+# Processor ------------------------------------------------------------------------------------------------
+
+
+def test_templates():
+    talk = _talk("What color is it?", "red", "What shape is it?", "circle")
+    said = {name: _processor(name).apply_chat_template(talk) for name in ("vicuna_v1", "short", "chatml")}
+    dialogue = "USER: <image>\nWhat color is it? ASSISTANT: red</s>USER: What shape is it? ASSISTANT: circle</s>"
+    assert said["vicuna_v1"] == f"<s>{SYSTEM} {dialogue}" and said["short"] == f"<s>{dialogue}"
+    assert said["chatml"] == (
+        "<|im_start|>user\n<image>\nWhat color is it?<|im_end|>\n<|im_start|>assistant\nred<|im_end|>\n"
+        "<|im_start|>user\nWhat shape is it?<|im_end|>\n<|im_start|>assistant\ncircle<|im_end|>\n"
+    )
+    caption = _talk("thrown away", "a red circle .")
+    assert _processor("plain").apply_chat_template(caption) == "<s><image>a red circle .\n"
+    assert _processor("prompted").apply_chat_template(caption) == "<s><image>\nthrown away a red circle .\n"
+    for name, end in (("vicuna_v1", "ASSISTANT:"), ("chatml", "<|im_start|>assistant\n"), ("prompted", "away")):
+        prompt = _processor(name).apply_chat_template(caption[:1], add_generation_prompt=True)
+        assert prompt.endswith(end) and _processor(name).apply_chat_template(caption).startswith(prompt)
+
+
+def test_the_assistants_words_are_learned_and_nothing_else():
+    processor = _processor()
+    row = processor.encode(_talk("What color is it?", "red", "Describe the image.", "a red circle ."))
+    learned = row["input_ids"][row["labels"] != IGNORED]
+    assert processor.tokenizer.decode(learned) == "red </s> a red circle . </s>"
+    assert torch.equal(row["labels"][row["labels"] != IGNORED], learned)
+    assert (row["input_ids"] == processor.image_token_id).sum() == 1
+    assert len(processor.encode(_talk("What color is it?", "red"), max_length=5)["input_ids"]) == 5
+
+
+def test_a_batch():
+    processor = _processor()
+    picture = Image.new("RGB", (40, 20), "red")
+    samples = [([picture], processor.encode(_talk("What color is it?", "red"))),
+               ([], processor.encode(_talk("What shape is it?", "two red circles .", image=False)))]
+    batch = processor.collate(samples)
+    assert batch["pixel_values"].shape == (1, 3, 32, 32)
+    for i, (_, row) in enumerate(samples):
+        length = len(row["input_ids"])
+        assert torch.equal(batch["input_ids"][i, :length], row["input_ids"])
+        assert batch["attention_mask"][i].sum() == length and (batch["labels"][i, length:] == IGNORED).all()
+    assert "pixel_values" not in processor.collate(samples[1:])
+    prompts = processor([picture], ["<image> red", "a red circle ."])
+    assert prompts["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]], "prompts are padded on the left"
+
+
+def test_padding_to_a_square():
+    picture = Image.new("RGB", (64, 32), "white")
+    padded, cropped = (_processor(pad_to_square=pad).pixels([picture])[0] for pad in (True, False))
+    mean = (0 - torch.tensor([0.0])).item()
+    assert torch.allclose(padded[:, 0, :], torch.full((3, 32), mean), atol=0.05), "the bars have the mean colour"
+    assert padded[:, 16, :].min() > 1 and cropped.min() > 1
+
+
+def test_image_marks_are_counted():
+    processor, picture = _processor(), Image.new("RGB", (8, 8))
+    with pytest.raises(UserError, match="1 marks <image> in the text, but 2 images"):
+        processor([picture, picture], "<image> red")
+    cut = processor.encode(_talk("What color is it?", "red"), max_length=2)
+    with pytest.raises(UserError, match="1 images, but 0 placeholders"):
+        processor.collate([([picture], cut)])
+
+
+def test_processor_is_saved(tmp_path):
+    from papers.vlora import VLoRAConfig
+    from papers.vlora.parts import blueprint
+
+    processor = _processor("plain", pad_to_square=False)
+    processor.save_pretrained(tmp_path)
+    blueprint(RECIPES["tiny"]).save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(again, VLoRAProcessor) and VLoRAConfig.model_type == "vlora"
+    assert (again.pad_to_square, again.chat_template) == (False, processor.chat_template)
+    assert again.image_token_id == processor.image_token_id == len(processor.tokenizer) - 1
+    picture = Image.new("RGB", (50, 30), "blue")
+    assert torch.equal(again.pixels([picture]), processor.pixels([picture]))
+
+
+# The order of samples ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(8, 40), st.booleans(), st.integers(0, 3))
+def test_the_global_batches_do_not_depend_on_ranks_or_chunks(world, chunks, samples, grouped, seed):
+    batch = 6
+    about = [(i % 3 > 0, i % 7) for i in range(samples)] if grouped else None
+    steps = 2 * (samples // batch) + 1
+
+    def global_batches(world, chunks):
+        options = dict(seed=seed, world=world, chunks=chunks, kinds=about)
+        ranks = [list(TrainingBatches(samples, batch, steps, rank=r, **options)) for r in range(world)]
+        assert all(len(rank) == steps * chunks for rank in ranks)
+        return [
+            sorted(row for rank in ranks for micro in rank[s * chunks : (s + 1) * chunks] for row in micro)
+            for s in range(steps)
+        ]
+
+    whole = global_batches(1, 1)
+    assert global_batches(world, chunks) == whole
+    per_epoch = samples // batch
+    first = [index for rows in whole[:per_epoch] for index, _ in rows]
+    assert len(set(first)) == len(first) == per_epoch * batch, "a sample at most once an epoch"
+
+
+def test_grouped_batches_hold_images_or_text():
+    about = [(i < 20, i % 9) for i in range(32)]  # 20 with an image, 12 of text alone
+    batches = [[row for row, _ in rows] for rows in TrainingBatches(32, 4, 8, seed=0, kinds=about)]
+    assert Counter(sum(about[row][0] for row in rows) for rows in batches) == {4: 5, 0: 3}
+    chunked = list(TrainingBatches(32, 4, 8, seed=0, chunks=2, kinds=about))
+    for a, b in zip(chunked[::2], chunked[1::2]):
+        assert max(about[row][1] for row, _ in a) <= min(about[row][1] for row, _ in b), "like lengths together"
+    mixed = [(i < 18, 0) for i in range(32)]
+    shares = Counter(sum(mixed[row][0] for row, _ in rows) for rows in TrainingBatches(32, 4, 8, seed=0, kinds=mixed))
+    assert shares == {4: 4, 0: 3, 2: 1}, "the rest of both shares a batch"
+
+
+# Folders ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return scenes(20, 8, 32, root=tmp_path_factory.mktemp("scenes") / "scenes")
+
+
+def test_both_stages_read_the_scenes(root):
+    talks, captions = open_talks(root, "train", RECIPES["tiny"]), open_talks(root, "train", RECIPES["tiny_pretrain"])
+    assert len(talks) == 40 and len(captions) == 20
+    images, messages = captions[3]
+    assert len(images) == 1 and messages[0]["content"][0] == {"type": "image"}
+    assert kinds(talks)[0][0] and kinds(captions) == [(True, 1)] * 20
+    assert has_split(root, "val", RECIPES["tiny"])
+
+
+def test_what_is_missing_is_named(tmp_path, root):
+    with pytest.raises(UserError, match="no data folder"):
+        open_talks(tmp_path / "none", "train", RECIPES["tiny"])
+    with pytest.raises(UserError, match="has no conversations for 'train': expected one of"):
+        open_talks(tmp_path, "train", RECIPES["tiny"])
+    mixture = tmp_path / "llava_v1_5_mix665k.json"
+    mixture.write_text((root / "conversations_train.json").read_text())
+    assert len(open_talks(tmp_path, "train", RECIPES["finetune_7b"])) == 40
+    assert not has_split(tmp_path, "val", RECIPES["finetune_7b"])
+    (tmp_path / "conversations_val.json").write_text("[]")
+    with pytest.raises(UserError, match="expected a list of conversations"):
+        has_split(tmp_path, "val", RECIPES["finetune_7b"])
+
+
+# Evaluation -----------------------------------------------------------------------------------------------
+
+
+def test_exchanged_images_are_others(root):
+    asked = evaluate.questions(open_talks(root, "val", RECIPES["tiny"]), 100)
+    other = evaluate.exchanged(asked)
+    for i, j in enumerate(other):
+        assert asked[j].category == asked[i].category
+        alone = len({q.images for q in asked if q.category == asked[i].category}) == 1
+        assert asked[j].images != asked[i].images or alone
+
+
+def test_scores_of_worked_out_answers():
+    def sample(category, truth, answer, exchanged, loss, other):
+        return {"question": category, "category": category, "answer": answer, "exchanged": exchanged,
+                "truths": [truth], "loss": loss, "loss_exchanged": other}
+
+    samples = [
+        sample("colour", "red", "Red.", "blue", 0.1, 0.2), sample("colour", "blue", "red", "blue", 0.4, 0.3),
+        sample("colour", "red", "red", "red", 0.1, 0.5), sample("count", "two", "two", "one", 0.2, 0.6),
+    ]
+    training = {"colour": Counter(blue=5, red=3), "count": Counter(one=2, two=4)}
+    found = {name: value for name, (value, _) in evaluate.score(samples, training).items()}
+    assert found["accuracy"] == 75 and found["accuracy, images exchanged"] == 50
+    assert found["colour"] == pytest.approx(200 / 3) and found["colour, prior"] == pytest.approx(100 / 3)
+    assert found["count, prior"] == 100 and found["accuracy, prior"] == 50
+    assert found["right image preferred"] == 75 and found["loss, images exchanged"] == pytest.approx(0.4)
+    assert next(iter(found)) == "accuracy"
+    captions = [s | {"category": "caption"} for s in samples]
+    assert next(iter(evaluate.score(captions))) == "right image preferred" and "cider_d" in evaluate.score(captions)
+
+
+def test_ranks_share_the_questions(monkeypatch):
+    parts = [["a", "c", "e"], ["b", "d"]]
+    monkeypatch.setattr(evaluate.dist, "all_gather_object", lambda out, rows: out.__setitem__(slice(None), parts))
+    world = type("World", (), {"size": 2})()
+    assert evaluate.gather(["a", "c", "e"], world) == list("abcde")
+
+
+def test_answers_end_where_the_template_ends():
+    short, plain = _processor("short"), _processor("plain")
+    assert evaluate.stops(short) == [2]
+    assert evaluate.stops(plain)[0] == 2 and len(evaluate.stops(plain)) in (1, 2)
+
+
+def test_the_category_travels(root):
+    rows = conversations.read_conversations(root / "conversations_val.json", strict=True)
+    assert {row.category for row in rows} <= {"describe", "colour", "shape", "count", "relation"}
+    assert json.loads((root / "conversations_val.json").read_text())[0]["category"] == rows[0].category
+    assert np.mean([row.category == "describe" for row in rows]) > 0

@@ -1,0 +1,62 @@
+"""VLoRA for VLMEvalKit, which runs the paper's benchmarks (MMBench, MME, ScienceQA, HallusionBench, MMMU, CCBench).
+
+In VLMEvalKit's ``vlmeval/config.py``, with this repository on the PYTHONPATH::
+
+    from papers.vlora.vlmevalkit import VLoRA
+    supported_VLM["vlora_7b"] = partial(VLoRA, model_path="/path/to/model")
+
+then ``python run.py --data MMBench_DEV_EN MME --model vlora_7b``. Its judges extract the answers and compute the
+scores; nothing of that is repeated here. VLMEvalKit itself is not installed by this repository: the adapter was tested
+against a stand-in for its base class, not against the toolkit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from common.run import Options, UserError, start_world
+
+try:
+    from vlmeval.vlm.base import BaseModel
+except ImportError:  # only the class below needs it
+    BaseModel = object
+
+
+class VLoRA(BaseModel):
+    """`model_path`: a model folder or a run folder. `options` go to generate."""
+
+    INSTALL_REQ = False
+    INTERLEAVE = False  # one image to a question
+
+    def __init__(self, model_path: str, max_new_tokens: int = 128, device: str = "auto", **options: Any):
+        if BaseModel is object:
+            raise UserError("VLMEvalKit is not installed: https://github.com/open-compass/VLMEvalKit")
+        super().__init__()
+        from papers.vlora.evaluate import load
+
+        self.world = start_world(Options(device=device))
+        self.model, self.processor = load(Path(model_path), self.world.device)
+        self.max_new_tokens, self.options = max_new_tokens, options
+
+    @torch.no_grad()
+    def generate_inner(self, message: Sequence[dict[str, str]], dataset: str | None = None) -> str:
+        """Answer to [{"type": "image", "value": path}, {"type": "text", "value": words}, ...]; one image at most.
+
+        Of several images, as some benchmarks have them, the first is seen: the paper's model takes one.
+        """
+        from papers.vlora.evaluate import answer
+
+        paths = [part["value"] for part in message if part["type"] == "image"][:1]
+        text = "\n".join(part["value"] for part in message if part["type"] == "text")
+        content = [{"type": "image"}] * len(paths) + [{"type": "text", "text": text}]
+        images = [Image.open(path).convert("RGB") for path in paths]
+        turns = [{"role": "user", "content": content}]
+        (told,) = answer(
+            self.model, self.processor, [images], [turns], self.world, self.max_new_tokens, **self.options
+        )
+        return told
