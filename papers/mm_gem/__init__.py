@@ -1,0 +1,6 @@
+"""MM-GEM. Importing this package registers its model, config and processor with transformers' Auto classes."""
+
+from .model import MMGEMConfig, MMGEMModel, PoolAggregator
+from .processing import MMGEMProcessor
+
+__all__ = ["MMGEMConfig", "MMGEMModel", "MMGEMProcessor", "PoolAggregator"]

@@ -1,0 +1,356 @@
+"""MM-GEM: one language model that embeds texts and describes images, and regions, from the same vision encoder.
+
+Ma et al., "Multi-Modal Generative Embedding Model", arXiv 2405.19333. What the paper leaves open is marked [ours].
+
+R rows of a batch (an image or a region, with its text), I images, L tokens, C width of the feature map, H x W its grid;
+g x g cells of a pooled region, d width of the LLM, D width of the joint space.
+
+                  image -> F -> PoolAggregator -> mean -> h1 -> v  \\
+    embedding                                                       contrastive loss
+                  text [EMB] -> LLM, last hidden state  -> h3 -> t /
+    generation    image -> F -> PoolAggregator -> h2 -> V_in [CAP] text -> LLM -> cross-entropy of the text
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import roi_align
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from common.run import UserError
+from papers.mm_gem.losses import contrastive, gather, processes, text_keys
+
+MAX_SCALE = 100.0  # 1 / tau stays below
+
+
+class MMGEMConfig(PreTrainedConfig):
+    """Any vision encoder that gives a grid of features and any causal language model that transformers knows.
+
+    visual_width: C. class_token: the encoder's first feature is a class token, and dropped. standardize: give every
+        feature of the map mean 0 and variance 1 over its width, for encoders that do not end in a norm [ours].
+    grid: g [ours]; 0 keeps the map's own resolution.
+    joint_width: D [ours].
+    emb_token_id, cap_token_id: [EMB] and [CAP], the two ids added to the LLM's vocabulary; end_token_id ends a caption.
+    max_text_length: most tokens of a text, [EMB] included; limited by the LLM alone, not by CLIP's 77.
+    objectives: what the loss holds: L_Emb + L_Gen, or one of them.
+    duplicates: pairs with equal texts count as positives of each other [ours]; else as negatives, as usual.
+    """
+
+    model_type = "mm_gem"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    visual_width: int = 1024
+    class_token: bool = True
+    standardize: bool = False
+    grid: int = 4
+    joint_width: int = 768
+    emb_token_id: int = 32000
+    cap_token_id: int = 32001
+    end_token_id: int = 2
+    max_text_length: int = 512
+    objectives: Literal["both", "embedding", "generation"] = "both"
+    duplicates: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.text_config = _config(self.text_config, "llama")
+        self.vision_config = _config(self.vision_config, "clip_vision_model")
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        super().__post_init__(**kwargs)
+        if self.objectives not in ("both", "embedding", "generation"):
+            raise UserError(f"objectives={self.objectives!r} must be 'both', 'embedding' or 'generation'")
+        if (limit := self.text_config.max_position_embeddings) < self.max_text_length + self.grid**2 + 1:
+            raise UserError(
+                f"max_text_length={self.max_text_length} with {self.grid**2} visual tokens and [CAP] exceeds the LLM's "
+                f"{limit} positions"
+            )
+
+
+def _config(given: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    if isinstance(given, PreTrainedConfig):
+        return copy.deepcopy(given)  # the whole model resets the attention of configs it holds; a part keeps its own
+    given = dict(given or {})
+    return CONFIG_MAPPING[given.pop("model_type", default)].from_dict(given)
+
+
+@dataclass
+class MMGEMOutput(ModelOutput):
+    """loss = loss_emb + loss_gen; in a parallel training the mean over the processes is that of the joined batch."""
+
+    loss: Tensor | None = None
+    loss_emb: Tensor | None = None
+    loss_gen: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    """(R, R): similarity of this process's images and texts, divided by tau."""
+    logits_per_text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+
+
+class PoolAggregator(nn.Module):
+    """A feature map and boxes -> g x g cells for each box. No parameters; the whole image is a box like any other.
+
+    The exact form is [ours]: RoI Align, whose cells are means of the map's bilinear interpolation at 2 x 2 points.
+    """
+
+    def __init__(self, grid: int):
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, maps_ICHW: Tensor, boxes_R5: Tensor, size_px: tuple[int, int]) -> Tensor:
+        """boxes: (image index, left, top, right, bottom) in pixels of images of `size_px` = (height, width).
+
+        They are clipped to the image; `UserError` if nothing is left of one. Returns (R, C, g, g).
+        """
+        (height, width), (H, W) = size_px, maps_ICHW.shape[2:]
+        index, x, y = boxes_R5[:, :1], boxes_R5[:, 1::2].clamp(0, width), boxes_R5[:, 2::2].clamp(0, height)
+        empty = (x[:, 1] <= x[:, 0]) | (y[:, 1] <= y[:, 0])
+        if empty.any():
+            row = int(empty.int().argmax())
+            raise UserError(f"box {row}, {boxes_R5[row, 1:].tolist()}, is empty in the image of {width} x {height} px")
+        x, y = x * (W / width), y * (H / height)
+        boxes = torch.cat([index, x[:, :1], y[:, :1], x[:, 1:], y[:, 1:]], 1).float()
+        size = (self.grid, self.grid) if self.grid else (H, W)
+        return roi_align(maps_ICHW.float(), boxes, size, sampling_ratio=2, aligned=True).to(maps_ICHW.dtype)
+
+
+class MMGEMModel(PreTrainedModel):
+    """`encode_image`, `encode_region` and `encode_text` embed; `generate` describes; `forward` is the training loss."""
+
+    config_class = MMGEMConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(
+        self, config: MMGEMConfig, vision_tower: PreTrainedModel | None = None,
+        language_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.vision_tower = vision_tower if vision_tower is not None else AutoModel.from_config(config.vision_config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = language_model
+        self.pool = PoolAggregator(config.grid)
+        C, d, D = config.visual_width, config.text_config.hidden_size, config.joint_width
+        self.h1 = nn.Linear(C, D, bias=False)
+        self.h2 = nn.Sequential(nn.Linear(C, d), nn.GELU(), nn.Linear(d, d))
+        self.h3 = nn.Linear(d, D, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))  # log(1 / tau); DeepSpeed takes no scalars
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif module is self:
+            init.constant_(self.log_scale, math.log(1 / 0.07))
+        else:
+            super()._init_weights(module)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if not any(p.requires_grad for p in self.vision_tower.parameters()):
+            self.vision_tower.eval()  # frozen, statistics of batch norms included
+        return self
+
+    # Vision ----------------------------------------------------------------------------------------------
+
+    def feature_map(self, pixel_values: Tensor) -> Tensor:
+        """Prepared images (I, 3, height, width) -> F (I, C, H, W)."""
+        height, width = pixel_values.shape[2:]
+        tower, options = self.vision_tower, {}
+        side, patch = (getattr(tower.config, name, None) for name in ("image_size", "patch_size"))
+        if isinstance(patch, int) and (height, width) != (side, side):
+            options["interpolate_pos_encoding"] = True
+        features = tower(pixel_values.to(tower.dtype), **options).last_hidden_state
+        if features.dim() == 3:  # a transformer's tokens
+            features = features[:, 1:] if self.config.class_token else features
+            if hasattr(tower, "post_layernorm"):  # CLIP's, which transformers applies to the class token alone
+                features = tower.post_layernorm(features)
+            features = features.mT.unflatten(2, (height // patch, width // patch))
+        if features.shape[1] != self.config.visual_width:
+            expected = self.config.visual_width
+            raise UserError(f"the vision encoder gives features of width {features.shape[1]}, not {expected}")
+        if self.config.standardize:
+            features = F.layer_norm(features.movedim(1, -1), features.shape[1:2]).movedim(-1, 1)
+        return features
+
+    def cells(self, pixel_values: Tensor, boxes: Tensor | None = None) -> Tensor:
+        """(R, C, g, g) of the boxes (R, 5), or of whole images."""
+        size = pixel_values.shape[2:]
+        if boxes is None:
+            boxes = whole_images(len(pixel_values), size, pixel_values.device)
+        return self.pool(self.feature_map(pixel_values), boxes, size)
+
+    def _image_embedding(self, cells_RCgg: Tensor) -> Tensor:
+        return F.normalize(self.h1(cells_RCgg.mean((2, 3))).float(), dim=-1)
+
+    def _prefix(self, cells_RCgg: Tensor) -> Tensor:
+        """V_in and the embedding of [CAP]: (R, g² + 1, d). [CAP] comes last and predicts the first word [ours]."""
+        V_in = self.h2(cells_RCgg.flatten(2).mT)
+        cap = torch.full((len(V_in), 1), self.config.cap_token_id, device=V_in.device)
+        words = self.get_input_embeddings()(cap)
+        return torch.cat([V_in.to(words.dtype), words], 1)
+
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """Prepared images (I, 3, height, width) -> v (I, D), of length 1."""
+        return self._image_embedding(self.cells(pixel_values))
+
+    def encode_region(self, pixel_values: Tensor, boxes: Tensor) -> Tensor:
+        """v (R, D) of boxes (R, 5): image index, left, top, right, bottom in pixels of `pixel_values`."""
+        return self._image_embedding(self.cells(pixel_values, boxes))
+
+    # Language --------------------------------------------------------------------------------------------
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Texts ending in [EMB] (R, L) -> t (R, D), of length 1. Padding may be on either side; what follows [EMB] is
+        not read."""
+        return self._text_embedding(*self._texts(input_ids, attention_mask))
+
+    def _text_embedding(self, input_ids: Tensor, end: Tensor) -> Tensor:
+        decoder, mask = self.language_model.get_decoder(), torch.ones_like(input_ids)
+        hidden = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return F.normalize(self.h3(hidden[torch.arange(len(end), device=end.device), end]).float(), dim=-1)
+
+    def _texts(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Token ids with all padding on the right, where a causal model does not see it, and where [EMB] is."""
+        if attention_mask is not None:
+            order = (attention_mask == 0).int().argsort(dim=1, stable=True)
+            input_ids = input_ids.gather(1, order)
+        marks = input_ids == self.config.emb_token_id
+        if (wrong := marks.sum(1) != 1).any():
+            raise UserError(
+                f"{int(wrong.sum())} of {len(marks)} texts do not hold [EMB], {self.config.emb_token_id}, just once; "
+                "the processor appends it"
+            )
+        return input_ids, marks.int().argmax(1)
+
+    def _caption_loss(self, cells_RCgg: Tensor, input_ids: Tensor, end: Tensor) -> Tensor:
+        """Sum over the caption tokens and the end token, in nats."""
+        words = self.get_input_embeddings()(input_ids[:, :-1])
+        embeds = torch.cat([self._prefix(cells_RCgg), words], 1)
+        L = input_ids.shape[1]
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        logits = self.language_model(
+            inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=L
+        ).logits
+        labels = input_ids.masked_fill(input_ids == self.config.emb_token_id, self.config.end_token_id)
+        labels = labels.masked_fill(torch.arange(L, device=end.device) > end[:, None], -100)
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+
+    # Objectives ------------------------------------------------------------------------------------------
+
+    def _row_terms(self, pixel_values, boxes, input_ids, end) -> tuple[Tensor, Tensor, Tensor]:
+        """v, t and the summed caption loss of some rows: all that the losses take from the two networks."""
+        images, index = boxes[:, 0].long().unique(return_inverse=True)
+        cells = self.cells(pixel_values[images], torch.cat([index[:, None].to(boxes.dtype), boxes[:, 1:]], 1))
+        v = t = tokens = cells.new_zeros(())
+        if self.config.objectives != "generation":
+            v, t = self._image_embedding(cells), self._text_embedding(input_ids, end)
+        if self.config.objectives != "embedding":
+            tokens = self._caption_loss(cells, input_ids, end)
+        return v, t, tokens
+
+    def forward(
+        self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None,
+        boxes: Tensor | None = None, chunk: int = 0,
+    ) -> MMGEMOutput:
+        """Pairs of images or regions and texts -> L = L_Emb + L_Gen.
+
+        input_ids (R, L): texts ending in [EMB]. pixel_values (I, 3, height, width). boxes (R, 5): the region of each
+        text, as `encode_region` takes them; None: row i is about the whole of image i.
+
+        With `chunk`, the networks see so many rows at a time and their activations are computed again in the backward
+        pass, so that memory grows with the chunk while the contrastive loss is that of the whole batch, exactly.
+        """
+        if boxes is None:
+            boxes = whole_images(len(pixel_values), pixel_values.shape[2:], pixel_values.device)
+        if len(boxes) != len(input_ids):
+            raise UserError(f"{len(input_ids)} texts, but {len(boxes)} images or regions")
+        self.clamp_temperature()
+        input_ids, end = self._texts(input_ids, attention_mask)
+        if chunk and chunk < len(input_ids):
+            rows = zip(boxes.split(chunk), input_ids.split(chunk), end.split(chunk))
+            terms = [
+                checkpoint(self._row_terms, pixel_values, *row, use_reentrant=False, determinism_check="none")
+                for row in rows
+            ]
+            v, t, tokens = zip(*terms)
+            tokens = sum(tokens)
+            v, t = (torch.cat(x) if x[0].dim() else x[0] for x in (v, t))
+        else:
+            v, t, tokens = self._row_terms(pixel_values, boxes, input_ids, end)
+        out = MMGEMOutput(loss=0.0)
+        if self.config.objectives != "generation":
+            keys = None
+            if self.config.duplicates:
+                keys = text_keys(input_ids, torch.arange(input_ids.shape[1], device=end.device) <= end[:, None])
+            scale = self.log_scale.exp()
+            out.loss_emb = sum(contrastive(v, t, scale, keys))  # L_v2t + L_t2v, not their mean
+            out.image_embeds, out.text_embeds, out.logits_per_image = v, t, scale * v @ t.mT
+            out.logits_per_text = out.logits_per_image.mT
+            out.loss = out.loss + out.loss_emb
+        if self.config.objectives != "embedding":
+            count = gather((end + 1).sum()[None]).sum()  # mean over the tokens of the global batch [ours]
+            out.loss_gen = tokens * processes() / count
+            out.loss = out.loss + out.loss_gen
+        return out
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keeps 1 / tau between 1 and 100, as CLIP does."""
+        self.log_scale.clamp_(0, math.log(MAX_SCALE))
+
+    @property
+    def temperature(self) -> float:
+        """tau."""
+        return 1 / min(self.log_scale.exp().item(), MAX_SCALE)
+
+    @torch.no_grad()
+    def generate(self, pixel_values: Tensor, boxes: Tensor | None = None, **kwargs: Any) -> Any:
+        """Captions of images, or of boxes (R, 5): token ids (R, new tokens). Options: transformers' own."""
+        prefix = self._prefix(self.cells(pixel_values, boxes))
+        mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
+        end = self.config.end_token_id
+        options = {"eos_token_id": end, "pad_token_id": end, "max_new_tokens": 32, "do_sample": False}
+        options["suppress_tokens"] = [self.config.emb_token_id, self.config.cap_token_id]
+        return self.language_model.generate(inputs_embeds=prefix, attention_mask=mask, **options | kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+
+def whole_images(count: int, size_px: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+    """The boxes (count, 5) of whole images of size (height, width)."""
+    height, width = size_px
+    boxes = torch.tensor([0.0, 0.0, 0.0, width, height], device=device).repeat(count, 1)
+    boxes[:, 0] = torch.arange(count, device=device)
+    return boxes
+
+
+AutoConfig.register("mm_gem", MMGEMConfig)
+AutoModel.register(MMGEMConfig, MMGEMModel)
+AutoModelForImageTextToText.register(MMGEMConfig, MMGEMModel)

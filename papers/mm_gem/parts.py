@@ -1,0 +1,177 @@
+"""From a recipe to its processor and its model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, LlamaConfig, PreTrainedConfig, TimmWrapperConfig
+
+from common.data import pretrained
+from common.data.tiny.scenes import word_tokenizer
+from common.run import UserError
+from papers.mm_gem.model import MMGEMConfig, MMGEMModel
+from papers.mm_gem.processing import MMGEMProcessor
+from papers.mm_gem.recipes import Recipe
+
+INSTALLED = {"smollm2": pretrained.smollm2, "efficientnet-lite0": pretrained.efficientnet_lite0}
+TINY_SIDE_PX = 64
+_LLAMA = {"num_key_value_heads": 4, "intermediate_size": 5632, "hidden_size": 2048, "num_hidden_layers": 22}
+# Known without looking anything up, so that a training can be planned offline.
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "tiny": LlamaConfig(
+        vocab_size=len(word_tokenizer()), hidden_size=64, intermediate_size=176, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, initializer_range=0.125,  # 0.02 is for wide models
+    ),
+    "smollm2": LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, tie_word_embeddings=True, max_position_embeddings=8192, rope_theta=100_000.0,
+        bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    ),
+    "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T": LlamaConfig(
+        vocab_size=32000, num_attention_heads=32, max_position_embeddings=2048, rms_norm_eps=1e-5, **_LLAMA
+    ),
+}
+_VIT_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+TOWERS: dict[str, PreTrainedConfig] = {
+    "tiny": CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=TINY_SIDE_PX,
+        patch_size=8,
+    ),
+    "efficientnet-lite0": TimmWrapperConfig(architecture="tf_efficientnet_lite0", do_pooling=False),
+    "openai/clip-vit-large-patch14": CLIPVisionConfig(image_size=224, patch_size=14, **_VIT_L),
+    "openai/clip-vit-large-patch14-336": CLIPVisionConfig(image_size=336, patch_size=14, **_VIT_L),
+}
+WIDTHS = {"efficientnet-lite0": 1280}
+LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def folder(name: str) -> str:
+    """What from_pretrained takes for a recipe's name of a part."""
+    return str(INSTALLED[name]()) if name in INSTALLED else name
+
+
+def processor(recipe: Recipe) -> MMGEMProcessor:
+    """The recipe's image processor and tokenizer."""
+    try:
+        if recipe.vision == "tiny":
+            side = {"height": TINY_SIDE_PX, "width": TINY_SIDE_PX}
+            images = transformers.CLIPImageProcessor(size=side, crop_size=side)
+        else:
+            images = transformers.AutoImageProcessor.from_pretrained(folder(recipe.vision))
+        tokenizer = word_tokenizer() if recipe.llm == "tiny" else AutoTokenizer.from_pretrained(folder(recipe.llm))
+    except OSError as error:
+        raise _cannot_load(recipe, error) from None
+    return MMGEMProcessor(images, tokenizer, max_text_length=recipe.max_text_length)
+
+
+def config(
+    recipe: Recipe, text: PreTrainedConfig, vision: PreTrainedConfig, processor: MMGEMProcessor | None
+) -> MMGEMConfig:
+    """The config of the recipe's model around these parts; without a processor, with the ids that follow the LLM's."""
+    emb, cap, end = text.vocab_size, text.vocab_size + 1, text.eos_token_id
+    if processor is not None:
+        emb, cap, end = processor.emb_token_id, processor.cap_token_id, processor.tokenizer.eos_token_id
+    return MMGEMConfig(
+        text_config=text, vision_config=vision, emb_token_id=emb, cap_token_id=cap, end_token_id=end,
+        visual_width=WIDTHS.get(recipe.vision) or vision.hidden_size,
+        class_token=vision.model_type == "clip_vision_model", standardize=recipe.standardize, grid=recipe.grid,
+        joint_width=recipe.joint_width, max_text_length=recipe.max_text_length, objectives=recipe.objectives,
+        duplicates=recipe.duplicates,
+    )
+
+
+def blueprint(recipe: Recipe) -> MMGEMConfig:
+    """The config of the recipe's model without weights, the two special tokens counted."""
+    text = CONFIGS.get(recipe.llm) or AutoConfig.from_pretrained(recipe.llm)
+    vision = TOWERS.get(recipe.vision) or AutoConfig.from_pretrained(recipe.vision)
+    found = config(recipe, text, getattr(vision, "vision_config", vision), None).to_dict()
+    found["text_config"]["vocab_size"] += 2
+    return MMGEMConfig(**found)
+
+
+def build(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype = torch.float32) -> MMGEMModel:
+    """The recipe's model at the start of its training: pretrained parts, or random ones where they are "tiny"; or the
+    whole model that `recipe.start` names."""
+    if recipe.start:
+        return continued(recipe, processor, dtype)
+    try:
+        llm = (
+            transformers.AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["tiny"])) if recipe.llm == "tiny"
+            else transformers.AutoModelForCausalLM.from_pretrained(folder(recipe.llm), dtype=dtype)
+        )
+        vision = (
+            transformers.AutoModel.from_config(copy.deepcopy(TOWERS["tiny"])) if recipe.vision == "tiny"
+            else load_vision_tower(folder(recipe.vision), dtype)
+        )
+    except OSError as error:
+        raise _cannot_load(recipe, error) from None
+    add_tokens(llm, len(processor.tokenizer))
+    return MMGEMModel(config(recipe, llm.config, vision.config, processor), vision, llm)
+
+
+def continued(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype) -> MMGEMModel:
+    """Stage 1's model, whole, with this recipe's objectives. `UserError` if a tensor or a special token differs."""
+    path = Path(recipe.start)
+    path = path / "model" if (path / "model").is_dir() else path
+    if not (path / "config.json").is_file():
+        raise UserError(f"--start {path} holds no model: expected config.json and model.safetensors of a finished run")
+    model, info = MMGEMModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if wrong := {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}:
+        raise UserError(f"--start {path} does not fit: {wrong}")
+    ids = (model.config.emb_token_id, model.config.cap_token_id)
+    if ids != (processor.emb_token_id, processor.cap_token_id):
+        raise UserError(f"--start {path} was trained with another tokenizer: its [EMB] and [CAP] are {ids}")
+    model.config.objectives, model.config.duplicates = recipe.objectives, recipe.duplicates
+    return model
+
+
+def add_tokens(llm: transformers.PreTrainedModel, vocabulary: int) -> None:
+    """Room for the special tokens: new rows start as the mean of the old ones [ours]."""
+    before = llm.get_input_embeddings().num_embeddings
+    if vocabulary <= before:  # some LLMs have spare rows
+        return
+    llm.resize_token_embeddings(vocabulary, mean_resizing=False)
+    with torch.no_grad():
+        for table in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+            table.weight[before:] = table.weight[:before].float().mean(0).to(table.weight.dtype)
+
+
+def load_vision_tower(name: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
+    """A pretrained vision encoder; of a model that also has a text half, such as CLIP, its vision half."""
+    whole = AutoConfig.from_pretrained(name)
+    if not hasattr(whole, "vision_config"):
+        return transformers.AutoModel.from_pretrained(name, dtype=dtype)
+    kind = transformers.MODEL_MAPPING[type(whole.vision_config)]
+    return kind.from_pretrained(name, config=whole.vision_config, dtype=dtype)
+
+
+def choose_trained(model: MMGEMModel, recipe: Recipe) -> None:
+    """All of the model, or with tune=lora the projections, the two new token rows and LoRA on the LLM's attention."""
+    if recipe.tune == "full":
+        return
+    from peft import LoraConfig, get_peft_model
+
+    model.vision_tower.requires_grad_(False)
+    tokens = {"embed_tokens": [model.config.emb_token_id, model.config.cap_token_id]}
+    lora = LoraConfig(
+        r=recipe.lora_rank, lora_alpha=2 * recipe.lora_rank, lora_dropout=0.0, target_modules=LORA_LAYERS,
+        trainable_token_indices=tokens,
+    )
+    model.language_model = get_peft_model(model.language_model, lora)
+
+
+def merge(model: MMGEMModel, recipe: Recipe) -> None:
+    """Makes a plain model of one with LoRA."""
+    if recipe.tune == "lora":
+        model.language_model = model.language_model.merge_and_unload()
+
+
+def _cannot_load(recipe: Recipe, error: OSError) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(
+        f"cannot load {recipe.llm} and {recipe.vision}: {reason}; give local folders with --llm and --vision"
+    )

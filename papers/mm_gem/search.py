@@ -1,0 +1,159 @@
+"""An index of a folder of pictures, searched by text or by picture.
+
+    python -m papers.mm_gem.search embed FOLDER --checkpoint RUN --index pictures.index
+    python -m papers.mm_gem.search find "two red circles ." --checkpoint RUN --index pictures.index
+
+FAISS searches. Its exact index serves a million pictures; for more, --kind takes FAISS's own notation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from common import figures, run
+from common.data.images import SUFFIXES
+from common.data.loader import progress
+from common.run import UserError
+from papers.mm_gem.evaluate import BATCH, Tools, load
+
+
+@dataclass
+class Embed:
+    """Embed all pictures in a folder."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Path
+    """Run folder, or model folder."""
+    index: Path = Path("pictures.index")
+    """Folder to write."""
+    kind: str = "Flat"
+    """FAISS's name of the index: Flat is exact; HNSW32 or IVF4096,Flat are faster for millions of pictures."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass
+class Find:
+    """Find the pictures nearest to a text or a picture."""
+
+    query: Annotated[str, tyro.conf.Positional]
+    """A text, or the file of a picture."""
+    checkpoint: Path
+    """The model that made the index."""
+    index: Path = Path("pictures.index")
+    count: int = 8
+    """Pictures to show."""
+    out: Path = Path("hits.png")
+    """Picture of the hits to write."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise UserError("the search needs FAISS: pip install -c constraints.txt faiss-cpu") from None
+    return faiss
+
+
+class Index:
+    """Unit embeddings in a FAISS index, and the names of what they stand for.
+
+    On disk a folder with vectors.faiss and names.json.
+    """
+
+    def __init__(self, vectors: Any, names: Sequence[str]):
+        self.vectors, self.names = vectors, names
+
+    @classmethod
+    def of(cls, vectors_ND: Tensor, names: Sequence[str], kind: str = "Flat") -> Index:
+        faiss, rows = _faiss(), np.ascontiguousarray(vectors_ND.numpy())
+        try:
+            index = faiss.index_factory(rows.shape[1], kind, faiss.METRIC_INNER_PRODUCT)
+            index.train(rows)
+            index.add(rows)
+        except RuntimeError as error:
+            reason = str(error).rsplit(": ", 1)[-1]
+            raise UserError(f"FAISS makes no index of kind {kind!r} of {len(rows)} pictures: {reason}") from None
+        return cls(index, names)
+
+    def nearest(self, query_D: Tensor, count: int) -> list[tuple[str, float]]:
+        """(name, cosine similarity), the nearest first."""
+        if len(query_D) != self.vectors.d:
+            raise UserError(f"the index has vectors of width {self.vectors.d}, the model {len(query_D)}")
+        values, rows = (x[0].tolist() for x in self.vectors.search(query_D[None].numpy(), count))
+        return [(self.names[row], value) for row, value in zip(rows, values) if row >= 0]  # -1: no more were found
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _faiss().write_index(self.vectors, str(folder / "vectors.faiss"))
+        run.write_json(folder / "names.json", list(self.names))
+
+    @classmethod
+    def load(cls, folder: Path) -> Index:
+        faiss = _faiss()
+        try:
+            names = json.loads((folder / "names.json").read_text())
+            index = cls(faiss.read_index(str(folder / "vectors.faiss")), names)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{folder} is no index of this program ({error}); make one with embed") from None
+        if index.vectors.ntotal != len(names):
+            raise UserError(f"{folder} has {index.vectors.ntotal} vectors, but {len(names)} names; embed anew")
+        return index
+
+
+def embed(tools: Tools, files: Sequence[Path], kind: str = "Flat") -> Index:
+    """The index of picture files; unreadable ones are named and left out."""
+    vectors, names, unreadable = [], [], []
+    for first in progress(range(0, len(files), BATCH), "pictures"):
+        pictures = []
+        for file in files[first : first + BATCH]:
+            try:
+                pictures.append(Image.open(file).convert("RGB"))
+                names.append(str(file.resolve()))
+            except (OSError, SyntaxError, ValueError):
+                unreadable.append(file)
+        if pictures:
+            vectors.append(tools.images(pictures))
+    if unreadable:
+        print(f"{len(unreadable)} files are no readable pictures, such as {unreadable[0]}")
+    if not names:
+        raise UserError("no readable picture to embed")
+    return Index.of(torch.cat(vectors), names, kind)
+
+
+def main() -> None:
+    args = tyro.cli(Embed | Find, prog="python -m papers.mm_gem.search", description="Search pictures.")
+    tools = load(args.checkpoint, run.start_world(run.Options(device=args.device)))
+    if isinstance(args, Embed):
+        files = sorted(p for p in args.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise UserError(f"no pictures in {args.folder}; expected files ending in {', '.join(sorted(SUFFIXES))}")
+        index = embed(tools, files, args.kind)
+        index.save(args.index)
+        print(f"{len(index.names):,} pictures in {args.index}")
+        return
+    index = Index.load(args.index)
+    query = tools.images([Path(args.query)]) if Path(args.query).is_file() else tools.texts([args.query])
+    found = index.nearest(query[0], args.count)
+    for name, similarity in found:
+        print(f"{similarity:6.3f}  {name}")
+    try:
+        pictures = [np.asarray(Image.open(name).convert("RGB")) for name, _ in found]
+    except OSError as error:
+        raise UserError(f"a picture has gone since it was embedded ({error}); embed anew") from None
+    figures.gallery(args.out, pictures, [f"{s:.3f}" for _, s in found], ["black"] * len(found), columns=4)
+    print(f"drawn in {args.out}")
+
+
+if __name__ == "__main__":
+    run.main(main)

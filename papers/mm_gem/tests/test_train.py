@@ -1,0 +1,174 @@
+"""The trainer: learns both tasks, resumes exactly, goes on to the second stage, and refuses bad input in one line."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from common import run
+from common.data.tiny.scenes import scenes
+from common.run import ROOT, UserError
+from papers.mm_gem import bench, demo, evaluate, parts, search, train
+from papers.mm_gem.evaluate import load
+from papers.mm_gem.recipes import RECIPES
+
+WORLD = run.World(0, 1, torch.device("cpu"), None)
+SMOKE = dataclasses.replace(RECIPES["smoke"], batch=16, steps=6, image_steps=3, eval_rows=8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return scenes(train=64, val=16, root=tmp_path_factory.mktemp("data") / "scenes")
+
+
+def _train(tmp_path, data, recipe=SMOKE, **options):
+    return train.train("smoke", recipe, run.Options(data=data, out=tmp_path, log_every=1, **options), WORLD)
+
+
+def _scores(folder):
+    return {m["name"]: m["value"] for m in json.loads((folder / "results.json").read_text())["metrics"]}
+
+
+def _weights(folder):
+    return run.load_weights(folder / "model" / "model.safetensors")
+
+
+def test_overfits_a_batch():
+    torch.manual_seed(0)
+    processor = parts.processor(RECIPES["tiny"])
+    model = parts.build(RECIPES["tiny"], processor).train()
+    texts = ["a red circle .", "two blue squares .", "a green triangle .", "three yellow circles ."]
+    images = torch.randn(4, 3, 64, 64)
+    optimizer = torch.optim.AdamW(train.parameter_groups(model, RECIPES["tiny"]))
+    for _ in range(60):
+        out = model(pixel_values=images, **processor.texts(texts))
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    model.eval()
+    assert out.loss_emb < 0.1 and out.loss_gen < 0.1
+    assert out.logits_per_image.argmax(1).tolist() == [0, 1, 2, 3]
+    assert processor.captions(model.generate(images, max_new_tokens=8)) == texts
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    """A finished run."""
+    return _train(tmp_path_factory.mktemp("finished"), data)
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, data, finished):
+    for stop in (2, 4):  # before and within the second stage
+        folder = _train(tmp_path, data, stop_at=stop, resume="auto")
+        assert not (folder / "results.json").exists()
+    (folder / "checkpoints" / "checkpoint-5").mkdir()  # torn: without its last file
+    resumed = _train(tmp_path, data, resume=str(folder), workers=1)
+    assert resumed == folder and _scores(resumed) == _scores(finished)
+    torch.testing.assert_close(_weights(resumed), _weights(finished), rtol=0, atol=0)
+    for name in ("curves", "retrieval", "captions", "regions"):
+        assert Image.open(resumed / f"{name}.png").width > 100
+
+
+def test_the_second_stage_takes_the_first_ones_model(tmp_path, finished):
+    second = dataclasses.replace(RECIPES["tiny_stage2"], start=str(finished))
+    model = parts.build(second, parts.processor(second))
+    torch.testing.assert_close(model.state_dict(), load(finished, WORLD).model.state_dict(), rtol=0, atol=0)
+    with pytest.raises(UserError, match="holds no model"):
+        parts.build(dataclasses.replace(second, start=str(tmp_path)), parts.processor(second))
+
+
+def test_commands(tmp_path, data, finished, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def spoken(module, *words):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, words), "--device", "cpu"])
+        module.main()
+        return capsys.readouterr().out
+
+    picture = data / "val" / "000003.png"
+    spoken(evaluate, finished, "--data", data, "--out", "scores.json")
+    scores = {m["name"]: m["value"] for m in json.loads(Path("scores.json").read_text())["metrics"]}
+    assert scores == {name: value for name, value in _scores(finished).items() if name != "training loss"}
+
+    words = "--box", 3, 3, 40, 40, "--texts", "red circle", "blue square"
+    said = spoken(demo, picture, "--checkpoint", finished, *words)
+    assert "red circle" in said and "blue square" in said and Image.open("answer.png").width > 100
+
+    spoken(search, "embed", data / "val", "--checkpoint", finished)
+    hits = spoken(search, "find", picture, "--checkpoint", finished, "--count", 3).splitlines()
+    assert hits[0] == f" 1.000  {picture.resolve()}" and len(hits) == 4 and Image.open("hits.png").width > 100
+    assert spoken(search, "find", "two red circles .", "--checkpoint", finished).count("val/") == 8
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no pictures in empty; expected files ending in"):
+        spoken(search, "embed", "empty", "--checkpoint", finished)
+    with pytest.raises(UserError, match="empty holds no model"):
+        spoken(demo, picture, "--checkpoint", "empty")
+    with pytest.raises(UserError, match="needs --recipe, one of tiny"):
+        spoken(evaluate, finished / "model", "--data", data)
+
+
+def test_the_benchmark_measures_equal_steps():
+    whole, chunked = bench.measure(bench.Arguments(batch=8, text=4, chunks=(3,)), WORLD)
+    assert (whole["chunk"], chunked["chunk"]) == (8, 3)
+    assert chunked["mb"] < whole["mb"] and chunked["pairs_per_s"] > 0 and whole["slower"] == 1
+
+
+def test_chunks_do_not_change_a_run(tmp_path, data):
+    recipe = dataclasses.replace(SMOKE, steps=3, image_steps=1, objectives="embedding")
+    whole, chunked = (_train(tmp_path / str(m), data, recipe, micro_batch=m, stop_at=2) for m in (0, 5))
+    for a, b in zip(run.read_log(whole), run.read_log(chunked)):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_lora_trains_little_and_is_merged(tmp_path, data):
+    recipe = dataclasses.replace(SMOKE, tune="lora", steps=3, image_steps=1, lora_rank=2, warmup_steps=0)
+    run.seed_all(0)  # as the trainer does
+    processor = parts.processor(recipe)
+    before = parts.build(recipe, processor).state_dict()
+    after = load(_train(tmp_path, data, recipe), WORLD).model.state_dict()
+    assert set(after) == set(before)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    table = "language_model.model.embed_tokens.weight"
+    tied = {table, "language_model.lm_head.weight"}
+    trained = re.compile(r"h[123]\.|log_scale|language_model\..*\.[qkvo]_proj\.")
+    assert changed - tied == set(filter(trained.match, before))
+    rows = (before[table] != after[table]).any(1).nonzero().flatten().tolist()
+    assert rows == [processor.emb_token_id, processor.cap_token_id]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "zero2"])
+def test_two_processes_train_like_one(tmp_path, data, finished, how, free_port):
+    changes = ["--batch", "16", "--steps", "6", "--image-steps", "3", "--eval-rows", "8"]
+    words = [*changes, "--micro-batch", "3"] if how == "ddp" else [*changes, "--deepspeed", how]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port),
+               "-m", "papers.mm_gem.train", "smoke", "--data", str(data), "--out", str(tmp_path), "--log-every", "1",
+               "--device", "cpu", *words]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (folder,) = (tmp_path / "mm_gem" / "smoke").iterdir()
+    losses = [[row["loss"] for row in run.read_log(each) if "loss" in row] for each in (finished, folder)]
+    assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-3)
+    for name, weight in _weights(finished).items():
+        torch.testing.assert_close(_weights(folder)[name], weight, rtol=1e-2, atol=2e-3, msg=name)
+    assert _scores(folder).keys() == _scores(finished).keys()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"batch": 65}, "global batch of 65 is larger than the 64 training samples"),
+    ({"dataset": "COCO captions"}, "meant for COCO captions: give their folder"),
+])
+def test_bad_settings_are_refused(tmp_path, data, change, message):
+    recipe = dataclasses.replace(SMOKE, image_steps=6, **change)
+    with pytest.raises(UserError, match=message):
+        train.train("smoke", recipe, run.Options(data=data if "batch" in change else None, out=tmp_path), WORLD)
+    with pytest.raises(UserError, match="no data folder"):
+        _train(tmp_path, tmp_path / "missing")
