@@ -1,4 +1,4 @@
-"""Picture in, caption and picture out: ``python -m papers.mm_gem.demo cat.jpg --checkpoint RUN [--box 10 20 90 80]``.
+"""Picture in, caption and picture out: ``python -m papers.mm_gem.demo cat.jpg [--checkpoint RUN] [--box 10 20 90 80]``.
 
 Prints what the model says of the picture, or of a box in it, and draws it beside the most fitting of `--texts`.
 """
@@ -21,8 +21,8 @@ from papers.mm_gem.evaluate import load
 class Arguments:
     image: Annotated[Path, tyro.conf.Positional]
     """A picture."""
-    checkpoint: Path
-    """Run folder, or model folder."""
+    checkpoint: Path | None = None
+    """Run folder, or model folder; without one, the newest run answers."""
     box: tuple[float, float, float, float] | None = None
     """Left, top, right and bottom of a region in pixels."""
     texts: tuple[str, ...] = ()

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,7 @@ from common.run import UserError, World
 from papers.mm_gem.data import corners, data_folder, open_captions, open_regions
 from papers.mm_gem.model import MMGEMModel
 from papers.mm_gem.processing import MMGEMProcessor
-from papers.mm_gem.prompts import CLIP, SCENES
+from papers.mm_gem.prompts import CLIP, SCENES, SEVEN
 from papers.mm_gem.recipes import RECIPES, Recipe
 
 BATCH = 64
@@ -65,7 +66,7 @@ class Tools:
 
     @torch.inference_mode()
     def images(self, sources: Sequence[Any], what: str = "images") -> Tensor:
-        """(N, D) on the CPU, of PIL images, files, or (either, box)."""
+        """(N, D) on the CPU, of PIL images, files, functions that open an image, or (any of these, box)."""
         return torch.cat([self._embed(batch) for batch in _batches(sources, what, self.world)])
 
     def _embed(self, batch: Sequence[Any]) -> Tensor:
@@ -76,7 +77,7 @@ class Tools:
     def describe(
         self, sources: Sequence[Any], beams: int = 1, new_tokens: int = 32, what: str = "describing"
     ) -> list[str]:
-        """Captions of PIL images, files, or (either, box)."""
+        """Captions of what `images` takes."""
         found = []
         for batch in _batches(sources, what, self.world):
             with self.world.autocast():
@@ -92,9 +93,11 @@ class Tools:
         return found["pixel_values"], found["boxes"]
 
 
-def _opened(image: Image.Image | Path) -> Image.Image:
+def _opened(image: Image.Image | Path | Callable[[], Image.Image]) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
+    if callable(image):
+        return image()
     try:
         return Image.open(image).convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
@@ -122,13 +125,15 @@ def class_vectors(prompts_CMD: Tensor) -> Tensor:
     return F.normalize(F.normalize(prompts_CMD, dim=-1).mean(1), dim=-1)
 
 
-def zero_shot(
-    tools: Tools, v_ID: Tensor, labels: Sequence[int], classes: Sequence[str], templates: Sequence[str]
-) -> Tensor:
-    """Whether each image's nearest class is its own. (I,) bool"""
+def named_classes(tools: Tools, classes: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """The vectors (C, D) of classes by their names."""
     prompts = tools.texts([template.format(name) for name in classes for template in templates], "prompts")
-    vectors = class_vectors(prompts.view(len(classes), len(templates), -1))
-    return (v_ID @ vectors.mT).argmax(1) == torch.as_tensor(labels)
+    return class_vectors(prompts.view(len(classes), len(templates), -1))
+
+
+def zero_shot(v_ID: Tensor, labels: Sequence[int], classes_CD: Tensor) -> Tensor:
+    """Whether each image's nearest class is its own. (I,) bool"""
+    return (v_ID @ classes_CD.mT).argmax(1) == torch.as_tensor(labels)
 
 
 def region_hits(
@@ -167,7 +172,7 @@ def evaluate(
     """Scores {name: (value, unit)}, and what was said and found. Objectives that were not trained are left out."""
     tools.model.eval()
     rows = _spread(len(images), recipe.eval_rows)
-    pictures, truths = zip(*(_read(images, i) for i in rows))
+    pictures, truths = [partial(_read, images, i) for i in rows], [images.captions(i) for i in rows]
     chosen = {images.name(i) for i in rows}
     regions = [region for region in regions if str(region.image) in chosen]  # all of an image, or none
     crops = [(region.image, corners(region)) for region in regions]
@@ -182,7 +187,7 @@ def evaluate(
         scores |= found
         said["texts"], said["similarity"] = texts, similarity
         if regions:
-            scores |= _named(tools, v, pictures, [images.name(i) for i in rows], regions, crops, scenes)
+            scores |= _named(tools, v, said["images"], regions, crops, scenes)
         found, _ = _retrieval(tools, v, [" ".join(x) for x in truths], torch.arange(len(v)), recipe, "long text, ")
         scores |= {key: value for key, value in found.items() if key.endswith("R@1")}
     if recipe.objectives != "embedding":
@@ -215,7 +220,7 @@ def _retrieval(tools, v, texts, owner, recipe, note="") -> tuple[Scores, Tensor]
     return retrieval(v, t, relevant, note), v @ t.mT
 
 
-def _named(tools, v, pictures, names, regions, crops, scenes) -> Scores:
+def _named(tools, v, names, regions, crops, scenes) -> Scores:
     """Zero-shot classification of images with one kind of thing in them, and retrieval of regions."""
     phrases = sorted({region.phrase for region in regions})
     kinds = defaultdict(set)
@@ -223,14 +228,13 @@ def _named(tools, v, pictures, names, regions, crops, scenes) -> Scores:
         kinds[str(region.image)].add(region.phrase)
     sole = [(i, phrases.index(next(iter(kinds[name])))) for i, name in enumerate(names) if len(kinds[name]) == 1]
     classes = [phrase.removeprefix("a ") for phrase in phrases]
-    templates, scores = (SCENES if scenes else CLIP), {}
+    vectors, scores = named_classes(tools, classes, SCENES if scenes else SEVEN), {}
     if sole:
         rows, labels = zip(*sole)
-        hits = zero_shot(tools, v[list(rows)], labels, classes, templates)
-        scores[f"zero-shot, {len(classes)} classes"] = _share(hits)
+        scores[f"zero-shot, {len(classes)} classes"] = _share(zero_shot(v[list(rows)], labels, vectors))
     boxes = tools.images(crops, "regions")
     labels = [phrases.index(region.phrase) for region in regions]
-    scores["zero-shot, regions"] = _share(zero_shot(tools, boxes, labels, classes, templates))
+    scores["zero-shot, regions"] = _share(zero_shot(boxes, labels, vectors))
     hits, chance = region_hits(boxes, tools.texts(phrases), regions, phrases)
     if hits:
         scores |= {"region retrieval": _share(hits), "region retrieval, chance": (100 * chance, "%")}
@@ -241,9 +245,9 @@ def _spread(count: int, most: int) -> list[int]:
     return [count * i // min(most, count) for i in range(min(most, count))]
 
 
-def _read(images: Captions | CaptionShards, index: int):
+def _read(images: Captions | CaptionShards | image_sets.Images, index: int) -> Image.Image:
     try:
-        return images[index]
+        return images[index][0]
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"cannot evaluate: {images.name(index)} is unreadable ({error})") from None
 
@@ -251,8 +255,14 @@ def _read(images: Captions | CaptionShards, index: int):
 # Command line ----------------------------------------------------------------------------------------------
 
 
-def load(folder: Path, world: World) -> Tools:
-    """A saved model, in eval mode, and its processor. `UserError` for a folder that holds none."""
+def load(folder: Path | None, world: World) -> Tools:
+    """A saved model, in eval mode, and its processor; None: the newest run's. `UserError` for a folder without one."""
+    if folder is None:
+        finished = Path("runs/mm_gem").glob("*/*/results.json")
+        if (newest := max(finished, key=lambda path: path.stat().st_mtime, default=None)) is None:
+            command = "make reproduce PAPER=mm_gem"
+            raise UserError(f"no finished run under runs/mm_gem; make one with {command}, or give --checkpoint")
+        folder = newest.parent
     folder = folder / "model" if (folder / "model").is_dir() else folder
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no model: expected config.json and *.safetensors of save_pretrained")
@@ -298,8 +308,8 @@ def main() -> None:
         raise UserError("evaluation runs in one process")
     if args.images:
         tools, data = load(args.checkpoint, world), image_sets.open_images(args.images, "val")
-        labels = [data[i][1] for i in range(len(data))]
-        hits = zero_shot(tools, tools.images([data[i][0] for i in range(len(data))]), labels, data.classes, CLIP)
+        pictures = [partial(_read, data, i) for i in range(len(data))]
+        hits = zero_shot(tools.images(pictures), data.labels, named_classes(tools, data.classes, CLIP))
         scores = {f"zero-shot, {len(data.classes)} classes": _share(hits)}
     else:
         recipe = recipe_of(args.checkpoint, args.recipe)

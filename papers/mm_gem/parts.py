@@ -63,7 +63,7 @@ def processor(recipe: Recipe) -> MMGEMProcessor:
         else:
             images = transformers.AutoImageProcessor.from_pretrained(folder(recipe.vision))
         tokenizer = word_tokenizer() if recipe.llm == "tiny" else AutoTokenizer.from_pretrained(folder(recipe.llm))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # what transformers and the hub's client raise
         raise _cannot_load(recipe, error) from None
     return MMGEMProcessor(images, tokenizer, max_text_length=recipe.max_text_length)
 
@@ -107,7 +107,7 @@ def build(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype = torch.
             transformers.AutoModel.from_config(copy.deepcopy(TOWERS["tiny"])) if recipe.vision == "tiny"
             else load_vision_tower(folder(recipe.vision), dtype)
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # what transformers and the hub's client raise
         raise _cannot_load(recipe, error) from None
     add_tokens(llm, len(processor.tokenizer))
     return MMGEMModel(config(recipe, llm.config, vision.config, processor), vision, llm)
@@ -170,8 +170,8 @@ def merge(model: MMGEMModel, recipe: Recipe) -> None:
         model.language_model = model.language_model.merge_and_unload()
 
 
-def _cannot_load(recipe: Recipe, error: OSError) -> UserError:
-    reason = str(error).splitlines()[0]
+def _cannot_load(recipe: Recipe, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0]
     return UserError(
         f"cannot load {recipe.llm} and {recipe.vision}: {reason}; give local folders with --llm and --vision"
     )

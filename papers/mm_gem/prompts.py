@@ -1,6 +1,12 @@
-"""Prompts for zero-shot classification: CLIP's 80 for ImageNet, and those for the generated scenes."""
+"""Prompts for zero-shot classification: CLIP's 80 for ImageNet, the seven of them that its authors found to do nearly
+as well, and those for the generated scenes."""
 
 SCENES = ("a {} .", "one {} .", "two {}s .", "three {}s .")
+
+SEVEN = (
+    "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.", "a {} in a video game.",
+    "art of the {}.", "a photo of the small {}.",
+)
 
 CLIP = (
     "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",

@@ -1,7 +1,7 @@
 """An index of a folder of pictures, searched by text or by picture.
 
-    python -m papers.mm_gem.search embed FOLDER --checkpoint RUN --index pictures.index
-    python -m papers.mm_gem.search find "two red circles ." --checkpoint RUN --index pictures.index
+    python -m papers.mm_gem.search embed FOLDER [--checkpoint RUN] [--index pictures.index]
+    python -m papers.mm_gem.search find "two red circles ." [--checkpoint RUN] [--index pictures.index]
 
 FAISS searches. Its exact index serves a million pictures; for more, --kind takes FAISS's own notation.
 """
@@ -32,8 +32,8 @@ class Embed:
     """Embed all pictures in a folder."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    checkpoint: Path
-    """Run folder, or model folder."""
+    checkpoint: Path | None = None
+    """Run folder, or model folder; without one, the newest run."""
     index: Path = Path("pictures.index")
     """Folder to write."""
     kind: str = "Flat"
@@ -47,8 +47,8 @@ class Find:
 
     query: Annotated[str, tyro.conf.Positional]
     """A text, or the file of a picture."""
-    checkpoint: Path
-    """The model that made the index."""
+    checkpoint: Path | None = None
+    """The model that made the index; without one, the newest run's."""
     index: Path = Path("pictures.index")
     count: int = 8
     """Pictures to show."""

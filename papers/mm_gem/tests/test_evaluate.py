@@ -14,8 +14,8 @@ from common.data.tiny.scenes import scenes
 from common.run import UserError
 from papers.mm_gem import parts
 from papers.mm_gem.data import Mixture, Rows, open_captions, open_regions
-from papers.mm_gem.evaluate import Tools, class_vectors, region_hits, retrieval, words_right, zero_shot
-from papers.mm_gem.prompts import CLIP
+from papers.mm_gem.evaluate import Tools, named_classes, region_hits, retrieval, words_right, zero_shot
+from papers.mm_gem.prompts import CLIP, SEVEN
 from papers.mm_gem.recipes import RECIPES
 from papers.mm_gem.search import Index, embed
 
@@ -63,11 +63,11 @@ def test_prompt_ensembles_equal_the_fixture(definitions):
             assert texts[:2] == ["one 0", "two 0"] and len(texts) == 36
             return prompts.flatten(0, 1)
 
-    hits = zero_shot(Prompts(), images, labels, [str(i) for i in range(12)], ["one {}", "two {}", "three {}"])
-    assert 100 * hits.double().mean().item() == pytest.approx(spec["expected"]["top1"])
-    top5 = (images @ class_vectors(prompts).mT).topk(5).indices
+    vectors = named_classes(Prompts(), [str(i) for i in range(12)], ["one {}", "two {}", "three {}"])
+    assert 100 * zero_shot(images, labels, vectors).double().mean().item() == pytest.approx(spec["expected"]["top1"])
+    top5 = (images @ vectors.mT).topk(5).indices
     assert 100 * (top5 == labels[:, None]).any(1).double().mean() == pytest.approx(spec["expected"]["top5"])
-    assert len(set(CLIP)) == 80 and all(prompt.count("{}") == 1 for prompt in CLIP)
+    assert len(set(CLIP)) == 80 and set(SEVEN) < set(CLIP) and all(prompt.count("{}") == 1 for prompt in CLIP)
 
 
 def test_region_retrieval_by_hand():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,11 @@ def test_commands(tmp_path, data, finished, monkeypatch, capsys):
     scores = {m["name"]: m["value"] for m in json.loads(Path("scores.json").read_text())["metrics"]}
     assert scores == {name: value for name, value in _scores(finished).items() if name != "training loss"}
 
+    for i, name in enumerate(["red circle", "blue square"] * 2):
+        (home := tmp_path / "classes" / "val" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / "val" / f"{i:06d}.png", home)
+    assert "zero-shot, 2 classes" in spoken(evaluate, finished, "--images", "classes")
+
     words = "--box", 3, 3, 40, 40, "--texts", "red circle", "blue square"
     said = spoken(demo, picture, "--checkpoint", finished, *words)
     assert "red circle" in said and "blue square" in said and Image.open("answer.png").width > 100
@@ -108,6 +114,8 @@ def test_commands(tmp_path, data, finished, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pictures in empty; expected files ending in"):
         spoken(search, "embed", "empty", "--checkpoint", finished)
+    with pytest.raises(UserError, match="no finished run under runs/mm_gem"):
+        spoken(demo, picture)
     with pytest.raises(UserError, match="empty holds no model"):
         spoken(demo, picture, "--checkpoint", "empty")
     with pytest.raises(UserError, match="needs --recipe, one of tiny"):
@@ -170,5 +178,7 @@ def test_bad_settings_are_refused(tmp_path, data, change, message):
     recipe = dataclasses.replace(SMOKE, image_steps=6, **change)
     with pytest.raises(UserError, match=message):
         train.train("smoke", recipe, run.Options(data=data if "batch" in change else None, out=tmp_path), WORLD)
+    with pytest.raises(UserError, match="cannot load /no/such/llm and tiny: .*; give local folders"):
+        parts.processor(dataclasses.replace(SMOKE, llm="/no/such/llm"))
     with pytest.raises(UserError, match="no data folder"):
         _train(tmp_path, tmp_path / "missing")
