@@ -1,7 +1,8 @@
-"""Trackers run, resumed and measured: one interface, one loop over sequences, the benchmarks' files, two baselines.
+"""Trackers run, resumed and measured: one interface, one loop over sequences, the benchmarks' files.
 
-A paper's ``evaluate.py`` describes itself by a `Paper` and hands it to `main`, its ``demo.py`` to `demo`, its
-``vot.py`` to `common.metrics.vot.main`; its ``train.py`` calls `measure` and `metrics`. A result folder holds::
+A paper's ``evaluate.py`` describes itself by a `Paper` and hands it to `main`, its ``demo.py`` to
+`common.metrics.tracker_demo.main`, its ``vot.py`` to `common.metrics.vot.main`; its ``train.py`` calls `compare`.
+A result folder holds::
 
     <dataset>/<sequence>.csv    x, y, w, h (zero-based), score, seconds, seconds of reading for each frame
     <dataset>.zip               the same as the benchmark wants it handed in
@@ -15,10 +16,9 @@ import hashlib
 import io
 import json
 import os
-import re
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -32,6 +32,7 @@ from tqdm import tqdm
 from common import run
 from common.data import tracking as data
 from common.metrics import tracking
+from common.metrics.baselines import BASELINES
 from common.run import UserError, World
 
 Box = tuple[float, float, float, float]
@@ -55,69 +56,21 @@ class Tracker(Protocol):
         """(box, score) of the target in the next frame; the score is the tracker's own, higher is surer."""
 
 
-class Still:
-    """Baseline: the first box, held still."""
-
-    def init(self, frame: np.ndarray, box: Box) -> None:
-        self.box = box
-
-    def track(self, frame: np.ndarray) -> tuple[Box, float]:
-        return self.box, 1.0
+# What trackers share --------------------------------------------------------------------------------------
 
 
-class Correlation:
-    """Baseline: the first frame's patch, found again by normalised cross-correlation of grey values (OpenCV).
-
-    The patch is kept as it is and looked for up to half the box's mean side from its last place, near ones preferred
-    (Gaussian window), at the last size and 3 % smaller and larger (at a cost of 2 %). Its score is the correlation.
-    """
-
-    def init(self, frame: np.ndarray, box: Box) -> None:
-        self.box = np.array(box, dtype=np.float64)
-        centre, self.first_size = self.box[:2] + self.box[2:] / 2, self.box[2:].copy()
-        w, h = np.maximum(np.round(self.first_size), 2).astype(int).tolist()
-        left, top = np.round(centre - (w / 2, h / 2)).astype(int).tolist()
-        self.template = _patch(_grey(frame), left, top, w, h)
-        self.rest = centre - (left + w / 2, top + h / 2)  # what the rounding took
-
-    def track(self, frame: np.ndarray) -> tuple[Box, float]:
-        import cv2
-
-        if self.template.min() == self.template.max():  # nothing to correlate with
-            return tuple(self.box.tolist()), 0.0
-        grey, centre, best = _grey(frame), self.box[:2] + self.box[2:] / 2, -2.0
-        reach = max(round(self.box[2:].mean() / 2), 2)
-        window = cv2.getGaussianKernel(2 * reach + 1, reach / 2)
-        window = window @ window.T / window.max() ** 2
-        for scale, weight in ((1, 1), (1 / 1.03, 0.98), (1.03, 0.98)):
-            size = np.clip(self.box[2:] * scale, self.first_size / 5, self.first_size * 5)
-            w, h = np.maximum(np.round(size), 2).astype(int).tolist()
-            left, top = np.round(centre - self.rest - (w / 2 + reach, h / 2 + reach)).astype(int).tolist()
-            template = cv2.resize(self.template, (w, h), interpolation=cv2.INTER_LINEAR)
-            region = _patch(grey, left, top, w + 2 * reach, h + 2 * reach)
-            likeness = cv2.matchTemplate(region, template, cv2.TM_CCOEFF_NORMED)
-            _, peak, _, (dx, dy) = cv2.minMaxLoc(weight * window * likeness)
-            if peak > best:
-                best, score = peak, float(likeness[dy, dx])
-                middle, new_size = self.rest + (left + dx + w / 2, top + dy + h / 2), size
-        middle = np.clip(middle, -new_size / 2, frame.shape[1::-1] + new_size / 2)
-        self.box = np.concatenate([middle - new_size / 2, new_size])
-        return tuple(self.box.tolist()), score
+def hann_window(grid: int) -> torch.Tensor:
+    """(grid * grid), row by row: the outer product of two Hann windows whose ends are zero."""
+    window = torch.hann_window(grid, periodic=False)
+    return torch.outer(window, window).flatten()
 
 
-def _grey(frame: np.ndarray) -> np.ndarray:
-    import cv2
-
-    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-
-
-def _patch(grey: np.ndarray, left: int, top: int, w: int, h: int) -> np.ndarray:
-    """A window of the image, continued beyond its border by the border's pixels."""
-    rows, columns = (np.clip(np.arange(a, a + n), 0, m - 1) for a, n, m in zip((top, left), (h, w), grey.shape))
-    return grey[rows[:, None], columns]
-
-
-BASELINES: dict[str, Callable[[], Tracker]] = {"still": Still, "correlation": Correlation}
+def keep_inside(box, width: int, height: int, margin: float = 10) -> Box:
+    """The part of a box x, y, w, h (px) inside the frame, moved or enlarged so that its sides are at least `margin`."""
+    x, y, w, h = (float(v) for v in box)
+    left, right = min(max(x, 0.0), width - margin), min(max(x + w, margin), width)
+    top, bottom = min(max(y, 0.0), height - margin), min(max(y + h, margin), height)
+    return left, top, max(right - left, margin), max(bottom - top, margin)
 
 
 # The loop -------------------------------------------------------------------------------------------------
@@ -382,6 +335,41 @@ def metrics(
     return rows
 
 
+def compare(
+    paper: Paper, folder: Path, sequences: Sequence[data.Sequence], world: World, *, baselines: bool = True,
+    each: bool = False,
+) -> list[dict[str, Any]]:
+    """The tracker of a finished run and, if asked, the baselines on its test sequences: rows of results.json.
+
+    For every data set the headline score (AO or AUC) of the tracker, then of the baselines; with `each` the same of
+    every sequence ("otb/Bolt auc, still"); at last the tracker's speed. Boxes, curves and all scores are under
+    tracking/ in the run folder.
+    """
+    tracker, recipe, settings, _ = paper.load(folder, None, world)
+    rows, single, speeds = [], [], []
+    for dataset in dict.fromkeys(sequence.dataset for sequence in sequences):
+        its = [sequence for sequence in sequences if sequence.dataset == dataset]
+        for label, (candidate, about, out) in _entrants(tracker, settings, folder / "tracking", baselines).items():
+            summary, speeds_of_it = measure(candidate, its, out, settings=about, world=world)
+            headline = next(iter(summary.scores))  # ao or auc
+            rows += metrics(dataset, {headline: summary.scores[headline]}, recipe, label=label)
+            for name, scores in summary.sequences.items() if each else ():
+                single += metrics(f"{dataset}/{name}", {headline: scores[headline]}, label=label)
+            if not label:
+                speeds += metrics(dataset, {"fps_model": speeds_of_it["fps_model"]}, recipe)
+    return rows + single + speeds
+
+
+def _entrants(
+    tracker: Tracker, settings: dict[str, Any], out: Path, baselines: bool
+) -> dict[str, tuple[Tracker, dict[str, Any], Path]]:
+    """label -> (tracker, settings, folder of its results); the label of the tracker itself is empty."""
+    chosen = BASELINES if baselines else {}
+    return {"": (tracker, settings, out)} | {
+        name: (make(), {"baseline": name}, out / name) for name, make in chosen.items()
+    }
+
+
 # Command lines --------------------------------------------------------------------------------------------
 
 
@@ -487,11 +475,8 @@ def main(paper: Paper) -> None:
     out = args.out or folder / "tracking"
     comparable = comparable and WHOLE.get((dataset, rule)) == len(sequences)
 
-    runs = {"": (tracker, settings, out)}
-    for name, make in BASELINES.items() if args.baselines else ():
-        runs[name] = make(), {"baseline": name}, out / name
     rows, summaries = [], {}
-    for label, (candidate, its_settings, place) in runs.items():
+    for label, (candidate, its_settings, place) in _entrants(tracker, settings, out, args.baselines).items():
         summary, speeds = measure(
             candidate, sequences, place, settings=its_settings, world=world, rule=rule, integers=args.integers
         )
@@ -512,136 +497,3 @@ def main(paper: Paper) -> None:
         print(f"no ground truth here: hand in {out / dataset}.zip at the benchmark's server")
     about = {"checkpoint": str(args.checkpoint), "sequences": len(sequences), "rule": rule, "metrics": rows}
     run.write_json(out / "evaluation.json", about | run.environment())
-
-
-@dataclass
-class DemoArguments:
-    source: Annotated[Path | None, tyro.conf.Positional] = None
-    """A video, or a folder of frames; without one, a sequence of the built-in set."""
-    box: str | None = None
-    """The target in the first frame: x,y,w,h in pixels, or a ground truth file whose first line says it; a folder
-    with a groundtruth*.txt needs none."""
-    checkpoint: Path | None = None
-    """Run folder or file of weights; without one, the paper's newest finished run under runs/."""
-    recipe: str | None = None
-    """Recipe of a file of weights."""
-    out: Path = Path("answer.mp4")
-    """.mp4 or .gif; a strip of pictures goes beside it as .png."""
-    frames: int = 0
-    """Frames to track at most; 0: all."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-def demo(paper: Paper) -> None:
-    """The command line of ``papers.<name>.demo``: draws the boxes a tracker gives into a video."""
-    args = tyro.cli(DemoArguments, prog=f"python -m papers.{paper.name}.demo", description="A target, followed.")
-    done = sorted(Path("runs", paper.name).glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
-    finished = [p.parent for p in done if (p.parent / "checkpoints").is_dir()]
-    if not (args.checkpoint or finished):
-        command = f"make reproduce PAPER={paper.name}"
-        raise UserError(f"no finished run under runs/{paper.name}; make one with {command}, or give --checkpoint")
-    checkpoint = args.checkpoint or finished[-1]
-    tracker, *_ = paper.load(checkpoint, args.recipe, run.start_world(run.Options(device=args.device)))
-    if args.source:
-        count = follow(tracker, args.source, first_box(args.source, args.box), args.out, args.frames)
-    else:
-        from common.data.tiny.sequences import sequences
-
-        sequence = data.open_sequences(sequences(), "val")[0]
-        count = follow(tracker, sequence.frames[0].parent, tuple(sequence.boxes[0]), args.out, args.frames)
-    print(f"{count} frames in {args.out}, some of them in {args.out.with_suffix('.png')}; {checkpoint}")
-
-
-def first_box(source: Path, box: str | None) -> Box:
-    """x, y, w, h from "x,y,w,h", a ground truth file, or that of the folder; of a polygon the box around it."""
-    if box is None:
-        found = [p for folder in (source, source.parent) for p in sorted(folder.glob("groundtruth*.txt"))]
-        if not (source.is_dir() and found):
-            raise UserError(f"where is the target in the first frame of {source}? Give --box x,y,w,h")
-        box = str(found[0])
-    text = Path(box).read_text().split("\n")[0] if Path(box).is_file() else box
-    try:
-        numbers = [float(x) for x in re.split(r"[,\s]+", text.strip())]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 8:
-        low, high = np.reshape(numbers, (4, 2)).min(0), np.reshape(numbers, (4, 2)).max(0)
-        numbers = [*low.tolist(), *(high - low).tolist()]
-    if len(numbers) != 4 or not np.isfinite(numbers).all() or min(numbers[2:]) <= 0:
-        raise UserError(f"--box is x,y,w,h in pixels with w and h above 0, or a ground truth file; got {text!r}")
-    return tuple(numbers)
-
-
-def follow(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) -> int:
-    """Tracks through a video or a folder of frames and writes the annotated video and a strip of pictures.
-
-    Returns the number of frames. The strip has 8 to 15 evenly spaced frames (fewer of a shorter video).
-    """
-    import av
-
-    from common import figures
-
-    if out.suffix not in (".mp4", ".gif"):
-        raise UserError(f"--out is an .mp4 or a .gif, got {out}")
-    codec, pixels = ("gif", "rgb8") if out.suffix == ".gif" else ("libx264", "yuv420p")
-    kept, every, count, part = [], 1, 0, out.with_name(f".{out.stem}.part{out.suffix}")
-    try:
-        frames, rate = _frames(source)
-        with av.open(str(part), "w") as video:
-            for count, frame in enumerate(frames, 1):
-                if count == 1:
-                    tracker.init(frame, box)
-                    caption = "given"
-                    height, width = (n // 2 * 2 for n in frame.shape[:2])  # as H.264 wants them
-                    stream = video.add_stream(codec, rate=rate, width=width, height=height, pix_fmt=pixels)
-                else:
-                    box, value = tracker.track(frame)
-                    caption = f"{value:.2f}"
-                drawn = _drawn(frame, box, caption)
-                video.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn[:height, :width]))))
-                if (count - 1) % every == 0:
-                    kept.append((drawn, f"{count}: {caption}"))
-                if len(kept) == 16:
-                    kept, every = kept[::2], 2 * every
-                if count == limit:
-                    break
-            if not count:
-                raise UserError(f"{source} has no frames")
-            video.mux(stream.encode())
-        os.replace(part, out)
-    except (OSError, av.FFmpegError) as error:
-        raise UserError(f"cannot make {out} from {source}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
-    pictures, captions = zip(*kept)
-    figures.gallery(out.with_suffix(".png"), pictures, captions, ["black"] * len(kept), columns=min(4, len(kept)))
-    return count
-
-
-def _drawn(frame: np.ndarray, box: Box, caption: str) -> np.ndarray:
-    from PIL import Image, ImageDraw
-
-    picture = Image.fromarray(frame)
-    if np.isfinite(box).all():
-        x, y, w, h = box
-        draw = ImageDraw.Draw(picture)
-        draw.rectangle((x, y, x + max(w, 1), y + max(h, 1)), outline="red", width=2)
-        draw.text((x, max(y - 12, 0)), caption, fill="red")
-    return np.asarray(picture)
-
-
-def _frames(source: Path) -> tuple[Iterator[np.ndarray], int]:
-    """(RGB frames, their rate per second) of a video or a folder of images, one at a time."""
-    import av
-
-    if source.is_dir():
-        files = [p for p in source.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")]
-        files.sort(key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
-        if not files and (source / "img").is_dir():
-            return _frames(source / "img")
-        return map(data.read_frame, files), 25
-    video = av.open(str(source))
-    if not video.streams.video:
-        raise UserError(f"{source} holds no pictures")
-    stream = video.streams.video[0]
-    return (f.to_ndarray(format="rgb24") for f in video.decode(stream)), round(stream.average_rate or 25)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from common import figures, run
 from common.data import tracking as data
-from common.metrics import trackers, tracking, vot
+from common.metrics import baselines, tracker_demo, trackers, tracking, vot
 from common.run import UserError, World
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -104,9 +104,9 @@ import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from common.data import tracking as data
-from common.metrics import trackers
+from common.metrics import baselines, trackers
 import numpy as np
-class Slow(trackers.Still):
+class Slow(baselines.Still):
     def track(self, frame):
         time.sleep(0.05 if len(list(Path({str(out)!r}).rglob("*.csv"))) == 0 else 60)
         return super().track(frame)
@@ -297,6 +297,27 @@ def test_curves_show_scores_and_published_ones(tmp_path, monkeypatch):
     assert legends[2] == ["good [100.0]", "bad [25.0]"]
 
 
+def test_the_window_is_highest_in_the_middle_and_zero_at_the_border():
+    window = trackers.hann_window(9).view(9, 9)
+    assert window[0].abs().max() == window[:, -1].abs().max() == 0 and window[4, 4] == window.max() == 1
+    assert window[4, 2] == window[2, 4] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("box, expected", [
+    ((10, 10, 30, 20), (10, 10, 30, 20)),
+    ((-5, -5, 30, 20), (0, 0, 25, 15)),
+    ((-50, 30, 20, 20), (0, 30, 10, 20)),
+    ((155, 90, 40, 60), (150, 90, 10, 30)),
+    ((50, 50, 2, 1), (50, 50, 10, 10)),
+])
+def test_a_box_is_kept_inside(box, expected):
+    assert trackers.keep_inside(box, 160, 120) == expected
+
+
+def test_a_box_may_be_as_small_as_its_margin():
+    assert trackers.keep_inside((50, 50, 2, 1), 160, 120, margin=1.5) == (50, 50, 2, 1.5)
+
+
 # Baselines ------------------------------------------------------------------------------------------------
 
 
@@ -312,7 +333,7 @@ def test_correlation_follows_and_still_does_not(tmp_path):
 def test_correlation_follows_a_change_of_size():
     rng = np.random.default_rng(0)
     scene = Image.fromarray(rng.integers(0, 255, (30, 40), dtype=np.uint8)).resize((200, 150), Image.BICUBIC)
-    tracker = trackers.Correlation()
+    tracker = baselines.Correlation()
     tracker.init(np.array(scene.convert("RGB")), (80, 55, 40, 40))  # the middle, from which everything grows
     for step in range(1, 9):
         side = (200 * 1.03**step, 150 * 1.03**step)
@@ -326,7 +347,7 @@ def test_correlation_follows_a_change_of_size():
 @pytest.mark.parametrize("box", [(-8, -5, 20, 20), (70, 50, 30, 30), (30, 30, 0.4, 0.4), (-40, -40, 500, 500)])
 def test_correlation_stands_odd_boxes(box):
     frame = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
-    tracker = trackers.Correlation()
+    tracker = baselines.Correlation()
     tracker.init(frame, box)
     found, score = tracker.track(frame)
     np.testing.assert_allclose(found, box, atol=1)
@@ -341,8 +362,8 @@ def test_on_real_sequences(tmp_path):
     with tarfile.open(REAL / "tracking" / "tracking_small.tar") as file:
         file.extractall(tmp_path, [m for m in file.getmembers() if "Crossing" in m.name], filter="data")
     sequences = data.open_sequences(next(tmp_path.rglob("OTB")))
-    summary, _ = trackers.measure(trackers.Correlation(), sequences, tmp_path / "out", settings=SETTINGS)
-    still, _ = trackers.measure(trackers.Still(), sequences, tmp_path / "still", settings=SETTINGS)
+    summary, _ = trackers.measure(baselines.Correlation(), sequences, tmp_path / "out", settings=SETTINGS)
+    still, _ = trackers.measure(baselines.Still(), sequences, tmp_path / "still", settings=SETTINGS)
     assert summary.scores["auc"] > 70 and summary.scores["precision"] == 100 and still.scores["auc"] < 10
 
 
@@ -422,6 +443,24 @@ def test_evaluate_of_a_run(tmp_path, otb, monkeypatch):
     assert result.settings["weights"] != before and (result.boxes == result.boxes[0]).all()
 
 
+def test_a_finished_run_is_compared_with_the_baselines(tmp_path, otb):
+    run.write_json(tmp_path / "config.json", {"recipe": {}})
+    run.save_checkpoint(tmp_path, 5, {"model": WEIGHTS}, {})
+    moving, resting = make_sequences(tmp_path / "got10k", lengths=(6, 9))
+    resting.boxes[:] = resting.boxes[0]
+    sequences = [*data.open_sequences(otb), moving, resting]
+    rows = trackers.compare(PAPER, tmp_path, sequences, CPU, each=True)
+    found = {row["name"]: row["value"] for row in rows}
+    assert list(found)[:6] == [
+        f"{score}{label}" for score in ("otb auc", "got10k ao") for label in ("", ", still", ", correlation")]
+    assert list(found)[-2:] == ["otb fps_model", "got10k fps_model"] and len(found) == 6 + 9 + 2
+    assert rows[0]["paper_value"] == 71.2 and not any(row["comparable"] for row in rows)
+    assert found["got10k/s0 ao"] == pytest.approx(100) and found["got10k/s1 ao, still"] == pytest.approx(100)
+    assert found["got10k ao"] == pytest.approx((5 * 100 + 8 * found["got10k/s1 ao"]) / 13)  # a mean over frames
+    (alone, *_, speed) = trackers.compare(PAPER, tmp_path, sequences[:1], CPU, baselines=False)
+    assert (alone, speed["name"]) == (rows[0], "otb fps_model")
+
+
 @pytest.mark.parametrize("state, count, comparable", [
     ({}, 100, False), ({"comparable": True}, 100, True), ({"comparable": True}, 99, False),
 ])
@@ -462,7 +501,7 @@ def test_demo_on_a_folder(tmp_path, otb, monkeypatch, out):
     monkeypatch.setattr(sys, "argv", [
         "demo", str(otb / "Square" / "img"), "--checkpoint", str(weights), "--recipe", "plain",
         "--out", str(tmp_path / out)])
-    trackers.demo(PAPER)
+    tracker_demo.main(PAPER)
     with av.open(str(tmp_path / out)) as video:
         frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
     assert len(frames) == 6 and frames[0].shape == (60, 80, 3)
@@ -482,10 +521,10 @@ def test_demo_on_a_video_and_a_strip_of_a_long_one(tmp_path, otb, monkeypatch):
         video.mux(stream.encode())
     shown = {}
     monkeypatch.setattr(figures, "gallery", lambda path, pictures, captions, *_, **__: shown.update({path: captions}))
-    assert trackers.follow(trackers.Still(), path, (10, 10, 20, 20), tmp_path / "a.mp4") == 40
+    assert tracker_demo.follow(baselines.Still(), path, (10, 10, 20, 20), tmp_path / "a.mp4") == 40
     (captions,) = shown.values()
     assert [caption.split(":")[0] for caption in captions] == [str(i) for i in range(1, 41, 4)]
-    assert trackers.follow(trackers.Still(), path, (10, 10, 20, 20), tmp_path / "b.gif", limit=3) == 3
+    assert tracker_demo.follow(baselines.Still(), path, (10, 10, 20, 20), tmp_path / "b.gif", limit=3) == 3
     with av.open(str(tmp_path / "a.mp4")) as video:
         assert video.streams.video[0].average_rate == 10
 
@@ -493,15 +532,15 @@ def test_demo_on_a_video_and_a_strip_of_a_long_one(tmp_path, otb, monkeypatch):
 def test_where_the_target_is(tmp_path):
     (tmp_path / "img").mkdir()
     with pytest.raises(UserError, match="Give --box"):
-        trackers.first_box(tmp_path / "img", None)
+        tracker_demo.first_box(tmp_path / "img", None)
     (tmp_path / "groundtruth.txt").write_text("1,2,11,2,11,22,1,22\n5,5,5,5,5,5,5,5\n")
-    assert trackers.first_box(tmp_path / "img", None) == (1, 2, 10, 20)
-    assert trackers.first_box(tmp_path, "3, 4 ,5,6") == (3, 4, 5, 6)
+    assert tracker_demo.first_box(tmp_path / "img", None) == (1, 2, 10, 20)
+    assert tracker_demo.first_box(tmp_path, "3, 4 ,5,6") == (3, 4, 5, 6)
     (tmp_path / "tabs.txt").write_text("1\t2\t3\t4\n")
-    assert trackers.first_box(tmp_path / "video.mp4", str(tmp_path / "tabs.txt")) == (1, 2, 3, 4)
+    assert tracker_demo.first_box(tmp_path / "video.mp4", str(tmp_path / "tabs.txt")) == (1, 2, 3, 4)
     for wrong in ("1,2,3", "1,2,0,4", "a,b,c,d", "nan,1,2,3", str(tmp_path / "missing.txt")):
         with pytest.raises(UserError, match="--box is x,y,w,h"):
-            trackers.first_box(tmp_path, wrong)
+            tracker_demo.first_box(tmp_path, wrong)
 
 
 def test_mistakes_in_a_demo(tmp_path):
@@ -515,7 +554,7 @@ def test_mistakes_in_a_demo(tmp_path):
         ("missing", "a.mp4", "No such file"), ("cut/s0", "a.mp4", r"cannot read .*1\.png"),
     ):
         with pytest.raises(UserError, match=message):
-            trackers.follow(trackers.Still(), tmp_path / source, (1, 1, 2, 2), tmp_path / out)
+            tracker_demo.follow(baselines.Still(), tmp_path / source, (1, 1, 2, 2), tmp_path / out)
         assert not list(tmp_path.glob(".*part*")) and not (tmp_path / out).exists()
 
 
@@ -565,4 +604,4 @@ def test_boxes_as_regions_and_back():
 def test_without_vot_trax_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "trax", None)
     with pytest.raises(UserError, match="pip install vot-trax six"):
-        vot.serve(trackers.Still())
+        vot.serve(baselines.Still())

@@ -346,7 +346,7 @@ def small(tmp_path_factory):
 
 def test_tiny_sequences_are_got10k(small, capsys):
     splits = {split: tracking.open_sequences(small, split) for split in ("train", "val")}
-    assert {split: len(found) for split, found in splits.items()} == tiny.COUNTS
+    assert {split: len(found) for split, found in splits.items()} == {"train": 60, "val": 6}
     for s in (s for found in splits.values() for s in found):
         assert len(s) == 40 and s.size == (240, 180) == tracking.read_frame(s.frames[0]).shape[1::-1]
         assert (s.boxes[:, :2] >= 0).all() and (s.boxes[:, :2] + s.boxes[:, 2:] <= (240, 180)).all()
@@ -356,7 +356,7 @@ def test_tiny_sequences_are_got10k(small, capsys):
     covers = np.concatenate([s.cover for s in splits["train"]])
     assert covers.min() < 4 and (covers == 8).mean() > 0.7
     tracking.main(small)
-    assert "train: 24 sequences (got10k), 960 frames" in capsys.readouterr().out
+    assert "train: 60 sequences (got10k), 2,400 frames" in capsys.readouterr().out
 
 
 def test_tiny_splits_share_no_photograph(small):
@@ -369,11 +369,28 @@ def test_tiny_splits_share_no_photograph(small):
     assert not used["train"] & used["val"]
 
 
-def test_a_tiny_sequence_is_written_the_same_every_time(small, tmp_path):
+def test_a_tiny_scene_is_written_the_same_every_time(small, tmp_path):
     photos = {name: tiny._photo(name) for name in tiny.PHOTOS["val"]}
-    tiny._write_sequence(tmp_path / "again", photos, 2, "val")
-    for path in sorted((tmp_path / "again").iterdir()):
+    (again,) = tiny._write_scene(tmp_path, photos, 2, "val")
+    for path in sorted((tmp_path / again).iterdir()):
         assert (small / "val" / "GOT-10k_Val_000003" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_training_scene_has_a_sequence_for_each_object(small):
+    """The same frames under other boxes, the hidden parts of each known."""
+    scenes = {}
+    for s in tracking.open_sequences(small, "train"):
+        scenes.setdefault(s.frames[20].read_bytes(), []).append(s)
+    assert len(scenes) == 24 and {len(scene) for scene in scenes.values()} == {2, 3}
+    overlap, cover = [], []
+    for number, (top, *below) in enumerate(scenes.values()):
+        for s in below if number % 3 != 2 else ():  # in the others a bar hides things, too
+            low = np.maximum(s.boxes[:, :2], top.boxes[:, :2])
+            high = np.minimum(s.boxes[:, :2] + s.boxes[:, 2:], top.boxes[:, :2] + top.boxes[:, 2:])
+            overlap += ((high - low).clip(0).prod(1) / s.boxes[:, 2:].prod(1)).tolist()
+            cover += s.cover.tolist()
+    overlap, cover = np.array(overlap), np.array(cover)
+    assert cover[overlap > 0.7].max() < 6 and cover[overlap == 0].mean() > 7
 
 
 def test_tiny_boxes_enclose_what_is_drawn():
@@ -551,6 +568,6 @@ def test_boxes_outside_their_frames_end_in_an_error(small):
 
 def test_a_mix_is_found_by_name(small, tmp_path):
     (tmp_path / "GOT-10k").symlink_to(small)
-    assert len(pairs.open_mix(tmp_path, ("got10k",))["got10k"]) == 24
+    assert len(pairs.open_mix(tmp_path, ("got10k",))["got10k"]) == 60
     with pytest.raises(UserError, match="no folder for lasot"):
         pairs.open_mix(tmp_path, ("got10k", "lasot"))

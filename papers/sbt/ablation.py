@@ -2,7 +2,7 @@
 and the features in a plain correlation tracker.
 
 ``python -m papers.sbt.train ablation`` trains the contenders; ``--resume auto`` goes on where it was killed.
-``python -m papers.sbt.ablation`` writes the README's table anew from results/ablation*.json.
+``python -m papers.sbt.ablation`` writes the README's tables of ablations and of single sequences anew from results/.
 """
 
 from __future__ import annotations
@@ -121,13 +121,30 @@ def table(metrics: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"%, mean ± sample standard deviation over seeds {seeds}.", ""])
 
 
-def records() -> str:
-    """The tables of results/ablation*.json, each under its data."""
-    found = [json.loads(p.read_text()) for p in sorted(Path(__file__).with_name("results").glob("ablation*.json"))]
-    return "\n".join(f"{record['data']}:\n\n{table(record['metrics'])}" for record in found)
+def by_sequence(metrics: list[dict[str, Any]]) -> str:
+    """Markdown: what the tracker and the baselines reach on each sequence ("otb/Man auc, still") and altogether."""
+    rows: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        name, _, label = metric["name"].partition(", ")
+        if "fps" not in name:
+            rows.setdefault(name, {})[label or "sbt"] = metric["value"]
+    columns = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(f'{v:.1f}' for v in row.values())} |"
+                                for name, row in rows.items())]) + "\n"
+
+
+def write_tables(readme: Path, results: Path) -> None:
+    """Rewrites what stands between the README's marker lines: a table of each record, under its data."""
+    text = readme.read_text()
+    for marker, names, show in (("ablation", "ablation*.json", table), ("sequences", "real_small*.json", by_sequence)):
+        start, end = f"<!-- {marker}:start -->\n", f"<!-- {marker}:end -->"
+        before, _, rest = text.partition(start)
+        records = [json.loads(path.read_text()) for path in sorted(results.glob(names))]
+        made = "\n".join(f"{record['data']}:\n\n{show(record['metrics'])}" for record in records)
+        text = before + start + made + end + rest.partition(end)[2]
+    readme.write_text(text)
 
 
 if __name__ == "__main__":
-    readme, start, end = Path(__file__).with_name("README.md"), "<!-- ablation:start -->\n", "<!-- ablation:end -->"
-    before, _, rest = readme.read_text().partition(start)
-    readme.write_text(before + start + records() + end + rest.partition(end)[2])
+    write_tables(Path(__file__).with_name("README.md"), Path(__file__).with_name("results"))

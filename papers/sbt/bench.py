@@ -3,16 +3,19 @@
     python -m papers.sbt.bench                        base, on the GPU if there is one, else on the CPU
     python -m papers.sbt.bench --variant large --threads 2
 
-A row is timed only after it has given the authors' logits and boxes; a row that does not stops the run. Rows take
-turns, so that a slow spell of the machine meets all of them, and each keeps its fastest turn. Result: a JSON and a
+A way is timed only after it has given the authors' logits and boxes; one that does not stops the run. Ways take turns,
+so that a slow spell of the machine meets all of them, and each keeps its fastest turn. Result: a JSON and a
 Markdown file in benchmarks/, named after the variant and the hardware.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from torch.utils.benchmark import Timer
 
 from common import run
 from common.data import crops
-from papers.sbt.model import SBT, VARIANTS, EoCBlock, tracker
+from papers.sbt.model import SBT, VARIANTS, EoCBlock, create_tracker
 from papers.sbt.tracker import CudaGraph, SBTTracker, best_token
 
 AUTHORS = "authors' formulation"
@@ -76,47 +79,61 @@ def authors(model: SBT, template: torch.Tensor, search: torch.Tensor) -> tuple[t
     return prediction.logits, prediction.boxes
 
 
-class AuthorsTracker(SBTTracker):
-    """The authors' loop: the template through the network with every frame."""
+class Way(NamedTuple):
+    """A way to compute a frame's network: `network(z, search)` gives logits and boxes."""
 
-    def init(self, frame, box):
-        self.z, self.box = self._crop(frame, box, self.template_factor, self.template_size)[1], box
+    network: Callable
+    z: torch.Tensor
+    search: torch.Tensor
 
-    def _step(self, z, search):
-        logits, boxes = authors(self.model, z, search)
-        return best_token(logits[0], boxes[0], self.window, self.window_weight)
+    def __call__(self):
+        return self.network(self.z, self.search)
 
 
-def rows(model: SBT, half: SBT, template: torch.Tensor, search: torch.Tensor) -> dict[str, Callable]:
-    """Ways to compute a frame's network, each () -> (logits, boxes). `half` is the model in bf16."""
-    device = template.device.type
-    half_z, half_x = half.encode(template.bfloat16()), search.bfloat16()
-    z = model.encode(template)
-    modes = {"mode": "reduce-overhead"} if device == "cuda" else {}
-    found: dict[str, Callable] = {
-        AUTHORS: lambda: authors(model, template, search),
-        "ours, template every frame": lambda: model(template, search),
-        "ours": lambda: model.predict(z, search),
-        "ours, bf16": lambda: half.predict(half_z, half_x),
+def ways(
+    model: SBT, half: SBT, template: torch.Tensor, search: torch.Tensor, compiled: bool = True
+) -> dict[str, Way]:
+    """`half` is the model in bf16."""
+    cuda = template.device.type == "cuda"
+    fp32 = model.encode(template), search
+    bf16 = half.encode(template.bfloat16()), search.bfloat16()
+    found = {
+        AUTHORS: Way(partial(authors, model), template, search),
+        "ours, template every frame": Way(model, template, search),
+        "ours": Way(model.predict, *fp32),
+        "ours, bf16": Way(half.predict, *bf16),
     }
-    for name, network, inputs in (("compiled", model, (z, search)), ("compiled, bf16", half, (half_z, half_x))):
-        compiled = torch.compile(network.predict, dynamic=False, fullgraph=True, **modes)
-        found[name] = lambda compiled=compiled, inputs=inputs: compiled(*inputs)
-    if device == "cuda":
-        for name, network, inputs in (("graph", model, (z, search)), ("graph, bf16", half, (half_z, half_x))):
-            graph = CudaGraph(network.predict, *inputs)
-            found[f"CUDA {name}"] = lambda graph=graph, inputs=inputs: graph(*inputs)
+    for suffix, network, inputs in (("", model, fp32), (", bf16", half, bf16)):
+        modes = {"mode": "reduce-overhead"} if cuda else {}
+        if compiled:
+            function = torch.compile(network.predict, dynamic=False, fullgraph=True, **modes)
+            found[f"compiled{suffix}"] = Way(function, *inputs)
+        if cuda:
+            found[f"CUDA graph{suffix}"] = Way(CudaGraph(network.predict, *inputs), *inputs)
     return found
 
 
-def check_parity(found: dict[str, Callable]) -> dict[str, float]:
-    """Largest difference of each row's logits and boxes from the authors', over their largest value. Stops the run
+def frame_of(way: Way, follower: SBTTracker, frame: np.ndarray) -> Callable:
+    """() -> the box of the whole frame, from the picture on, when `follower` computes its network in this way."""
+    follower.init(frame, BOX)
+    follower.z = way.z
+    follower.step = lambda z, x: best_token(*(y[0] for y in way.network(z, x)), follower.window, 0.49)
+
+    def track():
+        follower.box = BOX  # an untrained network would walk away
+        return follower.track(frame)
+
+    return track
+
+
+def check_parity(found: dict[str, Way]) -> dict[str, float]:
+    """Largest difference of each way's logits and boxes from the authors', over their largest value. Stops the run
     above 1e-4, or 5e-2 in bf16 (whose own rounding is 4e-3)."""
     expected = found[AUTHORS]()
     off = {}
-    for name, row in found.items():
+    for name, way in found.items():
         differences = [
-            ((ours.float() - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in zip(row(), expected)
+            ((ours.float() - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in zip(way(), expected)
         ]
         off[name] = max(differences)
         if not off[name] <= (5e-2 if "bf16" in name else 1e-4):
@@ -154,13 +171,15 @@ def breakdown(model: SBT, follower: SBTTracker, frame: np.ndarray) -> dict[str, 
     }
 
 
-def table(times: dict[str, float], off: dict[str, float] | None = None) -> str:
-    base = times.get(AUTHORS)
-    lines = ["| | ms | times faster | off by |", "|---|---:|---:|---:|"] if off else ["| | ms |", "|---|---:|"]
-    for name, time in times.items():
-        more = f" {base / time:.2f} | {off.get(name, 0):.1g} |" if off else ""
-        lines.append(f"| {name} | {1e3 * time:.3g} |{more}")
-    return "\n".join(lines) + "\n"
+def tables(network: dict[str, float], frames: dict[str, float], off: dict[str, float], parts: dict[str, float]) -> str:
+    """Markdown: a row for each way, then a row for each part."""
+    lines = ["| | network, ms | times faster | off by | whole frame, frames/s | times faster |", "|---|" + "---:|" * 5]
+    for name, time in network.items():
+        faster, frame_faster = (f"{times[AUTHORS] / times[name]:.2f}" for times in (network, frames))
+        frame = f"{1 / frames[name]:.3g} | {frame_faster}"
+        lines.append(f"| {name} | {1e3 * time:.3g} | {faster} | {off[name]:.1g} | {frame} |")
+    lines += ["", "Where the time of ours goes, fp32, uncompiled:", "", "| | ms |", "|---|---:|"]
+    return "\n".join([*lines, *(f"| {name} | {1e3 * time:.3g} |" for name, time in parts.items())]) + "\n"
 
 
 def main() -> None:
@@ -169,6 +188,8 @@ def main() -> None:
     parser.add_argument("--variant", choices=[name.removeprefix("sbt_") for name in VARIANTS], default="base")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True,
+                        help="also time what torch.compile makes of it; compiling takes minutes on a CPU")
     parser.add_argument("--seconds", type=float, default=6.0, help="time spent on each row")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -176,11 +197,11 @@ def main() -> None:
     torch.manual_seed(0)
 
     # Random weights with lively norms and biases: the time does not depend on them.
-    model = tracker(f"sbt_{args.variant}", published=True).eval()
+    model = create_tracker(f"sbt_{args.variant}", published=True).eval()
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     model.to(args.device)
-    plain, theirs = (kind(model, published=True) for kind in (SBTTracker, AuthorsTracker))
+    plain = SBTTracker(model, published=True)
     half = SBTTracker(model, published=True, precision=torch.bfloat16)
     frame = np.random.default_rng(0).integers(0, 256, (*FRAME, 3), dtype=np.uint8)
     template, search = (
@@ -195,22 +216,13 @@ def main() -> None:
     )
     print(stamp)
     with torch.inference_mode():
-        found = rows(model, half.model, template, search)
+        found = ways(model, half.model, template, search, args.compile)
         off = check_parity(found)
         network = measure(found, args.seconds)
-        for follower in (theirs, plain, half):
-            follower.init(frame, BOX)
-        whole = {
-            AUTHORS: lambda: theirs.track(frame), "ours": lambda: plain.track(frame),
-            "ours, bf16": lambda: half.track(frame),
-        }
-        frames = measure(whole, args.seconds)
+        followers = {name: copy.copy(half if "bf16" in name else plain) for name in found}
+        frames = measure({name: frame_of(way, followers[name], frame) for name, way in found.items()}, args.seconds)
         parts = measure(breakdown(model, plain, frame), args.seconds / 4)
-    fps = "".join(f"- {name}: {1 / time:.2f} frames/s\n" for name, time in frames.items())
-    text = (
-        f"{stamp}\n\nThe network of one frame:\n\n{table(network, off)}\nWhere the time of ours goes, uncompiled:\n\n"
-        f"{table(parts)}\nWhole frames, from the picture to the box, uncompiled:\n\n{fps}"
-    )
+    text = f"{stamp}\n\n{tables(network, frames, off, parts)}"
     print(text)
     slug = re.sub(r"[^a-z0-9]+", "_", f"sbt {args.variant} {hardware} {args.threads}".lower()).strip("_")
     folder = run.ROOT / "benchmarks"

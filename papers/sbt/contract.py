@@ -5,7 +5,7 @@ import torch
 
 from common.contract import Model, Workload
 from papers.sbt.evaluate import build
-from papers.sbt.model import VARIANTS, tracker
+from papers.sbt.model import VARIANTS, create_tracker
 from papers.sbt.recipes import Pretrain
 
 # Parameters of the tracking network and of the classifier with 1000 classes. Base, large and huge in tracking are
@@ -19,7 +19,7 @@ IMAGES = {"digits": 1_437, "Imagenette": 9_469, "ImageNet-1K": 1_281_167}
 
 MODELS = {
     name: Model(
-        build=lambda name=name: tracker(name, drop_path_rate=0.0),
+        build=lambda name=name: create_tracker(name, drop_path_rate=0.0),
         # The head fixes the search crop's size, not the template's.
         inputs=lambda: (torch.randn(2, 3, 64, 64), torch.randn(2, 3, 256, 256)),
         shape=(2, 1024, 2),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def open_data(recipe: Recipe, root: Path, report: Path | None = None) -> Data:
     train = pairs.open_mix(root, recipe.datasets, limit=0.01, report=report)
     val = []
     if "got10k" in recipe.datasets:
-        folder = _folders(root).get("got10k", root)
+        folder = tracking.folders(root).get("got10k", root)
         if (folder / "val" / "list.txt").is_file():
             val = tracking.open_sequences(folder, "val")
     return Data(train, {"got10k": val} if val else {}, val)
@@ -43,7 +42,7 @@ def open_data(recipe: Recipe, root: Path, report: Path | None = None) -> Data:
 
 def _leave_out(recipe: Recipe, root: Path) -> Data:
     """Data sets without splits: those in `held_out` are tested on, and train nothing."""
-    folders, train, test = _folders(root), {}, []
+    folders, train, test = tracking.folders(root), {}, []
     for name in (*recipe.datasets, *recipe.held_out):
         if name not in folders:
             raise UserError(f"{root} has no folder for {name}; it has {', '.join(sorted(folders)) or 'none'}")
@@ -54,9 +53,3 @@ def _leave_out(recipe: Recipe, root: Path) -> Data:
         else:
             train[name] = tracking.open_sequences(folders[name])
     return Data(train, {}, test)
-
-
-def _folders(root: Path) -> dict[str, Path]:
-    """Folders by the name of their data set, case and punctuation aside."""
-    children = [path for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
-    return {re.sub(r"\W|_", "", path.name.lower()): path for path in children}

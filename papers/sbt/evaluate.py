@@ -12,7 +12,7 @@ import torch
 from common import run
 from common.metrics import trackers
 from papers.sbt.correlation import CorrelationNet, Siamese
-from papers.sbt.model import VARIANTS, SBTBackbone, first_three, tracker
+from papers.sbt.model import VARIANTS, SBTBackbone, create_tracker, first_three
 from papers.sbt.official import convert
 from papers.sbt.recipes import RECIPES, Recipe
 from papers.sbt.tracker import SBTTracker
@@ -30,7 +30,7 @@ def build(recipe: Recipe) -> torch.nn.Module:
             return CorrelationNet(backbone, recipe.search_px)
         if recipe.model not in VARIANTS:
             raise ValueError(f"no variant {recipe.model!r}; there are {', '.join(VARIANTS)}")
-        return tracker(
+        return create_tracker(
             recipe.model, search_size=recipe.search_px, head=recipe.head, published=recipe.published,
             **recipe.model_args,
         )

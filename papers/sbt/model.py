@@ -374,7 +374,7 @@ def first_three(variant: str) -> dict:
     return {key: value[:3] for key, value in VARIANTS[variant].items()}
 
 
-def tracker(variant: str, **changes) -> SBT:
+def create_tracker(variant: str, **changes) -> SBT:
     """The tracking network of a variant. `changes` are arguments of `SBT`."""
     return SBT(**first_three(variant) | changes)
 

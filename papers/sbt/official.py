@@ -52,7 +52,7 @@ def load_official(variant: str, state_dict: Mapping[str, torch.Tensor], **config
     or "mlp", head_tokens, in_chans). The network does as the published code does where that errs, as the weights ask
     for; `published=False` corrects it. Unexpected, missing or misshaped tensors are one error that lists them all.
     """
-    from .model import VARIANTS, tracker
+    from .model import VARIANTS, create_tracker
 
     name = f"sbt_{variant.removeprefix('sbt_').removesuffix('_mlp_head')}"
     if name not in VARIANTS:
@@ -63,7 +63,7 @@ def load_official(variant: str, state_dict: Mapping[str, torch.Tensor], **config
     strides = config.get("strides", VARIANTS[name]["strides"][:3])
     if tokens := config.pop("head_tokens", None):
         config["search_size"] = round(tokens**0.5) * torch.tensor(strides).prod().item()
-    model = tracker(name, **{"published": True} | config)
+    model = create_tracker(name, **{"published": True} | config)
     model.load_state_dict(convert(state_dict), strict=True)
     return model.eval()
 

@@ -35,7 +35,7 @@ class Recipe:
     datasets: tuple[str, ...] = ("got10k",)
     """Training sets under the data folder, drawn with equal probability: got10k, lasot, trackingnet, coco."""
     held_out: tuple[str, ...] = ()
-    """Names of sequences kept out of training and tested on, for a folder without splits."""
+    """Data sets without splits that are tracked at the end, and train nothing; `datasets` are then taken whole."""
     template_px: int = 128
     search_px: int = 256
     template_factor: float = 2.0
@@ -126,9 +126,9 @@ def _only(scores: dict[str, float], data: str) -> dict[str, float]:
 # search area and jitter a few minutes of training leave the boxes too coarse to follow anything.
 _SMALL = Recipe(
     about="", model="sbt_micro", model_args={"drop_path_rate": 0.0}, weights=None, dataset="sequences",
-    template_px=32, search_px=64, search_factor=3.0, centre_jitter=1.5, scale_jitter=0.25, pairs_per_epoch=3200,
-    epochs=10, batch=32, lr=2e-3, backbone_lr=1.0, warmup_steps=20, drop_epoch=8, clip_norm=100.0, eval_every=2,
-    val_pairs=192, max_gap=30,
+    template_px=32, search_px=64, search_factor=3.0, centre_jitter=1.5, scale_jitter=0.25, grey=0.2, brightness=0.3,
+    pairs_per_epoch=3200, epochs=8, batch=32, lr=2e-3, backbone_lr=1.0, warmup_steps=20, drop_epoch=6,
+    weight_decay=0.02, clip_norm=100.0, eval_every=2, val_pairs=192, max_gap=30,
 )
 _FULL = ("got10k", "lasot", "trackingnet", "coco")
 

@@ -10,15 +10,7 @@ import numpy as np
 import torch
 
 from common.data import crops
-
-Box = tuple[float, float, float, float]
-MARGIN_PX = 10  # of a box that leaves the frame, this much stays inside
-
-
-def hann_window(grid: int) -> torch.Tensor:
-    """(grid * grid), row by row: the outer product of two Hann windows whose ends are zero."""
-    window = torch.hann_window(grid, periodic=False)
-    return torch.outer(window, window).flatten()
+from common.metrics.trackers import Box, hann_window, keep_inside
 
 
 def best_token(logits: torch.Tensor, boxes: torch.Tensor, window: torch.Tensor, weight: float) -> torch.Tensor:
@@ -30,14 +22,6 @@ def best_token(logits: torch.Tensor, boxes: torch.Tensor, window: torch.Tensor, 
     penalised = (1 - weight) * score + weight * window
     best = penalised.argmax()
     return torch.cat([boxes[best].float(), score[best, None], penalised[best, None], best[None].float()])
-
-
-def clip(box, width: int, height: int) -> Box:
-    """The part of a box x, y, w, h (px) inside the frame, moved or enlarged so that it is at least `MARGIN_PX`."""
-    x, y, w, h = (float(v) for v in box)
-    left, right = min(max(x, 0.0), width - MARGIN_PX), min(max(x + w, MARGIN_PX), width)
-    top, bottom = min(max(y, 0.0), height - MARGIN_PX), min(max(y + h, MARGIN_PX), height)
-    return left, top, max(right - left, MARGIN_PX), max(bottom - top, MARGIN_PX)
 
 
 class CudaGraph:
@@ -114,5 +98,5 @@ class SBTTracker:
             self.step = CudaGraph(self._step, self.z, search)
         cx, cy, w, h, score, *_ = self.step(self.z, search).tolist()
         box = crop.to_frame(np.array([cx - w / 2, cy - h / 2, w, h]) * crop.size)
-        self.box = clip(box, frame.shape[1], frame.shape[0])
+        self.box = keep_inside(box, frame.shape[1], frame.shape[0])
         return self.box, score

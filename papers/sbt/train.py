@@ -19,7 +19,7 @@ from common import run
 from common.data import crops, loader, pairs
 from common.metrics import trackers
 from papers.sbt import figures, loss
-from papers.sbt.data import Data, open_data
+from papers.sbt.data import open_data
 from papers.sbt.evaluate import PAPER, build
 from papers.sbt.official import load_backbone, pretrained_weights
 from papers.sbt.recipes import RECIPES, Pretrain, Recipe
@@ -164,7 +164,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
 
     if world.size > 1:
         dist.barrier()  # the checkpoint is whole before anyone reads it
-    rows = track(folder, recipe, data, world, baselines=report) or [run.metric("loss", values["loss"], "")]
+    rows = trackers.compare(PAPER, folder, data.test, world, baselines=report, each=bool(recipe.held_out))
+    rows = rows or [run.metric("loss", values["loss"], "")]
     if world.main:
         if report:
             figures.draw(folder, model, data, recipe, world)
@@ -199,25 +200,6 @@ def validate(
     ce, l1, giou, iou, count, weight_sum = sums.tolist()
     scores = {"ce": ce / weight_sum} | {key: value / count for key, value in (("l1", l1), ("giou", giou), ("iou", iou))}
     return {"loss": loss.CE * scores["ce"] + loss.L1 * scores["l1"] + loss.GIOU * scores["giou"]} | scores
-
-
-def track(folder: Path, recipe: Recipe, data: Data, world: run.World, baselines: bool) -> list[dict]:
-    """The finished run's network, and the baselines, on the test sequences: rows of results.json, one a tracker and
-    data set; all scores, curves and boxes are under tracking/ in the run folder."""
-    tracker, _, settings, _ = PAPER.load(folder, None, world)
-    settings |= {"precision": str(world.amp)}
-    rows, speeds = [], []
-    for dataset in dict.fromkeys(sequence.dataset for sequence in data.test):
-        sequences = [sequence for sequence in data.test if sequence.dataset == dataset]
-        out = folder / "tracking"
-        summary, speed = trackers.measure(tracker, sequences, out, settings=settings, world=world)
-        headline = next(iter(summary.scores))  # ao or auc
-        rows += trackers.metrics(dataset, {headline: summary.scores[headline]}, recipe)
-        speeds += trackers.metrics(dataset, {"fps_model": speed["fps_model"]}, recipe)
-        for name, make in trackers.BASELINES.items() if baselines else ():
-            summary, _ = trackers.measure(make(), sequences, out / name, settings={"baseline": name}, world=world)
-            rows += trackers.metrics(dataset, {headline: summary.scores[headline]}, label=name)
-    return rows + speeds
 
 
 if __name__ == "__main__":

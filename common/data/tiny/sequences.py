@@ -19,7 +19,7 @@ PHOTOS = {  # no photograph serves in both splits
               "stereo_motorcycle", "china.jpg"),
     "val": ("chelsea", "rocket", "gravel", "retina", "flower.jpg"),
 }
-COUNTS = {"train": 24, "val": 6}
+COUNTS = {"train": 24, "val": 6}  # scenes
 META = """[METAINFO]
 url: generated from the photographs {photos}
 begin: 00:00:00
@@ -35,24 +35,23 @@ resolution: ({width}, {height})
 
 
 def sequences(root: Path | None = None) -> Path:
-    """Discs and rounded squares cut from photographs, moving over other photographs: 24 training, 6 val.
+    """Discs and rounded squares cut from photographs, moving over other photographs: 60 training, 6 val.
 
     Each has 40 frames of 240x180: a panning background, a target that moves, turns, and changes size and brightness,
-    one or two distractors, and in every third sequence a bar that passes in front. Boxes are exact, and clipped to the
-    frame; absence and cover labels are computed from what is drawn. Written once in GOT-10k's layout (root/train,
-    root/val), to the cache unless `root` says otherwise. Returns the data folder.
+    one or two distractors, and in every third scene a bar that passes in front. In the 24 training scenes every object
+    is the target of a sequence: which one to follow is then told by the template alone, not by a scene learned by
+    heart. Boxes are exact, and clipped to the frame; absence and cover labels are computed from what is drawn. Written
+    once in GOT-10k's layout (root/train, root/val), to the cache unless `root` says otherwise. Returns the data folder.
     """
 
     def write(folder: Path) -> None:
         for split, count in COUNTS.items():
             photos = {name: _photo(name) for name in PHOTOS[split]}
-            names = [f"GOT-10k_{split.capitalize()}_{i:06d}" for i in range(1, count + 1)]
-            for i, name in enumerate(names):
-                _write_sequence(folder / split / name, photos, i, split)
+            names = [name for i in range(count) for name in _write_scene(folder / split, photos, i, split)]
             (folder / split / "list.txt").write_text("\n".join(names) + "\n")
 
     about = "Generated: patches of photographs that scikit-image and scikit-learn ship, moving over other photographs."
-    return written_once("sequences", write, about, root)
+    return written_once("sequences-60-6", write, about, root)
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,8 @@ def _draw(frame: np.ndarray, thing: Thing, matrix: np.ndarray, brightness: float
     return opacity
 
 
-def _write_sequence(folder: Path, photos: dict[str, np.ndarray], number: int, split: str) -> None:
+def _write_scene(split_folder: Path, photos: dict[str, np.ndarray], number: int, split: str) -> list[str]:
+    """Writes the sequences of a scene, of its topmost object first, and returns their names."""
     rng = np.random.default_rng((list(COUNTS).index(split), number))
     names = [str(name) for name in rng.permutation(list(photos))]
     background = photos[names[0]]
@@ -143,35 +143,43 @@ def _write_sequence(folder: Path, photos: dict[str, np.ndarray], number: int, sp
         _walk(rng, 0, length - view, 1.0) for length, view in zip(background.shape[1::-1], (WIDTH, HEIGHT))
     )
     beside = [str(name) for name in rng.choice(names[1:], rng.integers(1, 3))]
-    others = [(_thing(photos[name], rng), *_motion(rng, rng.uniform(30, 60), 2.0)) for name in beside]
-    target = _thing(photos[names[1]], rng)
-    matrices, brightness = _motion(rng, rng.uniform(36, 72), 2.5)
+    things = [(_thing(photos[name], rng), *_motion(rng, rng.uniform(30, 60), 2.0)) for name in beside]
+    things.append((_thing(photos[names[1]], rng), *_motion(rng, rng.uniform(36, 72), 2.5)))  # on top
     bar = _thing(photos[names[2]], rng) if number % 3 == 2 else None
     bar_x = np.linspace(*rng.permutation([-20, WIDTH + 20]), FRAMES)
 
-    folder.mkdir(parents=True)
-    rows = []
+    targets = things[::-1] if split == "train" else things[-1:]
+    written = len(list(split_folder.glob("*"))) + 1
+    folders = [split_folder / f"GOT-10k_{split.capitalize()}_{written + k:06d}" for k in range(len(targets))]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    rows = [[] for _ in targets]
     for i in range(FRAMES):
         middle = (pan_x[i] + (WIDTH - 1) / 2, pan_y[i] + (HEIGHT - 1) / 2)
         frame = cv2.getRectSubPix(background, (WIDTH, HEIGHT), middle)
-        for thing, places, lights in others:
-            _draw(frame, thing, places[i], lights[i])
-        opacity = _draw(frame, target, matrices[i], brightness[i])
-        shown = opacity.sum()
+        opacities = [_draw(frame, thing, places[i], lights[i]) for thing, places, lights in things]
+        free = 1.0  # share of each pixel that no later thing covers
         if bar:
             place = np.array([[30.0, 0, bar_x[i]], [0, 2.0 * HEIGHT, HEIGHT / 2]])
-            shown = (opacity * (1 - _draw(frame, bar, place, 1.0))).sum()
-        Image.fromarray(frame.clip(0, 255).round().astype(np.uint8)).save(folder / f"{i + 1:08d}.jpg", quality=85)
+            free = 1 - _draw(frame, bar, place, 1.0)
+        picture = Image.fromarray(frame.clip(0, 255).round().astype(np.uint8))
+        for folder in folders:
+            picture.save(folder / f"{i + 1:08d}.jpg", quality=85)
 
-        whole = target.pixels[..., 3].sum() * np.linalg.det(matrices[i][:, :2]) / PATCH**2
-        outline = target.corners() @ matrices[i][:, :2].T + matrices[i][:, 2]
-        inside = outline.clip(0, (WIDTH, HEIGHT))
-        rows.append((
-            ",".join(f"{v:.4f}" for v in (*inside.min(0), *np.ptp(inside, axis=0))),
-            cover := round(8 * min(shown / whole, 1)), int(cover == 0), int((inside != outline).any()),
-        ))
-    for name, column in zip(("groundtruth.txt", "cover.label", "absence.label", "cut_by_image.label"), zip(*rows)):
-        (folder / name).write_text("\n".join(str(value) for value in column) + "\n")
+        for row, (thing, matrices, _), opacity in zip(rows, targets, opacities[::-1]):
+            shown, free = (opacity * free).sum(), free * (1 - opacity)
+            whole = thing.pixels[..., 3].sum() * np.linalg.det(matrices[i][:, :2]) / PATCH**2
+            outline = thing.corners() @ matrices[i][:, :2].T + matrices[i][:, 2]
+            inside = outline.clip(0, (WIDTH, HEIGHT))
+            row.append((
+                ",".join(f"{v:.4f}" for v in (*inside.min(0), *np.ptp(inside, axis=0))),
+                cover := round(8 * min(shown / whole, 1)), int(cover == 0), int((inside != outline).any()),
+            ))
     used = dict.fromkeys([*names[:2], *beside, *names[2:3] * bool(bar)])
     about = META.format(photos=", ".join(used), width=WIDTH, height=HEIGHT)
-    (folder / "meta_info.ini").write_text(about)
+    files = ("groundtruth.txt", "cover.label", "absence.label", "cut_by_image.label")
+    for folder, row in zip(folders, rows):
+        for file, column in zip(files, zip(*row)):
+            (folder / file).write_text("\n".join(str(value) for value in column) + "\n")
+        (folder / "meta_info.ini").write_text(about)
+    return [folder.name for folder in folders]

@@ -1,7 +1,9 @@
 """SBT's mathematics, and what timm and torch.compile ask of it."""
 
 import copy
+from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,8 +14,9 @@ from papers.sbt import bench
 from papers.sbt.contract import PARAMS
 from papers.sbt.correlation import CorrelationNet, Siamese
 from papers.sbt.loss import BACKGROUND_WEIGHT, assign, terms, total, weight_sum
-from papers.sbt.model import VARIANTS, Attention, EoCBlock, Prediction, SBTBackbone, first_three, tracker
+from papers.sbt.model import VARIANTS, Attention, EoCBlock, Prediction, SBTBackbone, create_tracker, first_three
 from papers.sbt.official import load_backbone, pretrained_weights
+from papers.sbt.tracker import SBTTracker
 
 GMACS = {"sbt_base": 20.7, "sbt_large": 34.1, "sbt_huge": 50.6}  # 256 and 128 pixels, counted on the authors' code
 
@@ -27,7 +30,7 @@ def crops():
 @pytest.fixture
 def micro():
     """A tracker whose every tensor matters: random norms and biases too."""
-    return lively(tracker("sbt_micro", search_size=128))
+    return lively(create_tracker("sbt_micro", search_size=128))
 
 
 def lively(model):
@@ -41,7 +44,7 @@ def lively(model):
 def test_cost(name):
     """A little less than the authors' code, which computes what is then dropped of the template in the last block."""
     with torch.device("meta"):
-        model = tracker(name)
+        model = create_tracker(name)
         crops = torch.empty(1, 3, 128, 128), torch.empty(1, 3, 256, 256)
     ours = run.multiply_adds(model, *crops) / 1e9
     assert 0.96 * GMACS[name] < ours < GMACS[name] + 0.05
@@ -92,8 +95,23 @@ def test_a_template_encoded_once_changes_nothing(micro, crops):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_whole_frames_of_the_benchmark_gives_the_trackers_box(micro):
+    model = published(micro)
+    frame = np.random.default_rng(0).integers(0, 256, (*bench.FRAME, 3), dtype=np.uint8)
+    sizes = {"template_size": 64, "search_size": 128, "published": True}
+    tracker, follower = (SBTTracker(model, **sizes) for _ in range(2))
+    tracker.init(frame, bench.BOX)
+    template = tracker._crop(frame, bench.BOX, 2.0, 64)[1]
+    expected = tracker.track(frame)[0]
+    way = bench.Way(partial(bench.authors, model), template, torch.zeros(1, 3, 128, 128))
+    for z in (template, template.flip(-1)):
+        track = bench.frame_of(way._replace(z=z), follower, frame)
+        for _ in range(2):  # the second frame starts where the first did
+            assert np.allclose(track()[0], expected, atol=1e-3) == (z is template)
+
+
 def published(model):
-    same = tracker("sbt_micro", search_size=128, published=True)
+    same = create_tracker("sbt_micro", search_size=128, published=True)
     same.load_state_dict(model.state_dict())
     return same.eval()
 
@@ -127,7 +145,7 @@ def test_cross_blocks_anywhere(crops, cross):
 def test_the_template_reaches_the_search_tokens_through_cross_blocks_alone(crops):
     template, search = crops
     for cross, reached in (((), False), ((3,), True)):
-        model = lively(tracker("sbt_micro", search_size=128, cross_blocks=((), (), cross)))
+        model = lively(create_tracker("sbt_micro", search_size=128, cross_blocks=((), (), cross)))
         with torch.no_grad():
             same = torch.allclose(model(template, search).logits, model(template.flip(-1), search).logits, atol=1e-4)
         assert same != reached
@@ -158,7 +176,7 @@ def test_weights_for_a_tracker(tmp_path, micro, crops):
     assert pretrained_weights(str(tmp_path / "w.safetensors")).keys() == classifier.state_dict().keys()
     # the authors' base takes the first 10 of B3's 18 blocks
     with torch.device("meta"):
-        pvt, base = timm.create_model("pvt_v2_b3"), tracker("sbt_base").backbone
+        pvt, base = timm.create_model("pvt_v2_b3"), create_tracker("sbt_base").backbone
     own = {name: torch.zeros_like(t) for name, t in pvt.state_dict().items()}
     assert load_backbone(base, own) == []
     with pytest.raises(run.UserError, match=r"stages.0.patch_embed.proj.weight \[64, 3, 7, 7\], expected \[32"):
@@ -209,15 +227,15 @@ def test_compiled_prediction_equals_eager(micro, crops):
 
 def test_bad_shapes_are_said():
     with pytest.raises(ValueError, match="search_size 100 is not a multiple of the stride 8"):
-        tracker("sbt_micro", search_size=100)
+        create_tracker("sbt_micro", search_size=100)
     with pytest.raises(ValueError, match="block numbers 1 to 4"):
-        tracker("sbt_micro", cross_blocks=((), (), (5,)))
+        create_tracker("sbt_micro", cross_blocks=((), (), (5,)))
     with pytest.raises(ValueError, match="expected 'mixer' or 'mlp'"):
-        tracker("sbt_micro", head="conv")
-    model = tracker("sbt_micro", search_size=128)
+        create_tracker("sbt_micro", head="conv")
+    model = create_tracker("sbt_micro", search_size=128)
     with pytest.raises(ValueError, match="built for 256 search tokens, not 64"):
         model(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
-    mlp = tracker("sbt_micro", search_size=128, head="mlp")  # has no such number
+    mlp = create_tracker("sbt_micro", search_size=128, head="mlp")  # has no such number
     assert mlp(torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)).logits.shape == (1, 64, 2)
 
 

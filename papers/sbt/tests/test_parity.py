@@ -9,6 +9,7 @@ import torch
 
 from common import parity
 from common.data import crops as crops_module
+from common.metrics.trackers import hann_window, keep_inside
 from common.run import UserError, World
 from papers.sbt import load_official
 from papers.sbt.evaluate import build, follow, take
@@ -16,7 +17,7 @@ from papers.sbt.loss import assign, terms, total, weight_sum
 from papers.sbt.model import Prediction
 from papers.sbt.official import convert
 from papers.sbt.recipes import RECIPES
-from papers.sbt.tracker import SBTTracker, best_token, clip, hann_window
+from papers.sbt.tracker import SBTTracker, best_token
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VARIANTS = ["base", "large", "base_mlp_head"]
@@ -182,7 +183,7 @@ def test_postprocessing(case):
     crop = crops_module.Crop(0, 0, 1, case["resize_factor"], x + box_w / 2 - reach, y + box_h / 2 - reach)
     box = crop.to_frame(np.array([cx - w / 2, cy - h / 2, w, h]) * 256)
     np.testing.assert_allclose(box, case["box_before_clip_xywh"], atol=1e-3)
-    clipped = clip(box, case["image_width"], case["image_height"])
+    clipped = keep_inside(box, case["image_width"], case["image_height"])
     np.testing.assert_allclose(clipped, case["state_after_xywh"], atol=1e-3)
 
 

@@ -15,7 +15,7 @@ from common import run
 from common.data import tracking
 from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
-from common.metrics import trackers
+from common.metrics import tracker_demo, trackers
 from papers.sbt import ablation, pretrain, train
 from papers.sbt.data import open_data
 from papers.sbt.evaluate import PAPER
@@ -172,7 +172,7 @@ def test_a_run_can_be_evaluated_and_drawn(tmp_path, data, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = tracking.open_sequences(data, "val")[0].frames[0].parent
     monkeypatch.setattr(sys, "argv", ["demo", str(source), "--frames", "4"])
-    trackers.demo(PAPER)
+    tracker_demo.main(PAPER)
     assert (tmp_path / "answer.mp4").stat().st_size > 1000 and Image.open(tmp_path / "answer.png").size[0] > 200
 
 
@@ -243,7 +243,7 @@ def test_held_out_data_sets_train_nothing(tmp_path, data):
     assert {s.dataset for found in opened.train.values() for s in found} == {"got10k"}
     assert [s.name for s in opened.test] == ["Thing"] and not opened.val
     scores = _scores(_train(tmp_path / "runs", root, recipe, stop_at=0))
-    assert set(scores) == {"otb auc"}
+    assert set(scores) == {"otb auc", "otb/Thing auc"}
     with pytest.raises(run.UserError, match="no folder for vot; it has got10k, otb"):
         open_data(dataclasses.replace(recipe, held_out=("vot",)), root)
 

@@ -1,0 +1,144 @@
+"""Video in, video out, for any tracker: a paper's ``demo.py`` is ``run.main(lambda: tracker_demo.main(PAPER))``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import av
+import numpy as np
+import tyro
+from PIL import Image, ImageDraw
+
+from common import figures, run
+from common.data import tracking as data
+from common.data.tiny.sequences import sequences
+from common.metrics.trackers import Box, Paper, Tracker
+from common.run import UserError
+
+
+@dataclass
+class Arguments:
+    source: Annotated[Path | None, tyro.conf.Positional] = None
+    """A video, or a folder of frames; without one, a sequence of the built-in set."""
+    box: str | None = None
+    """The target in the first frame: x,y,w,h in pixels, or a ground truth file whose first line says it; a folder
+    with a groundtruth*.txt needs none."""
+    checkpoint: Path | None = None
+    """Run folder or file of weights; without one, the paper's newest finished run under runs/."""
+    recipe: str | None = None
+    """Recipe of a file of weights."""
+    out: Path = Path("answer.mp4")
+    """.mp4 or .gif; a strip of pictures goes beside it as .png."""
+    frames: int = 0
+    """Frames to track at most; 0: all."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def main(paper: Paper) -> None:
+    """The command line of ``papers.<name>.demo``: draws the boxes a tracker gives into a video."""
+    args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.demo", description="A target, followed.")
+    done = sorted(Path("runs", paper.name).glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
+    finished = [p.parent for p in done if (p.parent / "checkpoints").is_dir()]
+    if not (args.checkpoint or finished):
+        command = f"make reproduce PAPER={paper.name}"
+        raise UserError(f"no finished run under runs/{paper.name}; make one with {command}, or give --checkpoint")
+    checkpoint = args.checkpoint or finished[-1]
+    tracker, *_ = paper.load(checkpoint, args.recipe, run.start_world(run.Options(device=args.device)))
+    if args.source:
+        count = follow(tracker, args.source, first_box(args.source, args.box), args.out, args.frames)
+    else:
+        sequence = data.open_sequences(sequences(), "val")[0]
+        count = follow(tracker, sequence.frames[0].parent, tuple(sequence.boxes[0]), args.out, args.frames)
+    print(f"{count} frames in {args.out}, some of them in {args.out.with_suffix('.png')}; {checkpoint}")
+
+
+def first_box(source: Path, box: str | None) -> Box:
+    """x, y, w, h from "x,y,w,h", a ground truth file, or that of the folder; of a polygon the box around it."""
+    if box is None:
+        found = [p for folder in (source, source.parent) for p in sorted(folder.glob("groundtruth*.txt"))]
+        if not (source.is_dir() and found):
+            raise UserError(f"where is the target in the first frame of {source}? Give --box x,y,w,h")
+        box = str(found[0])
+    text = Path(box).read_text().split("\n")[0] if Path(box).is_file() else box
+    try:
+        numbers = [float(x) for x in re.split(r"[,\s]+", text.strip())]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 8:
+        low, high = np.reshape(numbers, (4, 2)).min(0), np.reshape(numbers, (4, 2)).max(0)
+        numbers = [*low.tolist(), *(high - low).tolist()]
+    if len(numbers) != 4 or not np.isfinite(numbers).all() or min(numbers[2:]) <= 0:
+        raise UserError(f"--box is x,y,w,h in pixels with w and h above 0, or a ground truth file; got {text!r}")
+    return tuple(numbers)
+
+
+def follow(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) -> int:
+    """Tracks through a video or a folder of frames and writes the annotated video and a strip of pictures.
+
+    Returns the number of frames. The strip has 8 to 15 evenly spaced frames (fewer of a shorter video).
+    """
+    if out.suffix not in (".mp4", ".gif"):
+        raise UserError(f"--out is an .mp4 or a .gif, got {out}")
+    codec, pixels = ("gif", "rgb8") if out.suffix == ".gif" else ("libx264", "yuv420p")
+    kept, every, count, part = [], 1, 0, out.with_name(f".{out.stem}.part{out.suffix}")
+    try:
+        frames, rate = _frames(source)
+        with av.open(str(part), "w") as video:
+            for count, frame in enumerate(frames, 1):
+                if count == 1:
+                    tracker.init(frame, box)
+                    caption = "given"
+                    height, width = (n // 2 * 2 for n in frame.shape[:2])  # as H.264 wants them
+                    stream = video.add_stream(codec, rate=rate, width=width, height=height, pix_fmt=pixels)
+                else:
+                    box, value = tracker.track(frame)
+                    caption = f"{value:.2f}"
+                drawn = _drawn(frame, box, caption)
+                video.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn[:height, :width]))))
+                if (count - 1) % every == 0:
+                    kept.append((drawn, f"{count}: {caption}"))
+                if len(kept) == 16:
+                    kept, every = kept[::2], 2 * every
+                if count == limit:
+                    break
+            if not count:
+                raise UserError(f"{source} has no frames")
+            video.mux(stream.encode())
+        os.replace(part, out)
+    except (OSError, av.FFmpegError) as error:
+        raise UserError(f"cannot make {out} from {source}: {error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    pictures, captions = zip(*kept)
+    figures.gallery(out.with_suffix(".png"), pictures, captions, ["black"] * len(kept), columns=min(4, len(kept)))
+    return count
+
+
+def _drawn(frame: np.ndarray, box: Box, caption: str) -> np.ndarray:
+    picture = Image.fromarray(frame)
+    if np.isfinite(box).all():
+        x, y, w, h = box
+        draw = ImageDraw.Draw(picture)
+        draw.rectangle((x, y, x + max(w, 1), y + max(h, 1)), outline="red", width=2)
+        draw.text((x, max(y - 12, 0)), caption, fill="red")
+    return np.asarray(picture)
+
+
+def _frames(source: Path) -> tuple[Iterator[np.ndarray], int]:
+    """(RGB frames, their rate per second) of a video or a folder of images, one at a time."""
+    if source.is_dir():
+        files = [p for p in source.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")]
+        files.sort(key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
+        if not files and (source / "img").is_dir():
+            return _frames(source / "img")
+        return map(data.read_frame, files), 25
+    video = av.open(str(source))
+    if not video.streams.video:
+        raise UserError(f"{source} holds no pictures")
+    stream = video.streams.video[0]
+    return (f.to_ndarray(format="rgb24") for f in video.decode(stream)), round(stream.average_rate or 25)
