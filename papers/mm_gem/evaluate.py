@@ -23,8 +23,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+import transformers
 import tyro
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
@@ -266,7 +268,11 @@ def load(folder: Path | None, world: World) -> Tools:
     folder = folder / "model" if (folder / "model").is_dir() else folder
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no model: expected config.json and *.safetensors of save_pretrained")
-    model = AutoModel.from_pretrained(folder, dtype="auto").to(world.device).eval()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = AutoModel.from_pretrained(folder, dtype="auto").to(world.device).eval()
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise UserError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if not isinstance(model, MMGEMModel):
         raise UserError(f"{folder} holds a {type(model).__name__}, not an MM-GEM model")
     return Tools(model, AutoProcessor.from_pretrained(folder), world)

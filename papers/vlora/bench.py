@@ -178,6 +178,13 @@ def seconds(cases: dict[str, Callable[[], Any]], device: torch.device) -> dict[s
     return times
 
 
+def products(llm: torch.nn.Module, rows: int) -> Callable[[], Any]:
+    """The language model's products with its weights and nothing else, for so many rows: what its speed rests on."""
+    layers = [module for module in llm.get_decoder().modules() if isinstance(module, torch.nn.Linear)]
+    inputs = {layer.in_features: layer.weight.new_empty(rows, layer.in_features).normal_() for layer in layers}
+    return lambda: [inputs[layer.in_features] @ layer.weight.mT for layer in layers]
+
+
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
     """Most memory a prefill takes beside the weights."""
     gc.collect()
@@ -218,13 +225,13 @@ def measure(args: Arguments, device: torch.device) -> list[dict[str, Any]]:
             row |= {f"{name}_mb": peak_bytes(function, device) / 1e6 for name, function in cases.items()}
             if args.graphs:
                 cases |= {f"{name}_graph": graphed(function) for name, function in list(cases.items())}
+            for name, more in (("vlora", 1), ("tokens", visual)):
+                cases[f"{name}_products"] = products(ours.language_model, batch * (text + more))
             times = seconds(cases, device)
             row |= {f"{name}_ms": 1e3 * statistics.median(each) for name, each in times.items()}
-            row["time_ratio"] = statistics.median(a / b for a, b in zip(times["vlora"], times["tokens"]))
-            if args.graphs:
-                row["graph_ratio"] = statistics.median(
-                    a / b for a, b in zip(times["vlora_graph"], times["tokens_graph"])
-                )
+            for kind in ("", "_graph", "_products")[:: 1 if args.graphs else 2]:
+                pairs = zip(times[f"vlora{kind}"], times[f"tokens{kind}"])
+                row[f"ratio{kind}"] = statistics.median(a / b for a, b in pairs)
             work = batch * flops.vlora(ours.config, text), batch * flops.visual_tokens(theirs.config, text)
             row |= {"flops_ratio": work[0] / work[1], "vlora_gflops": work[0] / row["vlora_ms"] / 1e6,
                     "tokens_gflops": work[1] / row["tokens_ms"] / 1e6}
@@ -260,7 +267,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         for style, batch in zip(("-", "--"), sorted({row["batch"] for row in rows})):
             found = [row for row in rows if (row["text"], row["batch"]) == (text, batch)]
             x = [row["visual"] for row in found]
-            times.plot(x, [row["time_ratio"] for row in found], style, color=color, marker=".",
+            times.plot(x, [row["ratio"] for row in found], style, color=color, marker=".",
                        label=f"{text}, batch {batch}")
             times.plot(x, [row["flops_ratio"] for row in found], ":", color=color)
     counts.set_title("operations at 7B, VLoRA / LLaVA", fontsize=10)
@@ -280,16 +287,17 @@ def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> list[str]:
 
 def page(found: dict[str, Any]) -> str:
     """The Markdown page."""
-    graphs = {"graphs": "{graph_ratio:.3f}"} if "graph_ratio" in found["rows"][0] else {}
+    graphs = {"as graphs": "{ratio_graph:.3f}"} if "ratio_graph" in found["rows"][0] else {}
     return "\n".join([
         f"`{found['command']}`", "", found["about"], "",
-        "Prefill: milliseconds (median), ratio VLoRA / visual tokens beside that of the operations, rate, and peak "
-        "memory beside the weights.", "",
+        "Prefill: milliseconds (median) and their ratio, VLoRA / visual tokens; the same ratio of the language model's "
+        "products with its weights alone, and of the operations; rate; peak memory beside the weights.", "",
         *table(found["rows"], {
             "batch": "{batch}", "text": "{text}", "visual": "{visual}", "VLoRA ms": "{vlora_ms:.1f}",
-            "tokens ms": "{tokens_ms:.1f}", "time ratio": "{time_ratio:.3f}", **graphs,
-            "operations ratio": "{flops_ratio:.3f}", "VLoRA GFLOP/s": "{vlora_gflops:.0f}",
-            "tokens GFLOP/s": "{tokens_gflops:.0f}", "VLoRA MB": "{vlora_mb:.1f}", "tokens MB": "{tokens_mb:.1f}",
+            "tokens ms": "{tokens_ms:.1f}", "ratio": "{ratio:.3f}", **graphs,
+            "of products alone": "{ratio_products:.3f}", "of operations": "{flops_ratio:.3f}",
+            "VLoRA GFLOP/s": "{vlora_gflops:.0f}", "tokens GFLOP/s": "{tokens_gflops:.0f}",
+            "VLoRA MB": "{vlora_mb:.1f}", "tokens MB": "{tokens_mb:.1f}",
         }),
         "Applying an image's weights to one module (`generate(apply=\"auto\")` decides by this): microseconds beside "
         "its weight, for each pass of so many tokens, against merging once.", "",

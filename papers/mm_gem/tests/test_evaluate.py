@@ -12,7 +12,7 @@ from common import parity
 from common.data.captions import Region
 from common.data.tiny.scenes import scenes
 from common.run import UserError
-from papers.mm_gem import parts
+from papers.mm_gem import compare, parts
 from papers.mm_gem.data import Mixture, Rows, open_captions, open_regions
 from papers.mm_gem.evaluate import Tools, named_classes, region_hits, retrieval, words_right, zero_shot
 from papers.mm_gem.prompts import CLIP, SEVEN
@@ -140,3 +140,16 @@ def test_batches_are_a_function_of_the_seed_and_shared_out(tmp_path):
     assert image.size == (64, 64) and phrase.startswith("a ") and 0 <= box[0] < box[2] <= 65
     with pytest.raises(UserError, match="a batch takes 16 regions, but there are 5"):
         Mixture(64, 5, recipe, recipe.steps, seed=0)
+
+
+def test_the_comparison_is_of_the_records(tmp_path):
+    def record(recipe, seed, **metrics):
+        rows = [{"name": name, "value": value, "unit": "%"} for name, value in metrics.items()]
+        content = {"recipe": recipe, "data": "scenes", "seed": seed, "metrics": rows}
+        (tmp_path / f"{recipe}-{seed}.json").write_text(json.dumps(content))
+
+    record("objectives_both", 0, found=50.0, told=20.0)
+    record("objectives_both", 1, found=60.0, told=40.0)
+    record("objectives_embedding", 0, found=70.0)
+    lines = compare.tables(tmp_path).splitlines()
+    assert "| found | 55.0 ± 7.1 % | 70.0 % |" in lines and "| told | 30.0 ± 14.1 % |  |" in lines
