@@ -1,0 +1,62 @@
+"""What the tools across papers need to know about DualTFR (common/contract.py)."""
+
+import timm
+import torch
+from torch import nn
+
+from common.contract import Model, Workload
+from papers.dualtfr import ablation, evaluate, pretrain
+from papers.dualtfr.model import VARIANTS, DualTFR, create_tracker
+from papers.dualtfr.recipes import Pretrain
+
+CLASSES = {"ImageNet-1K": 1000}
+SAMPLES = {"digits": 1_437, "Imagenette": 9_469, "ImageNet-1K": 1_281_167}  # of a pre-training; pairs are drawn
+
+
+class Joined(nn.Module):
+    """A tracker's network whose answer is one tensor, (B, N, 6): logits and boxes side by side."""
+
+    def __init__(self, pair: DualTFR):
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, template, search):
+        return torch.cat(self.pair(template, search), -1)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.pair.set_grad_checkpointing(enable)
+
+
+# The branches as classifiers with 1000 classes, and the trackers; crops of half the usual side for the large one.
+PARAMS = {"dualtfr": (12_577_330, 19_883_856), "dualtfr_micro": (166_566, 252_484)}
+CROPS = {"dualtfr": (64, 112), "dualtfr_micro": (32, 64)}
+MODELS = {
+    name: Model(
+        build=lambda name=name: timm.create_model(name, drop_path_rate=0.0),
+        inputs=lambda: (torch.randn(2, 3, 64, 64),), shape=(2, 1000), params=PARAMS[name][0],
+        compile=name == "dualtfr_micro",  # of the tracker a test captures the graph; compiling it takes minutes
+    )
+    for name in VARIANTS
+} | {
+    f"{name}_tracker": Model(
+        build=lambda name=name: Joined(create_tracker(name, drop_path_rate=0.0)),
+        inputs=lambda name=name: tuple(torch.randn(2, 3, side, side) for side in CROPS[name]),
+        shape=(2, 49 if name == "dualtfr" else 64, 6), params=PARAMS[name][1],
+    )
+    for name in VARIANTS
+}
+
+
+def workload(recipe) -> Workload:
+    """Of a comparison: all its trainings, the last contender standing for the others."""
+    trainings = len(getattr(recipe, "contenders", ())) * getattr(recipe, "seeds", 1)
+    with torch.device("meta"):
+        if isinstance(recipe, Pretrain):
+            model = pretrain.build(recipe, CLASSES.get(recipe.dataset, 10))
+            inputs = (torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px),)
+            return Workload(model, inputs, SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
+        if trainings:
+            recipe = ablation.member(recipe, recipe.contenders[-1])
+        inputs = tuple(torch.empty(1, 3, side, side) for side in (recipe.template_px, recipe.search_px))
+        model = evaluate.build(recipe)
+    return Workload(model, inputs, recipe.pairs_per_epoch, recipe.epochs * (trainings or 1), recipe.batch)

@@ -1,0 +1,118 @@
+"""Pictures of a run: its curves, tracked frames, and what the search tokens say and look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from common import figures, run
+from common.data import crops, tracking
+from common.metrics import trackers
+from papers.dualtfr.data import Data
+from papers.dualtfr.model import DualTFR
+from papers.dualtfr.recipes import Recipe
+from papers.dualtfr.tracker import DualTFRTracker
+
+COLORS = {"truth": "lime", "dualtfr": "red", "still": "white", "correlation": "deepskyblue"}
+
+
+def draw(folder: Path, model: DualTFR, data: Data, recipe: Recipe, world: run.World) -> None:
+    figures.curves(folder, [["loss", "val/loss"], ["cls", "val/cls"], ["iou", "val/iou"], ["lr"]])
+    if data.test:
+        tracks(folder / "tracks.png", folder / "tracking", data.test[:8])
+        matches(folder / "matches.png", model.eval(), data.test[:6], recipe, world)
+
+
+def tracks(path: Path, results: Path, sequences: list[tracking.Sequence], frames: int = 6) -> None:
+    """Evenly spread frames of each sequence with the boxes of ground truth, tracker and baselines."""
+    homes = {"dualtfr": results, **{name: results / name for name in trackers.BASELINES if (results / name).is_dir()}}
+    found = {name: trackers.results(sequences, home) for name, home in homes.items()}
+    figure, axes = figures.plt.subplots(
+        len(sequences), frames, figsize=(2.2 * frames, 1.75 * len(sequences)), squeeze=False, layout="constrained"
+    )
+    for row, (line, sequence) in enumerate(zip(axes, sequences)):
+        for axis, number in zip(line, np.linspace(0, len(sequence) - 1, frames).astype(int)):
+            axis.imshow(tracking.read_frame(sequence.frames[number]))
+            axis.set_title(f"{sequence.name}, {number + 1}", fontsize=6)
+            axis.axis("off")
+            for name, color in COLORS.items():
+                if name in found or name == "truth":
+                    outline(axis, (found[name][row] if name in found else sequence).boxes[number], color)
+    figure.suptitle(", ".join(f"{name}: {COLORS[name]}" for name in ("truth", *homes)), fontsize=8)
+    figures.save(figure, path)
+
+
+def outline(axis, box_xywh, color: str) -> None:
+    if np.isfinite(box_xywh).all():
+        axis.add_patch(figures.plt.Rectangle(box_xywh[:2], *box_xywh[2:], fill=False, edgecolor=color, linewidth=1.2))
+
+
+@torch.inference_mode()
+def matches(
+    path: Path, model: DualTFR, sequences: list[tracking.Sequence], recipe: Recipe, world: run.World
+) -> None:
+    """For the middle frame of each sequence: template; search crop with the box of the most credible token; the tokens'
+    chances; and what the first and the last CAB of the most credible token look at in the template.
+
+    The crop is taken beside the target, so that the middle is not the answer.
+    """
+    tracker = DualTFRTracker(model, recipe)
+    figure, axes = figures.plt.subplots(
+        5, len(sequences), figsize=(1.8 * len(sequences), 9), squeeze=False, layout="constrained"
+    )
+    for column, sequence in zip(axes.T, sequences):
+        number = len(sequence) // 2
+        frames = [tracking.read_frame(sequence.frames[i]) for i in (0, number)]
+        box = sequence.boxes[number]
+        places = (
+            crops.around(sequence.boxes[0], recipe.template_factor, recipe.template_px),
+            crops.around(box + (0.6 * box[2], -0.5 * box[3], 0, 0), recipe.search_factor, recipe.search_px),
+        )
+        z, x = (tracker.cut(frame, place) for frame, place in zip(frames, places))
+        prediction, seen = looked_at(model, z, x)
+        chances = prediction.logits[0].softmax(1)[:, 0].cpu()
+        best, grid = int(chances.argmax()), round(len(chances) ** 0.5)
+        cx, cy, w, h = (prediction.boxes[0, best].cpu() * recipe.search_px).tolist()
+        column[0].imshow(crops.cut(frames[0], places[0]))
+        column[1].imshow(crops.cut(frames[1], places[1]))
+        outline(column[1], places[1].to_crop(box), COLORS["truth"])
+        outline(column[1], (cx - w / 2, cy - h / 2, w, h), COLORS["dualtfr"])
+        column[2].imshow(chances.view(grid, grid), vmin=0, vmax=1)
+        column[2].set_title(f"chances, up to {chances[best]:.2f}", fontsize=7)
+        for axis, name, attention in zip(column[3:], ("first", "last"), (seen[0], seen[-1]) if seen else ()):
+            axis.imshow(attention[best].cpu())
+            axis.set_title(f"{name} CAB", fontsize=7)
+        for axis in column:
+            axis.axis("off")
+    figures.save(figure, path)
+
+
+def looked_at(model: DualTFR, z: torch.Tensor, x: torch.Tensor) -> tuple[object, list[torch.Tensor]]:
+    """The network's answer to one pair, and for each CAB how much every search token looks at each template token,
+    averaged over the heads: (search tokens, H, W)."""
+    seen = []
+
+    def record(attention, inputs, _output):
+        own, other = inputs
+        if own.shape[1] < other.shape[1]:  # the template looks at the search image
+            return
+        q, k = (
+            linear.view(1, -1, attention.num_heads, own.shape[-1] // attention.num_heads).transpose(1, 2)
+            for linear in (attention.q(own), F.linear(other, *key_half(attention)))
+        )
+        weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1).mean(1)[0]
+        seen.append(weights.view(-1, *other.shape[1:3]))
+
+    hooks = [cab.attn.register_forward_hook(record) for cab in model.cabs]
+    prediction = model(z, x)
+    for hook in hooks:
+        hook.remove()
+    return prediction, seen
+
+
+def key_half(attention) -> tuple[torch.Tensor, torch.Tensor]:
+    dim = attention.q.out_features
+    return attention.kv.weight[:dim], attention.kv.bias[:dim]

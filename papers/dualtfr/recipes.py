@@ -1,0 +1,176 @@
+"""Named settings: the reconstruction at full scale, and smaller ones that run on what is at hand.
+
+Standard library only, so that ``make list`` works before anything is installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+TITLE = "Learning Tracking Representations via Dual-Branch Fully Transformer Networks (ICCV Workshops 2021)"
+CLAIM = "A tracker without a CNN: attention within windows, over each image, and between the two images."
+BUILT_IN = ("sequences", "digits")  # data sets that come with the repository
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Training a tracker. Nothing is known of the authors' settings but the data sets; the defaults are those of their
+    next tracker, SBT, with the crops of TransT."""
+
+    about: str
+    """What this recipe is, in one line."""
+    model: str = "dualtfr"
+    """A variant of `model.VARIANTS`."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `model.DualTFR` beyond the variant's, such as cab_after or blocks."""
+    weights: str | None = "swin_tiny_patch4_window7_224"
+    """What the branch starts from: a Swin of timm, whose ImageNet weights timm fetches, a file of weights, or the run
+    folder of a pre-training (recipe pretrain). None: at random."""
+    dataset: str = "GOT-10k"
+    """Data the recipe is meant for; all but the built-in ones are given with --data."""
+    datasets: tuple[str, ...] = ("got10k",)
+    """Training sets under the data folder, drawn with equal probability: got10k, lasot, trackingnet, coco."""
+    held_out: tuple[str, ...] = ()
+    """Data sets under the data folder that are tested on and train nothing, where none has splits."""
+    template_px: int = 112
+    search_px: int = 224
+    template_factor: float = 2.0
+    """Side of the template crop in mean sides of the target."""
+    search_factor: float = 4.0
+    centre_jitter: float = 3.0
+    """Search centre in training: uniform over this many mean sides of the target, per axis."""
+    scale_jitter: float = 0.25
+    """Search size in training: standard deviation of the logarithm of each side."""
+    grey: float = 0.05
+    flip: float = 0.5
+    brightness: float = 0.2
+    max_gap: int = 200
+    """Frames between template and search image, at most."""
+    pairs_per_epoch: int = 60_000
+    epochs: int = 500
+    batch: int = 160
+    """Global batch: all devices and accumulated chunks together."""
+    lr: float = 1e-3
+    """Learning rate of the CABs and the head."""
+    backbone_lr: float = 0.1
+    """The branch's, as a share of that."""
+    warmup_steps: int = 0
+    drop_epoch: int = 400
+    """After this epoch the learning rate is a tenth."""
+    weight_decay: float = 1e-4
+    clip_norm: float = 0.1
+    """Largest gradient norm; 0: no clipping."""
+    cls_weight: float = 120.0
+    l1_weight: float = 70.0
+    giou_weight: float = 50.0
+    eval_every: int = 20
+    """Epochs between losses on validation pairs, where the data have a validation split."""
+    val_pairs: int = 10_000
+    window: float = 0.49
+    """The Hann window's share of a token's score in tracking."""
+    speed: str = "eager"
+    """How a tracker runs its network: eager, or compile (torch.compile; on a GPU with CUDA graphs, not yet tried)."""
+    contenders: tuple[str, ...] = ()
+    """Train these under this recipe instead of one tracker, and compare: see ablation.py."""
+    pretrained: str | None = None
+    """Weights for the contender of that name: a file, or the run folder of a pre-training."""
+    seeds: int = 1
+    """Trainings of each contender, with seeds from --seed on."""
+    paper_scores: dict[str, float] = field(default_factory=dict)
+    """The paper's figures, by data set and metric."""
+    paper_source: str | None = None
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Training a branch as an image classifier, to start a tracker from. The settings are Swin's, that is DeiT's."""
+
+    about: str
+    """What this recipe is, in one line."""
+    model: str = "dualtfr"
+    """A variant of `model.VARIANTS`."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    dataset: str = "ImageNet-1K"
+    """Data the recipe is meant for; all but the built-in ones are given with --data."""
+    input_size_px: int = 224
+    epochs: int = 300
+    batch: int = 1024
+    """Global batch: all devices and accumulated chunks together."""
+    base_lr: float = 5e-4
+    """Peak learning rate per 512 samples of the global batch."""
+    min_lr: float = 5e-6
+    warmup_lr: float = 5e-7
+    warmup_epochs: float = 20
+    weight_decay: float = 0.05
+    clip_norm: float = 5.0
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+    policy: str | None = "rand-m9-mstd0.5-inc1"
+    """Automatic augmentation in timm's notation."""
+    erase: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    label_smoothing: float = 0.1
+    eval_crop: float = 0.875
+    """Share of the resized image's side that the centre crop keeps."""
+    paper_top1: float | None = None
+    paper_source: str | None = None
+
+
+_SOURCE = "recalled, unverified; never to be compared"
+
+# A micro network and micro crops; from random weights, so one learning rate for all and a short warm-up. At the full
+# search area and jitter a few minutes of training leave the boxes too coarse to follow anything. Crops and training are
+# those of SBT's small recipes, so that the two compare.
+_SMALL = Recipe(
+    about="", model="dualtfr_micro", weights=None, dataset="sequences", template_px=32, search_px=64, search_factor=3.0,
+    centre_jitter=1.5, scale_jitter=0.25, grey=0.2, brightness=0.3, pairs_per_epoch=3200, epochs=8, batch=32, lr=2e-3,
+    backbone_lr=1.0, warmup_steps=20, drop_epoch=6, weight_decay=0.02, clip_norm=100.0, eval_every=2, val_pairs=192,
+    max_gap=30,
+)
+
+RECIPES = {
+    "tiny": replace(_SMALL, about="micro model on built-in sequences, four minutes on 2 CPU cores"),
+    "got10k": Recipe(
+        "DualTFR, GOT-10k alone (its protocol); the paper, from memory: 73.5 AO", epochs=100, drop_epoch=80,
+        paper_scores={"got10k ao": 73.5, "got10k sr50": 84.8, "got10k sr75": 69.9}, paper_source=_SOURCE,
+    ),
+    "full": Recipe(
+        "DualTFR, four data sets; the paper, from memory: 63.5 AUC on LaSOT",
+        dataset="GOT-10k, LaSOT, TrackingNet, COCO", datasets=("got10k", "lasot", "trackingnet", "coco"),
+        paper_scores={"lasot auc": 63.5, "lasot norm_precision": 72.0, "lasot precision": 66.5}, paper_source=_SOURCE,
+    ),
+    "ablation": replace(
+        _SMALL, about="number and place of the CABs, kinds of block, pre-training: micro models, two seeds each",
+        contenders=(
+            "cab0", "cab1", "cab2", "cab4", "early", "between", "local", "no_bias", "no_reference", "no_position",
+        ),
+        seeds=2, pairs_per_epoch=960, epochs=5, batch=16, lr=1e-3, drop_epoch=4, eval_every=5,
+    ),
+    "real_small": replace(
+        _SMALL, about="micro model on real sequences and COCO objects, tested on the OTB folder: minutes on a core",
+        dataset="OTB, VOT, GOT-10k, LaSOT and coco side by side", datasets=("vot", "got10k", "lasot", "coco"),
+        held_out=("otb",), pairs_per_epoch=1600, max_gap=100,
+    ),
+    "real_small_otb": replace(
+        _SMALL, about="the other way round: trained on the OTB folder and COCO, tested on the others",
+        dataset="OTB, VOT, GOT-10k, LaSOT and coco side by side", datasets=("otb", "coco"),
+        held_out=("vot", "got10k", "lasot"), pairs_per_epoch=1600, max_gap=100,
+    ),
+    "pretrain": Pretrain("a branch as an ImageNet-1K classifier, to start a tracker from"),
+    "pretrain_small": Pretrain(
+        "the micro branch on ten classes of ImageNet at 64 px, to start small trackers from: minutes of a core",
+        model="dualtfr_micro", dataset="Imagenette", input_size_px=64, epochs=6, batch=64, base_lr=4e-3,
+        warmup_epochs=1, crop_scale=(0.25, 1.0), policy=None, erase=0.0, mixup=0.0, cutmix=0.0,
+    ),
+    "pretrain_tiny": Pretrain(
+        "the micro branch on built-in handwritten digits, a minute on 2 CPU cores", model="dualtfr_micro",
+        dataset="digits", input_size_px=32, epochs=8, batch=128, base_lr=4e-3, warmup_epochs=1, crop_scale=(0.5, 1.0),
+        flip=0.0, policy=None, erase=0.0, mixup=0.0, cutmix=0.0, eval_crop=1.0,
+    ),
+}
+RECIPES["smoke"] = replace(
+    RECIPES["tiny"], about="tiny cut to seconds: does everything run?", pairs_per_epoch=64, epochs=2, batch=8,
+    warmup_steps=2, drop_epoch=1, eval_every=1, val_pairs=16,
+)
