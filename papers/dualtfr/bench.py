@@ -38,6 +38,8 @@ class Arguments:
     """Time given to each measurement."""
     threads: int = 0
     """Of the CPU; 0: torch's choice."""
+    compile: bool = True
+    """Also through torch.compile, which takes minutes to start on a CPU."""
 
 
 def main() -> None:
@@ -49,7 +51,7 @@ def main() -> None:
     options = run.Options(out=args.out, device=args.device, precision=args.precision)
     world = run.start_world(options)
     recipe = replace(RECIPES[VARIANTS[args.variant]], weights=None)
-    rows = measure(recipe, world, args.seconds)
+    rows = measure(recipe, world, args.seconds, ("eager", "compile") if args.compile else ("eager",))
     folder = run.open_run("dualtfr", "bench", recipe, options, world)
     model = build(recipe)
     how = f"{args.variant}, generated frames of 640x360, {'bf16' if world.amp else 'fp32'}"
@@ -77,13 +79,13 @@ def encoder(model: DualTFR) -> list[torch.nn.Module]:
 
 
 @torch.inference_mode()
-def measure(recipe: Recipe, world: run.World, seconds: float) -> list[dict]:
+def measure(recipe: Recipe, world: run.World, seconds: float, kinds: tuple[str, ...]) -> list[dict]:
     """Rows of results.json: frames per second, then milliseconds of each part."""
     torch.manual_seed(0)
     model = build(recipe).to(world.device).eval()
     trackers = {
         kind: DualTFRTracker(model, replace(recipe, speed=kind), world.amp or torch.float32)
-        for kind in ("eager", "compile")
+        for kind in kinds
     }
     frame = np.random.default_rng(0).integers(0, 256, (360, 640, 3), dtype=np.uint8)
     box = (280.0, 140.0, 80.0, 60.0)
@@ -106,8 +108,8 @@ def measure(recipe: Recipe, world: run.World, seconds: float) -> list[dict]:
     parts: dict[str, Callable] = {"crop": lambda: eager.cut(frame, place)}
     x = search
     x = timed_part(parts, "patch embedding", backbone.patch_embed, x)
-    kinds = [type(stage.blocks[0]).__name__ for stage in backbone.stages]
-    for number, (stage, kind) in enumerate(zip(backbone.stages, kinds), 1):
+    for number, stage in enumerate(backbone.stages, 1):
+        kind = type(stage.blocks[0]).__name__
         x = timed_part(parts, f"stage {number}, {len(stage.blocks)} {kind}", stage, x)
     cabs = f"position and {len(eager.model.cabs)} CABs"
     x = timed_part(parts, cabs, lambda x: eager.model.fuse(z, eager.model.position(x)), x)

@@ -1,0 +1,7 @@
+"""Retina-MAML and FCOS-MAML; `MAML` takes any other detector as well (any_detector.py)."""
+
+from .maml import MAML, multi_step_weights
+from .model import Crops, Detector, build
+from .tracker import MAMLTracker
+
+__all__ = ["MAML", "Crops", "Detector", "MAMLTracker", "build", "multi_step_weights"]

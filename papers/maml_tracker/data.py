@@ -1,0 +1,115 @@
+"""What a recipe trains on, and the support and target sets that are cut from a video."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.data import crops, pairs, tracking
+from common.run import UserError
+from papers.maml_tracker.model import Crops
+from papers.maml_tracker.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Data:
+    train: dict[str, list[tracking.Sequence]]
+    test: list[tracking.Sequence]
+    """For validation pairs and for tracking; empty where the data have no such split."""
+
+    def describe(self, name: str) -> str:
+        videos = sum(len(s) > 1 for found in self.train.values() for s in found)
+        stills = sum(len(s) == 1 for found in self.train.values() for s in found)
+        stills = f" and {stills:,} still objects" if stills else ""
+        return f"{name}: {videos:,} training sequences{stills}, {len(self.test)} test sequences"
+
+
+def open_data(recipe: Recipe, root: Path, report: Path | None = None) -> Data:
+    """Opens the recipe's data sets under `root`. Annotations that cannot be used in training go to `report`."""
+    folders = tracking.folders(root)
+    if not recipe.held_out:
+        train, got10k = pairs.open_mix(root, recipe.datasets, limit=0.01, report=report), folders.get("got10k", root)
+        val = "got10k" in recipe.datasets and (got10k / "val" / "list.txt").is_file()
+        return Data(train, tracking.open_sequences(got10k, "val") if val else [])
+    if missing := sorted({*recipe.datasets, *recipe.held_out} - folders.keys()):
+        raise UserError(f"{root} has no folders for {', '.join(missing)}; it has {', '.join(folders) or 'none'}")
+    train = {
+        name: [s for split in ("train", "val") for s in tracking.open_coco(folders[name], split)]
+        if name == "coco" else tracking.open_sequences(folders[name]) for name in recipe.datasets
+    }
+    return Data(train, [s for name in recipe.held_out for s in tracking.open_sequences(folders[name])])
+
+
+def context_side(w: float, h: float) -> float:
+    """Side of a target with its margin, sqrt((w + p) (h + p)) with p = (w + h) / 2."""
+    margin = (w + h) / 2
+    return math.sqrt((w + margin) * (h + margin))
+
+
+def crop_around(box, recipe: Recipe, zoom: float = 1.0, shift_px: tuple[float, float] = (0.0, 0.0)) -> crops.Crop:
+    """The crop that shows a box x, y, w, h (px) at the usual size times `zoom`, its middle `shift_px` (of the crop) off
+    the box's centre."""
+    x, y, w, h = (float(v) for v in box)
+    side = context_side(w, h) * recipe.context / zoom
+    dx, dy = (shift * side / recipe.crop_px for shift in shift_px)
+    return crops.square(x + 0.5 * w + dx, y + 0.5 * h + dy, side, recipe.crop_px)
+
+
+def zooms(recipe: Recipe) -> tuple[float, ...]:
+    """Of the support set's crops."""
+    return (1.0,) if recipe.zoom == 1 else (1.0, recipe.zoom, 1 / recipe.zoom)
+
+
+def cut(frame: np.ndarray, crop: crops.Crop) -> np.ndarray:
+    return crops.cut(frame, crop, "mean")
+
+
+def corners(crop: crops.Crop, box) -> np.ndarray:
+    """A box x, y, w, h of the frame as x1, y1, x2, y2 in the crop, (4,) float64."""
+    x, y, w, h = crop.to_crop(box)
+    return np.array([x, y, x + w, y + h])
+
+
+@dataclass(frozen=True)
+class VideoSets:
+    """Support and target set of one video, from two of its frames: what `pairs.Pairs` asks of a transform."""
+
+    recipe: Recipe
+
+    def __call__(self, samples: list[pairs.Sample], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """{"support": (Z, 3, S, S) uint8, "support_box": (Z, 4), "target": (3, S, S), "target_box": (4,) float32,
+        "present": () bool}: boxes x1, y1, x2, y2 in crop pixels; Z crops of the support frame, zoomed.
+
+        A target frame of another video is cut around that video's target: a negative that looks like an object.
+        """
+        recipe, (support, target) = self.recipe, samples
+        around = [crop_around(support.box, recipe, zoom) for zoom in zooms(recipe)]
+        shift = recipe.shift_px * rng.uniform(-1, 1, 2)
+        moved = crop_around(target.box, recipe, math.exp(rng.uniform(*np.log(recipe.scale))), tuple(shift))
+        picture = pairs.brighten(cut(target.image, moved), 1 + recipe.brightness * rng.uniform(-1, 1))
+        if rng.random() < recipe.grey:
+            picture = pairs.to_grey(picture)
+        return {
+            "support": torch.stack([crops.to_tensor(cut(support.image, crop)) for crop in around]),
+            "support_box": torch.from_numpy(np.stack([corners(crop, support.box) for crop in around])).float(),
+            "target": crops.to_tensor(picture),
+            "target_box": torch.from_numpy(corners(moved, target.box)).float(),
+            "present": torch.tensor(support.sequence is target.sequence),
+        }
+
+
+def sets(batch: dict[str, torch.Tensor], row: int, device: torch.device) -> tuple[Crops, Crops]:
+    """(Ds, Dt) of one video of a batch."""
+    support, box = (batch[key][row].to(device, non_blocking=True) for key in ("support", "support_box"))
+    ones = torch.ones(len(support), device=device)
+    return Crops(support, box, ones.bool(), ones), targets(batch, slice(row, row + 1), device)
+
+
+def targets(batch: dict[str, torch.Tensor], rows: slice, device: torch.device) -> Crops:
+    """The target images of a part of a batch as one set."""
+    found = [batch[key][rows].to(device, non_blocking=True) for key in ("target", "target_box", "present")]
+    return Crops(*found, torch.ones(len(found[0]), device=device))

@@ -1,0 +1,17 @@
+"""Scores of a tracker: ``python -m papers.maml_tracker.evaluate CHECKPOINT --data FOLDER [--baselines]``.
+
+CHECKPOINT is a run folder, or a file of weights with --recipe NAME.
+"""
+
+from __future__ import annotations
+
+from common import run
+from common.metrics import trackers
+from papers.maml_tracker.model import build
+from papers.maml_tracker.recipes import RECIPES
+from papers.maml_tracker.tracker import MAMLTracker
+
+PAPER = trackers.Paper("maml_tracker", RECIPES, build, MAMLTracker, lambda weights, _network: weights)
+
+if __name__ == "__main__":
+    run.main(lambda: trackers.main(PAPER))

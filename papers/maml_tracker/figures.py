@@ -1,0 +1,117 @@
+"""Pictures of a run: its curves, what gradient steps do to the loss and to the response map, and tracked frames."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import figures, run
+from common.data import crops, tracking
+from common.metrics import trackers
+from papers.maml_tracker.data import Data, corners, crop_around, cut, zooms
+from papers.maml_tracker.maml import MAML
+from papers.maml_tracker.model import Crops, Detector, build
+from papers.maml_tracker.recipes import Recipe
+
+COLORS = {"truth": "lime", "tracker": "red", "still": "white", "correlation": "deepskyblue"}
+
+
+def draw(folder: Path, maml: MAML, data: Data, recipe: Recipe, world: run.World) -> None:
+    world = replace(world, rank=0, size=1)  # the other processes do not draw
+    k = recipe.inner_steps
+    figures.curves(folder, [["loss"], ["val/after_0", "val/after_1", f"val/after_{k}"], ["rate"]])
+    if not data.test:
+        return
+    stages = {"meta-trained": maml}
+    if (folder / "detection.safetensors").exists():
+        before = build(recipe).to(world.device)
+        before.load_state_dict(run.load_weights(folder / "detection.safetensors"))
+        stages = {f"detection alone, rate {recipe.rate}": before, **stages}
+    draw_steps(folder / "gradient_steps.png", stages, data, recipe, world)
+    draw_responses(folder / "responses.png", stages, data.test[:6], recipe, world)
+    draw_tracks(folder / "tracks.png", folder / "tracking", data.test[:8])
+
+
+def draw_steps(path: Path, stages: dict[str, MAML], data: Data, recipe: Recipe, world: run.World) -> None:
+    """Mean loss on target images after each gradient step on the support set, with each stage's own rates."""
+    from papers.maml_tracker.train import validate
+
+    figure, axis = figures.plt.subplots(figsize=(4.5, 3.2), layout="constrained")
+    for label, maml in stages.items():
+        axis.plot(validate(maml, data, recipe, world, steps=2 * recipe.inner_steps), marker=".", label=label)
+    axis.axvline(recipe.inner_steps, color="grey", linewidth=0.8, linestyle=":")
+    axis.set(xlabel="gradient steps on the support set (dotted: k in training)", ylabel="loss on the target image")
+    axis.set_ylim(0, None)
+    axis.legend(frameon=False)
+    axis.grid(alpha=0.3)
+    figures.save(figure, path)
+
+
+@torch.no_grad()
+def draw_responses(
+    path: Path, stages: dict[str, MAML], sequences: list[tracking.Sequence], recipe: Recipe, world: run.World
+) -> None:
+    """For the middle frame of each sequence: the crop with the true box, then the scores of all cells before and after
+    the first frame's gradient steps, of each stage. The crop is moved aside, so that the middle is not the answer."""
+    rows = 1 + 2 * len(stages)
+    figure, axes = figures.plt.subplots(
+        rows, len(sequences), figsize=(1.8 * len(sequences), 1.9 * rows), squeeze=False, layout="constrained"
+    )
+    for column, sequence in zip(axes.T, sequences):
+        first, frame = (tracking.read_frame(sequence.frames[i]) for i in (0, len(sequence) // 2))
+        box, truth = sequence.boxes[0], sequence.boxes[len(sequence) // 2]
+        around = [crop_around(box, recipe, zoom) for zoom in zooms(recipe)]
+        support = _crops([cut(first, crop) for crop in around], [corners(crop, box) for crop in around], world)
+        crop = crop_around(truth, recipe, shift_px=(0.6 * recipe.shift_px, -0.4 * recipe.shift_px))
+        pixels = cut(frame, crop)
+        column[0].imshow(pixels)
+        outline(column[0], crop.to_crop(truth), COLORS["truth"])
+        column[0].set_title(sequence.name.removeprefix("GOT-10k_"), fontsize=8)
+        cells = iter(column[1:])
+        for label, maml in stages.items():
+            maml.eval()
+            x = maml.prepare(maml.detector, _crops([pixels], [corners(crop, truth)], world)).x
+            adapted = maml.adapt(maml.prepare(maml.detector, support), recipe.first_steps)
+            for when, theta in (("before", maml.theta_0()), (f"after {recipe.first_steps} steps", adapted)):
+                _, scores = maml.call(theta, Detector.predict, x)
+                axis = next(cells)
+                side = recipe.crop_px
+                axis.imshow(scores.view(maml.detector.grid, -1).cpu(), vmin=0, vmax=1, extent=(0, side, side, 0))
+                outline(axis, crop.to_crop(truth), COLORS["truth"])
+                axis.set_title(f"{label},\n{when}: up to {scores.max():.2f}", fontsize=6)
+        for axis in column:
+            axis.set(xticks=[], yticks=[])
+    figures.save(figure, path)
+
+
+def _crops(pixels: list[np.ndarray], boxes: list[np.ndarray], world: run.World) -> Crops:
+    ones = torch.ones(len(pixels), device=world.device)
+    images = torch.stack([crops.to_tensor(picture) for picture in pixels]).to(world.device)
+    return Crops(images, torch.from_numpy(np.stack(boxes)).float().to(world.device), ones.bool(), ones)
+
+
+def draw_tracks(path: Path, results: Path, sequences: list[tracking.Sequence], frames: int = 6) -> None:
+    """Evenly spread frames of each sequence with the boxes of ground truth, tracker and baselines."""
+    homes = {"tracker": results, **{name: results / name for name in trackers.BASELINES if (results / name).is_dir()}}
+    found = {name: trackers.results(sequences, home) for name, home in homes.items()}
+    figure, axes = figures.plt.subplots(
+        len(sequences), frames, figsize=(2.2 * frames, 1.75 * len(sequences)), squeeze=False, layout="constrained"
+    )
+    for row, (line, sequence) in enumerate(zip(axes, sequences)):
+        for axis, number in zip(line, np.linspace(0, len(sequence) - 1, frames).astype(int)):
+            axis.imshow(tracking.read_frame(sequence.frames[number]))
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(f"{sequence.name.removeprefix('GOT-10k_')}, {number + 1}", fontsize=7)
+            boxes = {name: result[row].boxes[number] for name, result in found.items()}
+            for name, box in {"truth": sequence.boxes[number], **boxes}.items():
+                if np.isfinite(box).all():
+                    outline(axis, box, COLORS[name])
+    figure.suptitle(", ".join(f"{name}: {COLORS[name]}" for name in ("truth", *homes)), fontsize=8)
+    figures.save(figure, path)
+
+
+def outline(axis, box, color: str) -> None:
+    axis.add_patch(figures.plt.Rectangle(box[:2], *box[2:], fill=False, edgecolor=color, linewidth=1.2))

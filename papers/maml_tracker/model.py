@@ -1,0 +1,346 @@
+"""The two detectors: a one-level RetinaNet and a one-level FCOS on a crop that shows the target at a known size.
+
+Wang et al., "Tracking by Instance Detection: A Meta-Learning Approach", CVPR 2020, arXiv 2004.00830.
+Shapes: B crops, C channels, S side of a crop in pixels, G = ceil(S / 8) side of its grid, N = G G cells, row by row.
+Boxes are x1, y1, x2, y2 in pixels of the crop, which is [0, S) x [0, S).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from functools import partial
+from typing import Any, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.resnet import BasicBlock
+from torchvision.ops import box_iou, sigmoid_focal_loss
+from torchvision.ops.misc import Conv2dNormActivation
+
+from common.run import UserError
+from papers.maml_tracker.maml import MAML, Granularity, MultiStep
+
+STRIDE = 8
+MAX_LOG_RATIO = math.log(1000 / 16)  # of a predicted side to its anchor's: torchvision's bound
+
+
+class Crops(NamedTuple):
+    """A set: support or target, before and after `Detector.prepare`."""
+
+    x: torch.Tensor
+    """(B, 3, S, S) uint8 RGB; prepared: (B, C, G, G), the offline layers' output"""
+    box_xyxy: torch.Tensor
+    """(B, 4) float; any box of positive size where the target is absent"""
+    present: torch.Tensor
+    """(B,) bool: does the crop show the target?"""
+    weight: torch.Tensor
+    """(B,) of each crop in the mean loss"""
+
+
+# Backbones ------------------------------------------------------------------------------------------------
+
+
+class Backbone(NamedTuple):
+    offline: nn.Module
+    """image -> stride 8: trained by the outer loop alone"""
+    late: nn.Module
+    """stride 8 -> stride 8: adapted online, as the head is"""
+    channels: int
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+
+
+def resnet(widths: tuple[int, ...], blocks: int, norm) -> Backbone:
+    """ResNet of basic blocks up to layer3, whose stride is 1 instead of 2. `widths`: of stem, layers 1, 2 and 3."""
+
+    def layer(inputs: int, width: int, stride: int) -> nn.Sequential:
+        skip = None
+        if stride > 1 or inputs != width:
+            skip = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), norm(width))
+        first = BasicBlock(inputs, width, stride, skip, norm_layer=norm)
+        return nn.Sequential(first, *(BasicBlock(width, width, norm_layer=norm) for _ in range(blocks - 1)))
+
+    stem, one, two, three = widths
+    offline = nn.Sequential(OrderedDict(
+        conv1=nn.Conv2d(3, stem, 7, 2, 3, bias=False), bn1=norm(stem), relu=nn.ReLU(), maxpool=nn.MaxPool2d(3, 2, 1),
+        layer1=layer(stem, one, 1), layer2=layer(one, two, 2),
+    ))
+    late = nn.Sequential(OrderedDict(layer3=layer(two, three, 1)))
+    for conv in (m for part in (offline, late) for m in part.modules() if isinstance(m, nn.Conv2d)):
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return Backbone(offline, late, three)
+
+
+def resnet18(imagenet: bool) -> Backbone:
+    """The paper's; with `imagenet` torchvision's weights, from its cache or the network."""
+    backbone = resnet((64, 64, 128, 256), 2, nn.BatchNorm2d)
+    if imagenet:
+        from torchvision.models import ResNet18_Weights
+
+        try:
+            weights = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+        except OSError as error:
+            raise UserError(
+                f"ResNet-18's ImageNet weights cannot be had ({error}): put {ResNet18_Weights.IMAGENET1K_V1.url} into "
+                f"{torch.hub.get_dir()}/checkpoints, or train from scratch with --no-imagenet"
+            ) from None
+        load_torchvision(backbone, weights)
+    return backbone
+
+
+def load_torchvision(backbone: Backbone, weights: dict[str, torch.Tensor]) -> None:
+    """Takes the layers there are from the state dict of torchvision's ResNet; their names are the same."""
+    for part in (backbone.offline, backbone.late):
+        part.load_state_dict({name: weights[name] for name in part.state_dict()})
+
+
+def narrow(imagenet: bool) -> Backbone:
+    """For two CPU cores: 1/4 as wide, one block a layer, group normalisation, as there are no statistics to freeze."""
+    if imagenet:
+        raise UserError("the narrow backbone has no ImageNet weights; train it with --no-imagenet")
+    return resnet((16, 16, 32, 48), 1, partial(nn.GroupNorm, 8))
+
+
+def efficientnet_lite0(imagenet: bool) -> Backbone:
+    """Not the paper's: the one backbone whose ImageNet weights an ordinary package carries. Strides as in `resnet`."""
+    import timm
+
+    network = timm.create_model("tf_efficientnet_lite0")
+    if imagenet:
+        from safetensors.torch import load_file
+
+        from common.data import pretrained
+
+        weights = load_file(pretrained.efficientnet_lite0() / "model.safetensors")
+        network.reset_classifier(0)
+        network.load_state_dict({name.removeprefix("timm_model."): tensor for name, tensor in weights.items()})
+    late = network.blocks[3]
+    late[0].conv_dw.stride = (1, 1)
+    offline = nn.Sequential(network.conv_stem, network.bn1, network.blocks[:3])
+    return Backbone(offline, late, 80, mean=(0.498,) * 3, std=(0.502,) * 3)
+
+
+BACKBONES = {"resnet18": resnet18, "narrow": narrow, "efficientnet_lite0": efficientnet_lite0}
+
+
+# Heads ----------------------------------------------------------------------------------------------------
+
+
+def grid_boxes(grid: int, side_px: int, box_px: int) -> torch.Tensor:
+    """(N, 4): a square of `box_px` centred on each cell; the grid lies in the middle of the crop."""
+    generator = AnchorGenerator(((box_px,),), ((1.0,),))
+    stride = torch.tensor(STRIDE)
+    (boxes,) = generator.grid_anchors([[grid, grid]], [[stride, stride]])
+    return boxes + STRIDE / 2 - 0.5 * (grid * STRIDE - side_px)
+
+
+def convolutions(inputs: int, width: int, depth: int) -> nn.Sequential:
+    layers = [Conv2dNormActivation(inputs if i == 0 else width, width, norm_layer=None) for i in range(depth)]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer[0].weight, nonlinearity="relu")
+        nn.init.zeros_(layer[0].bias)
+    return nn.Sequential(*layers)
+
+
+def output(width: int, channels: int, bias: float = 0.0) -> nn.Conv2d:
+    layer = nn.Conv2d(width, channels, 3, padding=1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+class Head(nn.Module):
+    """Two towers of 3x3 convolutions without normalisation; forward: (B, C, G, G) -> (B, N, channels) raw numbers.
+
+    Channel 0 is the logit of "target", 1 to 4 the box.
+    """
+
+    def __init__(self, channels: int, grid: int, side_px: int, anchor_px: int, width: int, depth: int):
+        super().__init__()
+        self.register_buffer("anchors", grid_boxes(grid, side_px, anchor_px), persistent=False)
+        self.cls_tower = convolutions(channels, width, depth)
+        self.box_tower = convolutions(channels, width, depth)
+        self.cls = output(width, 1, bias=-math.log(99))  # every cell starts at a score of 0.01
+        self.box = output(width, 4)
+
+    def focal(self, logit: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor | None = None) -> torch.Tensor:
+        """(B,) focal loss, summed over the cells and divided by the positive ones. All arguments (B, N)."""
+        loss = sigmoid_focal_loss(logit, positive.to(logit), alpha=0.25, gamma=2.0, reduction="none")
+        if ignored is not None:
+            loss = loss.masked_fill(ignored, 0)
+        return loss.sum(1) / positive.sum(1).clamp(min=1)
+
+
+def mean_over(positive: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    """(B, N) -> (B,): mean over the positive cells, 0 where there are none."""
+    return loss.masked_fill(~positive, 0).sum(1) / positive.sum(1).clamp(min=1)
+
+
+class RetinaHead(Head):
+    """One square anchor at each cell. Positive: IoU >= 0.5, and the best anchor; negative: IoU < 0.4."""
+
+    def __init__(self, channels: int, grid: int, side_px: int, anchor_px: int, width: int = 256, depth: int = 3):
+        super().__init__(channels, grid, side_px, anchor_px, width, depth)
+        self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0), bbox_xform_clip=MAX_LOG_RATIO)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = [self.cls(self.cls_tower(x)), self.box(self.box_tower(x))]
+        return torch.cat(maps, 1).flatten(2).transpose(1, 2)
+
+    def assign(self, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
+        """(positive, ignored), (B, N) bool."""
+        iou = box_iou(crops.box_xyxy, self.anchors)
+        best = (iou == iou.amax(1, keepdim=True)) & (iou > 0)
+        positive = ((iou >= 0.5) | best) & crops.present[:, None]
+        return positive, (iou >= 0.4) & ~positive & crops.present[:, None]
+
+    def loss(self, raw: torch.Tensor, crops: Crops) -> torch.Tensor:
+        """(B,) focal loss + smooth L1 on (dx / a, dy / a, log w / a, log h / a), a the anchor's side."""
+        positive, ignored = self.assign(crops)
+        B, N = positive.shape
+        boxes, anchors = crops.box_xyxy[:, None].expand(B, N, 4), self.anchors.expand(B, N, 4)
+        wanted = self.coder.encode_single(boxes.reshape(-1, 4), anchors.reshape(-1, 4)).view(B, N, 4)
+        distance = F.smooth_l1_loss(raw[..., 1:], wanted, beta=1 / 9, reduction="none").sum(-1)
+        return self.focal(raw[..., 0], positive, ignored) + mean_over(positive, distance)
+
+    def predict(self, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(boxes (B, N, 4), scores (B, N))."""
+        raw = raw.float()
+        anchors = self.anchors.expand(len(raw), -1, 4).reshape(-1, 4)
+        boxes = self.coder.decode_single(raw[..., 1:].reshape(-1, 4), anchors)
+        return boxes.view(len(raw), -1, 4), raw[..., 0].sigmoid()
+
+
+class FCOSHead(Head):
+    """No anchors: distances to the four sides, in units of the stride. Positive: the cell's centre in the middle half
+    of the box, along both axes, and the cell nearest to the box's centre."""
+
+    def __init__(self, channels: int, grid: int, side_px: int, anchor_px: int, width: int = 256, depth: int = 3):
+        super().__init__(channels, grid, side_px, STRIDE, width, depth)
+        self.centre = output(width, 1)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.coder = BoxLinearCoder(normalize_by_size=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Channels 1 to 4 are logarithms of the distances; channel 5 is centre-ness."""
+        tower = self.box_tower(x)
+        maps = [self.cls(self.cls_tower(x)), self.scale * self.box(tower), self.centre(tower)]
+        return torch.cat(maps, 1).flatten(2).transpose(1, 2)
+
+    @torch.compiler.disable  # fused with what follows, torch 2.11 on a CPU computes something else
+    def assign(self, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
+        """(positive (B, N), true distances left, top, right, bottom in strides (B, N, 4))."""
+        wanted = self.coder.encode(self.anchors, crops.box_xyxy[:, None])
+        off_centre = (wanted[..., :2] - wanted[..., 2:]).abs() / 2
+        inside = (off_centre <= (wanted[..., :2] + wanted[..., 2:]) / 4).all(-1)
+        distance = off_centre.square().sum(-1)
+        nearest = F.one_hot(distance.argmin(1), distance.shape[1]).bool()
+        return (inside | nearest) & crops.present[:, None], wanted
+
+    def loss(self, raw: torch.Tensor, crops: Crops) -> torch.Tensor:
+        """(B,) focal loss + -log IoU + binary cross-entropy of centre-ness."""
+        positive, wanted = self.assign(crops)
+        centreness = (ratio(wanted[..., 0::2]) * ratio(wanted[..., 1::2])).sqrt()
+        centre = F.binary_cross_entropy_with_logits(raw[..., 5], centreness, reduction="none")
+        iou = iou_of_distances(self.distances(raw), wanted).clamp(min=1e-6)
+        return self.focal(raw[..., 0], positive) + mean_over(positive, -iou.log()) + mean_over(positive, centre)
+
+    def distances(self, raw: torch.Tensor) -> torch.Tensor:
+        return raw[..., 1:5].clamp(max=MAX_LOG_RATIO).exp()
+
+    def predict(self, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(boxes (B, N, 4), scores (B, N))."""
+        raw = raw.float()
+        boxes = self.coder.decode(self.distances(raw), self.anchors)
+        return boxes, (raw[..., 0].sigmoid() * raw[..., 5].sigmoid()).sqrt()
+
+
+def ratio(pair: torch.Tensor) -> torch.Tensor:
+    """Smaller over larger of two distances, 0 outside the box."""
+    return pair.amin(-1).clamp(min=0) / pair.amax(-1).clamp(min=1e-6)
+
+
+def iou_of_distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """IoU of boxes (..., 4) given by their distances left, top, right, bottom from one point."""
+    intersection = torch.minimum(a, b)
+    areas = [(x[..., 0] + x[..., 2]).clamp(min=0) * (x[..., 1] + x[..., 3]).clamp(min=0) for x in (a, b, intersection)]
+    return areas[2] / (areas[0] + areas[1] - areas[2])
+
+
+HEADS = {"retina": RetinaHead, "fcos": FCOSHead}
+
+
+# Detector -------------------------------------------------------------------------------------------------
+
+
+class Detector(nn.Module):
+    """(B, 3, S, S) uint8 -> (B, N, 5 or 6) raw numbers of the head. Batch normalisation is frozen: the inner loop
+    sees a function of the crop alone."""
+
+    def __init__(self, backbone: Backbone, head: type[Head], side_px: int, anchor_px: int, **head_args: Any):
+        super().__init__()
+        self.grid = math.ceil(side_px / STRIDE)
+        self.offline, self.late = backbone.offline, backbone.late
+        self.head = head(backbone.channels, self.grid, side_px, anchor_px, **head_args)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(backbone, name)).view(3, 1, 1), persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Detector:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) uint8 -> (B, C, G, G), by the offline layers."""
+        return self.offline((images.float() / 255 - self.mean) / self.std)
+
+    def respond(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, G, G) -> (B, N, 5 or 6), by the online layers."""
+        return self.head(self.late(features))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.respond(self.features(images))
+
+    def online(self) -> list[str]:
+        """Names of the online parameters: late layers and head, without frozen norms."""
+        return [name for name, p in self.named_parameters() if p.requires_grad and not name.startswith("offline.")]
+
+    def prepare(self, crops: Crops) -> Crops:
+        return crops._replace(x=self.features(crops.x))
+
+    def loss(self, prepared: Crops) -> torch.Tensor:
+        """Mean loss of a set."""
+        each = self.head.loss(self.respond(prepared.x).float(), prepared)
+        return (each * prepared.weight).sum() / prepared.weight.sum()
+
+    def predict(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(boxes (B, N, 4), scores (B, N)) for the offline layers' output."""
+        return self.head.predict(self.respond(features))
+
+
+def build(recipe, *, imagenet: bool = False) -> MAML:
+    """The recipe's detector, as what is meta-trained; with `imagenet` its backbone has ImageNet weights."""
+    choices = (
+        (recipe.backbone, BACKBONES), (recipe.head, HEADS), (recipe.granularity, get_args(Granularity)),
+        (recipe.multi_step, get_args(MultiStep)), (recipe.speed, ("eager", "compile")),
+    )
+    for value, known in choices:
+        if value not in known:
+            raise UserError(f"no {value!r}; there are {', '.join(known)}")
+    backbone = BACKBONES[recipe.backbone](imagenet)
+    size = {"width": recipe.head_width, "depth": recipe.head_depth}
+    detector = Detector(backbone, HEADS[recipe.head], recipe.crop_px, recipe.anchor_px, **size)
+    return MAML(
+        detector, Detector.loss, detector.online(), prepare=Detector.prepare, rate=recipe.rate,
+        granularity=recipe.granularity, second_order=recipe.second_order, checkpointing=recipe.checkpointing,
+    )

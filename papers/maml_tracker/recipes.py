@@ -1,0 +1,173 @@
+"""Named settings: the paper's two trackers, and smaller ones that run on what is at hand.
+
+Standard library only, so that ``make list`` works before anything is installed. README.md says which values are the
+paper's and which had to be chosen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+TITLE = "Tracking by Instance Detection: A Meta-Learning Approach (CVPR 2020, oral)"
+CLAIM = "A detector meta-trained with MAML becomes a tracker by a few gradient steps on the first frame."
+BUILT_IN = ("sequences",)  # data sets that come with the repository
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults are the full-size tracker's."""
+
+    about: str
+    """What this recipe is, in one line."""
+    head: str = "retina"
+    """retina or fcos."""
+    backbone: str = "resnet18"
+    """resnet18, narrow or efficientnet_lite0."""
+    imagenet: bool = True
+    """Start the backbone from ImageNet weights."""
+    start: str | None = None
+    """Start the detector from a file of weights: another run's detection.safetensors makes its first stage needless."""
+    head_width: int = 256
+    head_depth: int = 3
+    """Convolutions of each tower before its output."""
+    dataset: str = "LaSOT, GOT-10k, TrackingNet, COCO"
+    """Data the recipe is meant for; all but the built-in ones are given with --data."""
+    datasets: tuple[str, ...] = ("lasot", "got10k", "trackingnet", "coco")
+    """Training sets under the data folder, drawn with equal probability."""
+    held_out: tuple[str, ...] = ()
+    """Names of data sets kept out of training and tracked at the end, for a folder without splits."""
+
+    crop_px: int = 263
+    context: float = 263 / 127
+    """Side of the crop over the target's side with its margin, sqrt((w + p) (h + p)), p = (w + h) / 2."""
+    anchor_px: int = 64
+    """Side of RetinaNet's anchor: a square target's in the crop."""
+    zoom: float = 1.08
+    """The support set is the first crop, and it enlarged and reduced by this; 1: the first crop alone."""
+    shift_px: float = 64.0
+    """Largest shift of the target's crop in training, per axis, in crop pixels."""
+    scale: tuple[float, float] = (0.85, 1.18)
+    """Range of the target crop's side in training."""
+    grey: float = 0.05
+    brightness: float = 0.2
+    max_gap: int = 100
+    """Frames between support and target image, at most."""
+    negatives: float = 0.1
+    """Share of pairs whose target image is of another video, and holds no target."""
+
+    inner_steps: int = 4
+    """k: gradient steps of the inner loop in training; 0: plain detection training throughout."""
+    rate: float = 1e-3
+    """alpha at the start: learning rate of every gradient step."""
+    granularity: str = "per_tensor"
+    """One learned rate for each tensor (per_tensor) or each filter (per_filter)."""
+    rate_lr: float = 1e-3
+    """Learning rate of the rates; 0: they stay."""
+    multi_step: str = "uniform"
+    """Weights of the target losses after 0..k steps: uniform, annealed or last."""
+    second_order: bool = True
+    """Differentiate through the gradient steps; otherwise their gradient counts as a constant."""
+    checkpointing: bool = True
+    """Compute each gradient step anew in the backward pass instead of keeping its graph."""
+
+    pairs_per_epoch: int = 60_000
+    detection_epochs: int = 5
+    """Plain detection training on the target images, before meta-training."""
+    epochs: int = 20
+    """Meta-training."""
+    batch: int = 32
+    """Global batch, in pairs: all devices and accumulated parts together."""
+    lr: float = 0.01
+    drop_epochs: tuple[int, ...] = (10, 15)
+    """Epochs of meta-training after which the learning rates fall to a tenth."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip_norm: float = 10.0
+    """Largest gradient norm; 0: no clipping."""
+    val_pairs: int = 1_000
+    """Validation pairs for the losses after each gradient step; 0: none."""
+
+    first_steps: int = 5
+    """Gradient steps on the first frame."""
+    online_update: bool = True
+    """Go on learning after the first frame."""
+    update_every: int = 10
+    """Frames between updates."""
+    update_steps: int = 1
+    buffer: int = 30
+    """Crops kept beside the first frame's; the oldest leaves first."""
+    accept: float = 0.8
+    """Score from which a frame joins the buffer, and the tracker dares to learn."""
+    distractor: float = 0.7
+    """A second peak outside the box, this share of the best score, calls for an update at once."""
+    penalty_k: float = 0.04
+    """Strength of the penalty on changes of size and shape."""
+    window: float = 0.3
+    """The Hann window's share of the score."""
+    size_lr: float = 0.3
+    """Share of the predicted size, times penalty and score, in the new one."""
+    min_side_px: float = 10.0
+    speed: str = "eager"
+    """How a tracker runs: eager; or compile: detection and loss through torch.compile, on a GPU with CUDA graphs
+    (written, not yet run on one)."""
+
+    contenders: tuple[str, ...] = ()
+    """Train these under this recipe instead of one tracker, and compare: see comparison.py."""
+    seeds: int = 1
+    """Trainings of each contender, with seeds from --seed on."""
+    paper_scores: dict[str, float] = field(default_factory=dict)
+    """The paper's figures, by data set and metric."""
+    paper_source: str | None = None
+
+
+# A quarter of the crop's area, an eighth of the channels; from random weights.
+_SMALL = Recipe(
+    about="", backbone="narrow", imagenet=False, head_width=32, head_depth=2, dataset="sequences",
+    datasets=("got10k",), crop_px=127, anchor_px=32, shift_px=31.0, max_gap=30, rate=0.01,
+    pairs_per_epoch=320, detection_epochs=8, epochs=2, batch=8, lr=0.02, drop_epochs=(1,), val_pairs=24,
+    checkpointing=False, accept=0.3,  # nothing is scored higher after so short a training
+)
+
+_REAL = replace(
+    _SMALL, dataset="OTB, VOT, GOT-10k, LaSOT and coco side by side", datasets=("vot", "got10k", "lasot", "coco"),
+    held_out=("otb",), max_gap=100,
+)
+_COMPARISON = {
+    "contenders": ("detection", "detection_long", "maml", "last_step", "fixed_rate"),  # also: per_filter, first_order
+    "seeds": 3, "pairs_per_epoch": 160, "detection_epochs": 10,
+}
+
+RECIPES = {
+    "tiny": replace(_SMALL, about="Retina-MAML in small on built-in sequences, four minutes on 2 CPU cores"),
+    "tiny_fcos": replace(_SMALL, about="FCOS-MAML in small on built-in sequences", head="fcos"),
+    "comparison": replace(
+        _SMALL, about="the paper's comparison in small: detection training against MAML, and its parts; three seeds",
+        **_COMPARISON,
+    ),
+    "real_small": replace(_REAL, about="Retina-MAML in small on real videos and COCO, tested on the OTB folder"),
+    "real_small_otb": replace(
+        _REAL, about="the other way round: trained on the OTB folder and COCO, tested on the others",
+        datasets=("otb", "coco"), held_out=("vot", "got10k", "lasot"),
+    ),
+    "comparison_real": replace(
+        _REAL, about="the same comparison on real videos; three seeds", **_COMPARISON,
+    ),
+    "retina": Recipe(
+        "Retina-MAML, the paper: 71.2 AUC on OTB-100",
+        paper_scores={"otb auc": 71.2, "lasot auc": 48.0, "trackingnet auc": 69.8, "trackingnet norm_precision": 78.6},
+        paper_source="Retina-MAML; OTB from the abstract, the others recalled, unverified",
+    ),
+    "fcos": Recipe(
+        "FCOS-MAML, the paper: 75.7 AUC on TrackingNet", head="fcos",
+        paper_scores={
+            "otb auc": 70.4, "lasot auc": 52.3, "trackingnet auc": 75.7, "trackingnet norm_precision": 82.2,
+            "trackingnet precision": 72.5,
+        },
+        paper_source="FCOS-MAML; TrackingNet from the abstract (its precision, and LaSOT, as other papers quote "
+        "them), OTB recalled, unverified",
+    ),
+}
+RECIPES["smoke"] = replace(
+    RECIPES["tiny"], about="tiny cut to seconds: does everything run?", pairs_per_epoch=32, detection_epochs=1,
+    epochs=1, batch=4, val_pairs=4,
+)

@@ -1,0 +1,225 @@
+"""The trainer: whole runs of a few steps."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common import run
+from common.data.tiny.sequences import sequences
+from common.metrics import tracker_demo, trackers
+from papers.maml_tracker import comparison, train
+from papers.maml_tracker.data import VideoSets, open_data
+from papers.maml_tracker.evaluate import PAPER
+from papers.maml_tracker.maml import multi_step_weights
+from papers.maml_tracker.model import build
+from papers.maml_tracker.recipes import RECIPES
+
+WORLD = run.World(0, 1, torch.device("cpu"), None)
+# 2 steps of detection, 3 of meta-training, on a network that is quick.
+SHORT = dataclasses.replace(
+    RECIPES["smoke"], head_width=8, head_depth=1, crop_px=63, anchor_px=16, shift_px=15.0, inner_steps=2,
+    pairs_per_epoch=4, batch=4, detection_epochs=2, epochs=3, drop_epochs=(2,), val_pairs=2,
+)
+
+
+@pytest.fixture(scope="module")
+def two_videos(tmp_path_factory):
+    """The built-in set with a single, shorter validation video."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "train").symlink_to(sequences() / "train")
+    name = (sequences() / "val" / "list.txt").read_text().split()[0]
+    (root / "val" / name).mkdir(parents=True)
+    (root / "val" / "list.txt").write_text(name + "\n")
+    for file in (sequences() / "val" / name).iterdir():
+        if file.suffix == ".jpg" and int(file.stem) <= 20:
+            (root / "val" / name / file.name).symlink_to(file)
+        elif file.suffix in (".txt", ".label"):
+            kept = file.read_text().splitlines()[:20]
+            (root / "val" / name / file.name).write_text("\n".join(kept) + "\n")
+    return root
+
+
+def _train(out, data, recipe=SHORT, report=False, **options):
+    options = {"workers": 0, "log_every": 1, **options}
+    return train.train("smoke", recipe, run.Options(out=out, data=data, **options), WORLD, report=report)
+
+
+def _weights(folder):
+    step, weights, _ = run.load_checkpoint(folder)
+    return step, weights["model"]
+
+
+def test_resumed_equals_uninterrupted(tmp_path, two_videos):
+    whole = _train(tmp_path / "whole", two_videos)
+    for stop in (1, 3):  # in either stage
+        parts = _train(tmp_path / "parts", two_videos, stop_at=stop, resume="auto", checkpoint_every=1)
+        assert not (parts / "results.json").exists()
+    parts = _train(tmp_path / "parts", two_videos, resume="auto", checkpoint_every=1)
+    (step, a), (_, b) = _weights(whole), _weights(parts)
+    assert step == 5 and a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    logs = [[{k: v for k, v in row.items() if k != "pairs_per_s"} for row in run.read_log(f)] for f in (whole, parts)]
+    assert logs[0] == logs[1] and len(logs[0]) == 5
+    results = [json.loads((f / "results.json").read_text())["metrics"] for f in (whole, parts)]
+    assert results[0] == results[1] and results[0][0]["name"] == "loss"
+
+
+def test_stages_and_rates(tmp_path, two_videos):
+    folder = _train(tmp_path, two_videos)
+    rows = run.read_log(folder)
+    assert [("after_2" in row) for row in rows] == [False, False, True, True, True]
+    assert [row["rate"] == pytest.approx(0.01) for row in rows] == [True, True, False, False, False]
+    assert [row["lr"] for row in rows] == pytest.approx([0.02] * 4 + [0.002])
+    assert rows[-1]["loss"] == pytest.approx(sum(rows[-1][f"after_{j}"] for j in range(3)) / 3)
+    before, (_, after) = run.load_weights(folder / "detection.safetensors"), _weights(folder)
+    rates = [key for key in before if key.startswith("rates")]
+    assert all(torch.equal(before[key], torch.full_like(before[key], 0.01)) for key in rates)
+    assert all((after[key] >= 0).all() for key in rates)
+    moved = [key for key in after if not torch.equal(after[key], before[key])]
+    assert any(key.startswith("rates") for key in moved) and any("offline" in key for key in moved)
+
+    # Another run can begin where this one's first stage ended.
+    began = dataclasses.replace(SHORT, start=str(folder / "detection.safetensors"), detection_epochs=0, epochs=1)
+    again = _train(tmp_path / "again", two_videos, began, stop_at=1)
+    assert run.read_log(again)[0]["after_0"] > 0
+    wrong = dataclasses.replace(began, head="fcos")
+    with pytest.raises(run.UserError, match="does not fit the recipe's detector"):
+        _train(tmp_path / "wrong", two_videos, wrong)
+
+
+@pytest.mark.parametrize("changes", [
+    {"second_order": False, "multi_step": "last"}, {"granularity": "per_filter", "multi_step": "annealed"},
+    {"checkpointing": True, "head": "fcos"}, {"rate_lr": 0.0}, {"inner_steps": 0},
+])
+def test_every_variant_trains(tmp_path, two_videos, changes):
+    recipe = dataclasses.replace(SHORT, **changes)
+    folder = _train(tmp_path, two_videos, recipe, stop_at=4)
+    last = run.read_log(folder)[-1]
+    assert last["step"] == 4 and last["grad_norm"] > 0
+    assert (last["rate"] == pytest.approx(0.01)) == (changes.get("rate_lr") == 0.0 or changes.get("inner_steps") == 0)
+
+
+def test_one_video_is_learned_by_heart():
+    torch.manual_seed(0)
+    data, recipe = open_data(SHORT, sequences()), dataclasses.replace(SHORT, negatives=0.0)
+    from common.data import pairs
+
+    sample = pairs.Pairs(data.train, VideoSets(recipe), length=1, max_gap=5)[0, 0]
+    support, target = train.sets({key: value[None] for key, value in sample.items()}, 0, WORLD.device)
+    maml, gamma = build(recipe), multi_step_weights("uniform", 2)
+    optimizer = torch.optim.Adam(maml.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        losses.append(maml(support, target, gamma) @ gamma)
+        losses[-1].backward()
+        optimizer.step()
+        maml.clamp_rates()
+    assert losses[-1] < 0.35 * losses[0]
+
+
+def test_a_chunked_detection_stage_is_the_same(tmp_path, two_videos):
+    losses = []
+    for micro_batch in (0, 3):
+        folder = _train(tmp_path / str(micro_batch), two_videos, micro_batch=micro_batch, stop_at=3)
+        losses.append([row["loss"] for row in run.read_log(folder)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tmp_path, two_videos):
+    logs = {}
+    size = ["--head-width", "8", "--crop-px", "63", "--anchor-px", "16", "--val-pairs", "2", "--pairs-per-epoch", "8"]
+    for processes in (1, 2):
+        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [sys.executable, *launch, "-m", "papers.maml_tracker.train", "smoke", *size, "--data", two_videos,
+                   "--out", tmp_path / str(processes), "--log-every", "1"]
+        subprocess.run(
+            [str(word) for word in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=run.ROOT,
+            capture_output=True,
+        )
+        (folder,) = (tmp_path / str(processes)).glob("maml_tracker/smoke/*")
+        logs[processes] = run.read_log(folder)
+    assert len(logs[1]) == len(logs[2]) == 4
+    for one, two in zip(logs[1], logs[2]):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
+    assert logs[2][-1]["val/after_5"] == pytest.approx(logs[1][-1]["val/after_5"], rel=1e-2)
+
+
+def test_a_loss_that_explodes_stops_the_run_before_the_weights_are_touched(tmp_path, two_videos):
+    recipe = dataclasses.replace(SHORT, rate=1e30)
+    with pytest.raises(run.UserError, match=r"not finite at step 3.*Lower --rate"):
+        _train(tmp_path, two_videos, recipe, checkpoint_every=1)
+    (folder,) = tmp_path.glob("maml_tracker/smoke/*")
+    step, weights = _weights(folder)
+    assert step == 2 and all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_a_run_is_reported_evaluated_and_shown(tmp_path, two_videos, monkeypatch, capsys):
+    folder = _train(tmp_path, two_videos, report=True)
+    results = json.loads((folder / "results.json").read_text())
+    assert [m["name"] for m in results["metrics"]] == [
+        "got10k ao", "got10k ao, still", "got10k ao, correlation", "got10k fps_model"]
+    assert not any(m["comparable"] for m in results["metrics"])
+    assert {p.name for p in folder.glob("*.png")} == {
+        "curves.png", "gradient_steps.png", "responses.png", "tracks.png"}
+
+    monkeypatch.setattr(sys, "argv", [
+        "evaluate", str(folder), "--data", str(two_videos), "--split", "val", "--out", str(tmp_path / "scores")])
+    trackers.main(PAPER)
+    again = json.loads((tmp_path / "scores" / "evaluation.json").read_text())["metrics"]
+    assert again[0]["value"] == results["metrics"][0]["value"]
+    weights = run.load_weights(folder / "checkpoints" / "step_00000005" / "model.safetensors")
+    run.save_weights(tmp_path / "file.safetensors", weights)
+    with pytest.raises(run.UserError, match="does not fit the recipe tiny"):
+        PAPER.load(tmp_path / "file.safetensors", "tiny", WORLD)
+
+    monkeypatch.setattr(sys, "argv", [
+        "demo", "--checkpoint", str(folder), "--frames", "4", "--out", str(tmp_path / "answer.gif")])
+    tracker_demo.main(PAPER)
+    assert (tmp_path / "answer.gif").stat().st_size > 1000 and (tmp_path / "answer.png").exists()
+
+
+@pytest.mark.slow
+def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos):
+    recipe = dataclasses.replace(
+        SHORT, contenders=("detection", "detection_long", "maml"), seeds=2, epochs=1, drop_epochs=())
+    options = run.Options(out=tmp_path, data=two_videos, resume="auto")
+    comparison.compare("smoke", recipe, dataclasses.replace(options, stop_at=2), WORLD)
+    folder = comparison.compare("smoke", recipe, options, WORLD)
+    metrics = {m["name"]: m for m in json.loads((folder / "results.json").read_text())["metrics"]}
+    assert metrics["maml: score"]["seeds"] == [0, 1]
+    for kept in folder.glob("seed*/maml_tracker/detection/*/comparison.json"):
+        assert any(json.loads(kept.read_text())["detection"]["rate"] == pytest.approx(r) for r in comparison.RATES)
+    assert metrics["maml, no steps: score"]["value"] >= 0 and "still: score" in metrics
+    assert "| maml, first frame only |" in (folder / "report.md").read_text()
+    with pytest.raises(run.UserError, match="no contender 'x'"):
+        comparison.member(recipe, "x", None)
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["retina"], "meant for LaSOT, GOT-10k, TrackingNet, COCO: give the sequences' folder with --data"),
+    (["tiny", "--data", "/nowhere"], "no data folder /nowhere"),
+    (["real_small", "--data", "/nowhere"], "no folders for coco, got10k, lasot, otb, vot"),
+    (["tiny", "--batch", "4000"], "larger than the 320"),
+    (["tiny", "--head", "yolo"], "no 'yolo'; there are retina, fcos"),
+    (["tiny", "--imagenet"], "the narrow backbone has no ImageNet weights"),
+    (["tiny", "--start", "/nowhere.pth"], "no checkpoint at /nowhere.pth"),
+    (["tiny", "--resume", "/nowhere"], "not a run folder"),
+    (["tiny", "--granularity", "per_pixel"], "per_tensor, per_filter"),
+    (["tiny", "--multi-step", "none"], "uniform, annealed, last"),
+    (["tiny", "--speed", "fast"], "eager, compile"),
+    (["tiny", "--compile"], "cannot differentiate twice"),
+])
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.setattr(sys, "argv", ["train", *argv, "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit:
+        run.main(train.main)
+    assert exit.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert message in line

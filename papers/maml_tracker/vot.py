@@ -1,0 +1,8 @@
+"""A program for the VOT toolkit: ``python -m papers.maml_tracker.vot RUN``, see common/metrics/vot.py."""
+
+from common import run
+from common.metrics import vot
+from papers.maml_tracker.evaluate import PAPER
+
+if __name__ == "__main__":
+    run.main(lambda: vot.main(PAPER))
