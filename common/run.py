@@ -269,12 +269,13 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def git_revision() -> str:
-    """Commit of this checkout, with '-dirty' when files differ from it; 'unknown' outside a checkout."""
+    """Commit of this checkout, with '-dirty' when files other than records differ; 'unknown' outside a checkout."""
     git = ["git", "-C", str(ROOT)]
+    changes = ["status", "--porcelain", "--", ".", ":(exclude)benchmarks", ":(exclude)papers/*/results/*"]
     try:
         revision, changed = (
             subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+            for command in (["rev-parse", "HEAD"], changes)
         )
         return revision + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):

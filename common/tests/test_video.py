@@ -337,7 +337,7 @@ def test_tiny_clips(tiny, tmp_path):
     groups = {s: {p.stem.split("_")[2] for p in video.open_videos(tiny, s).paths} for s in ("train", "val")}
     assert not groups["train"] & groups["val"], "a photograph is in one split only"
     with video.open_video(videos.paths[0]) as opened:
-        assert opened.read(range(len(opened))).shape == (36, 64, 80, 3)
+        assert opened.read(range(len(opened))).shape == (36, 40, 48, 3)
     again = clips(tmp_path / "again")
     for path in videos.paths[::30]:
         with video.open_video(path) as one, video.open_video(again / path.relative_to(tiny)) as other:
@@ -351,8 +351,8 @@ def test_what_a_camera_sees_moves_the_other_way(tiny):
         for path in sorted((tiny / "UCF-101" / name).iterdir())[:12]:
             with video.open_video(path) as opened:
                 a, b = np.fft.fft2(opened.read([10, 14]).mean(3))
-            peak = np.unravel_index(np.fft.ifft2(b * a.conj() / np.abs(a * b)).real.argmax(), (64, 80))[1]
-            moved.append(peak - 80 * (peak > 40))
+            peak = np.unravel_index(np.fft.ifft2(b * a.conj() / np.abs(a * b)).real.argmax(), (40, 48))[1]
+            moved.append(peak - 48 * (peak > 24))
         assert np.sign(np.median(moved)) == sign
 
 

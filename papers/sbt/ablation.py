@@ -115,10 +115,14 @@ def table(metrics: list[dict[str, Any]]) -> str:
     lines = ["| contender | parameters | multiply-adds | IoU on validation pairs | AO |", "|---" * 5 + "|"]
     for contender, row in by_member(metrics).items():
         counts = f"{row['params']['value']:,} | {row['flops']['value'] / 1e6:.1f} M"
-        scores = [f"{row[key]['value']:.1f} ± {row[key].get('spread', 0):.1f}" for key in ("iou", "ao")]
+        scores = [
+            f"{row[key]['value']:.1f}" + (f" ± {row[key]['spread']:.1f}" if "spread" in row[key] else "")
+            for key in ("iou", "ao")
+        ]
         lines.append(f"| {contender} | {counts} | {' | '.join(scores)} |")
-    seeds = ", ".join(map(str, metrics[0]["seeds"]))
-    return "\n".join([*lines, "", f"%, mean ± sample standard deviation over seeds {seeds}.", ""])
+    seeds = metrics[0]["seeds"]
+    over = "mean ± sample standard deviation over seeds" if len(seeds) > 1 else "one training, seed"
+    return "\n".join([*lines, "", f"%, {over} {', '.join(map(str, seeds))}.", ""])
 
 
 def by_sequence(metrics: list[dict[str, Any]]) -> str:

@@ -134,7 +134,7 @@ _SMALL = Recipe(
 _FULL = ("got10k", "lasot", "trackingnet", "coco")
 
 RECIPES = {
-    "tiny": replace(_SMALL, about="micro model on built-in sequences, three minutes on 2 CPU cores"),
+    "tiny": replace(_SMALL, about="micro model on built-in sequences, four minutes of a CPU core"),
     "ablation": replace(
         _SMALL, about="number and place of the cross blocks, the head, a correlation tracker: micro models, two seeds",
         contenders=("none", "one", "early", "interleaved", "late", "all", "mlp_head", "correlation", "correlation_sbt"),

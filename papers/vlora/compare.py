@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -18,20 +19,21 @@ EXCHANGED, PRIOR = ", images exchanged", ", prior"
 
 
 def table() -> str:
-    """Markdown: for each recipe with records, every score that has a control beside it."""
+    """Markdown: for each setting with records, every score that has a control beside it."""
     runs = defaultdict(list)
     for path in sorted((HERE / "results").glob("*.json")):
         record = json.loads(path.read_text())
-        runs[record["recipe"]].append(({m["name"]: m for m in record["metrics"]}, record))
+        setting = re.sub(r".*\.train | --(seed|data) \S+", "", record["command"])
+        runs[setting].append(({m["name"]: m for m in record["metrics"]}, record))
     lines = []
-    for recipe in (name for name in RECIPES if name in runs):
-        records = runs[recipe]
+    for setting in sorted(runs, key=lambda setting: list(RECIPES).index(setting.split()[0])):
+        records = runs[setting]
         first, about = records[0]
         seeds = ", ".join(str(record["seed"]) for _, record in records)
         seconds = statistics.mean(record["wall_s"] for _, record in records)
         plural = "s" if len(records) > 1 else ""
         lines += [
-            f"`{recipe}`, {about['data']}, seed{plural} {seeds}, {about['params']:,} parameters, "
+            f"`{setting}`, {about['data']}, seed{plural} {seeds}, {about['params']:,} parameters, "
             f"trained {seconds:.0f} s:", "",
             "| score | right image | another image | prior |", "|---|---:|---:|---:|",
         ]

@@ -227,12 +227,14 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
 def deepspeed_config(recipe: Recipe) -> str | None:
     if not recipe.deepspeed:
         return None
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     try:
-        import deepspeed  # noqa: F401
+        import deepspeed
     except ImportError:
         message = "this recipe needs deepspeed (make setup PAPER=vlora); to do without: --deepspeed ''"
         raise run.UserError(message) from None
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    if dist.is_initialized():
+        deepspeed.init_distributed()  # joins our group; else ZeRO-3 takes itself for alone while weights are loaded
     return str(Path(__file__).parent / "scripts" / f"{recipe.deepspeed}.json")
 
 
@@ -269,6 +271,8 @@ def save_model(
     if recipe.tune == "lora":
         weights = merge_lora(weights, recipe.lora_alpha / recipe.lora_rank)
         model.language_model = model.language_model.get_base_model()
+    # DeepSpeed's copies share no memory, by which transformers would know a tied weight.
+    weights = {name: w for name, w in weights.items() if name not in model.all_tied_weights_keys}
     prefix = parts.CONNECTION[recipe.method]
     connection = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     run.save_weights(folder / "connection.safetensors", connection)

@@ -227,6 +227,28 @@ def test_contenders_are_what_they_are_called():
         ablation.member(RECIPES["tiny"], "both")
 
 
+def test_tables_of_ablations_and_of_single_sequences(tmp_path):
+    scores = {"otb auc": 30.0, "otb auc, still": 20.0, "otb/Man auc": 31.25, "otb/Man auc, still": 9.0, "otb fps": 7.0}
+    metrics = {
+        "real_small-seed0": [run.metric(name, value, "%") for name, value in scores.items()],
+        "ablation-seed3": [
+            run.metric("none iou", 50.0, "%") | {"seeds": [3]}, run.metric("none ao", 20.0, "%") | {"seeds": [3]},
+            run.metric("none params", 1234, "parameters"), run.metric("none flops", 2e6, "multiply-adds"),
+        ],
+    }
+    for name, its in metrics.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"data": f"data of {name}", "metrics": its}))
+    readme = tmp_path / "README.md"
+    markers = [f"<!-- {name}:{end} -->\n" for name in ("ablation", "sequences") for end in ("start", "end")]
+    readme.write_text("".join(["before\n", *markers[:2], "between\n", *markers[2:], "after\n"]))
+    for _ in range(2):  # written again, it stays the same
+        ablation.write_tables(readme, tmp_path)
+        text = readme.read_text()
+        assert text.count("| otb/Man auc | 31.2 | 9.0 |") == text.count("| none | 1,234 | 2.0 M | 50.0 | 20.0 |") == 1
+        assert "fps" not in text and "one training, seed 3" in text and text.startswith("before\n")
+        assert text.count("between") == text.count("after") == 1
+
+
 def test_held_out_data_sets_train_nothing(tmp_path, data):
     """A folder of data sets without splits: what is tested on is not trained on."""
     root = tmp_path / "real"

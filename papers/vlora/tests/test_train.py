@@ -171,8 +171,11 @@ def alone(tmp_path_factory, data):
     start = parts.build(SMALL, 44)
     start.language_model.save_pretrained(folder / "llm")
     parts.word_tokenizer().save_pretrained(folder / "llm")
+    start.vision_tower.save_pretrained(folder / "vision")
+    parts.processor(SMALL).image_processor.save_pretrained(folder / "vision")
     run.save_weights(folder / "generator.safetensors", {k: v + 0.01 for k, v in start.generator.state_dict().items()})
-    words = ["--llm", str(folder / "llm"), "--connection", str(folder / "generator.safetensors")]
+    words = [f"--{part}={folder / part}" for part in ("llm", "vision")]
+    words += [f"--connection={folder / 'generator.safetensors'}"]
     return words, _launch(folder, data, 1, *words)
 
 

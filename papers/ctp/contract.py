@@ -1,0 +1,73 @@
+"""What the tools across papers need to know about CtP (common/contract.py)."""
+
+from __future__ import annotations
+
+import torch
+
+from common.contract import Model, Workload
+from papers.ctp import baselines
+from papers.ctp.evaluate import build
+from papers.ctp.model import CtP, Recognizer
+from papers.ctp.recipes import Recipe
+
+SAMPLES = {  # training videos of an epoch
+    "clips": 288, "UCF101": 9_537, "HMDB51": 3_570, "Something-Something v1": 86_017, "Kinetics-400": 240_436,
+}
+CLASSES = {"UCF101": 101, "HMDB51": 51, "Something-Something v1": 174}
+
+
+def _clip(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, 16, 32, 32)
+
+
+def _query(B: int) -> torch.Tensor:
+    return torch.tensor([[2.0, 3, 17, 21], [9, 1, 30, 12], [5, 5, 9, 30]]).expand(B, 3, 4)
+
+
+def _started(model: torch.nn.Module) -> torch.nn.Module:
+    """With last layers that start near zero grown, which would hide everything below them."""
+    for name, parameter in model.named_parameters():
+        if name in ("fc.weight", "head.fc1.weight", "head.fc2.weight"):
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    return model
+
+
+MODELS = {
+    **{
+        f"ctp_{net}": Model(
+            build=lambda net=net: _started(CtP(net)), inputs=lambda: (_clip(2, 3), _query(2)), shape=(2, 3, 16, 4),
+            params=params, compile=net == "r3d18",
+        )
+        for net, params in (("r3d18", 40_278_016), ("r2plus1d18", 40_277_383))
+    },
+    **{
+        f"recognizer_{net}": Model(
+            build=lambda net=net: _started(Recognizer(net)), inputs=lambda: (_clip(2, 3),), shape=(2, 101),
+            params=params,
+        )
+        for net, params in (("r3d18", 33_218_085), ("r2plus1d18", 33_217_452))
+    },
+    "vcop_r3d18": Model(
+        build=lambda: baselines.VCOP(width=16), inputs=lambda: (_clip(2, 3, 3),), shape=(2, 6), params=2_115_190,
+    ),
+    "moco_r3d18": Model(
+        build=lambda: baselines.MoCo(width=16, queue=64), inputs=lambda: (_clip(2, 2, 3),), shape=(2, 65),
+        params=2_113_008,
+    ),
+}
+
+
+def inputs(recipe: Recipe) -> tuple[torch.Tensor, ...]:
+    """Arguments of a recipe's network for one sample."""
+    clip = torch.zeros(1, 3, recipe.frames, recipe.size_px, recipe.size_px)
+    if recipe.method == "ctp":
+        return clip, torch.zeros(1, recipe.patches, 4)
+    clips = {"vcop": 3, "moco": 2}.get(recipe.method)
+    return (clip[:, None].expand(1, clips, *clip.shape[1:]) if clips else clip,)
+
+
+def workload(recipe: Recipe) -> Workload:
+    """Of a comparison: one of its trainings."""
+    with torch.device("meta"):
+        model, sample = build(recipe, CLASSES.get(recipe.dataset, 8)), inputs(recipe)
+    return Workload(model, sample, SAMPLES.get(recipe.dataset, recipe.batch), recipe.epochs, recipe.batch)

@@ -1,0 +1,233 @@
+"""From a video to what a network is fed: which frames, which part of them, in which colours.
+
+    N clips of a video · T frames of a clip · H, W rows and columns; frames are (T, H, W, 3), RGB
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from common.data.video import Clips, FrameFolder, VideoFile, Videos
+from papers.ctp import baselines, patches
+from papers.ctp.recipes import Recipe
+
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+Video = VideoFile | FrameFolder
+Generator = np.random.Generator
+cv2.setNumThreads(0)  # loading processes are as many as there are cores
+
+# Frames ---------------------------------------------------------------------------------------------------
+
+
+def clip_indices(total: int, frames: int, stride: int, start: int, jitter: np.ndarray | int = 0) -> np.ndarray:
+    """Frame numbers of a clip of a video of `total` frames, whose last frame repeats where it is too short."""
+    return (start + stride * np.arange(frames) + jitter).clip(0, total - 1)
+
+
+def draw_clip(
+    rng: Generator, total: int, frames: int, strides: Sequence[int], *, jitter: bool = False
+) -> np.ndarray:
+    """Frame numbers of a clip at a stride, start and, with `jitter`, place within each stride chosen at random."""
+    stride = int(rng.choice(strides))
+    start = int(rng.integers(max(total - (frames - 1) * stride, 1)))
+    return clip_indices(total, frames, stride, start, rng.integers(stride, size=frames) if jitter else 0)
+
+
+def spread_clips(total: int, clips: int, frames: int, stride: int) -> np.ndarray:
+    """Frame numbers (clips, frames) of evenly spread clips: the test protocol."""
+    room = total - frames * stride + 1
+    starts = [0] * clips
+    if room > 0:
+        starts = [int(room / (2 * clips) + i * room / clips) for i in range(clips)]
+    return np.stack([clip_indices(total, frames, stride, start) for start in starts])
+
+
+# Pixels ---------------------------------------------------------------------------------------------------
+
+
+def resize(frames: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """Bilinear, to a shorter side, or to a width and height, which change places for frames on end."""
+    H, W = frames.shape[-3:-1]
+    if isinstance(size, int):
+        scale = size / min(H, W)
+        wide = (int(W * scale + 0.5), int(H * scale + 0.5))
+    else:
+        wide = size if W >= H else size[::-1]
+    return np.stack([cv2.resize(frame, wide) for frame in frames])
+
+
+def crop(frames: np.ndarray, size: int, x: int, y: int) -> np.ndarray:
+    return frames[:, y : y + size, x : x + size]
+
+
+def draw_crop(rng: Generator, frames: np.ndarray, size: int) -> np.ndarray:
+    """The same square of every frame."""
+    H, W = frames.shape[1:3]
+    return crop(frames, size, int(rng.integers(W - size + 1)), int(rng.integers(H - size + 1)))
+
+
+def centre_crop(frames: np.ndarray, size: int) -> np.ndarray:
+    H, W = frames.shape[1:3]
+    return crop(frames, size, (W - size) // 2, (H - size) // 2)
+
+
+def flip(frames: np.ndarray) -> np.ndarray:
+    return frames[:, :, ::-1]
+
+
+def hue_saturation(frames: np.ndarray, hue: float, saturation: float) -> np.ndarray:
+    """uint8 -> uint8. `hue` is added in OpenCV's units, 0 to 179, and clipped, not wrapped, as the authors' does."""
+    T, H, W, _ = frames.shape
+    hsv = cv2.cvtColor(np.ascontiguousarray(frames).reshape(T * H, W, 3), cv2.COLOR_RGB2HSV).astype(np.float32)
+    hsv[..., 0] = (hsv[..., 0] + hue).clip(0, 179)
+    hsv[..., 1] = (hsv[..., 1] * saturation).clip(0, 255)
+    return cv2.cvtColor(np.round(hsv).astype(np.uint8), cv2.COLOR_HSV2RGB).reshape(T, H, W, 3)
+
+
+def brightness(frames: np.ndarray, offset: np.ndarray | float) -> np.ndarray:
+    """Float, 0 to 255; one offset for all frames or one each."""
+    return (frames + np.float32(offset).reshape(-1, 1, 1, 1)).clip(0, 255)
+
+
+def contrast(frames: np.ndarray, factor: np.ndarray | float) -> np.ndarray:
+    """Float, 0 to 255; one factor for all frames or one each."""
+    return (frames * np.float32(factor).reshape(-1, 1, 1, 1)).clip(0, 255)
+
+
+def tensor(frames: np.ndarray) -> torch.Tensor:
+    """(T, H, W, 3), 0 to 255 -> (3, T, H, W), normalised with ImageNet's statistics."""
+    scaled = frames.astype(np.float32) * (1 / (255 * STD)) - MEAN / STD
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(3, 0, 1, 2)))
+
+
+# Augmentation ---------------------------------------------------------------------------------------------
+
+
+def wide_or_short(recipe: Recipe, short_side_px: int) -> int | tuple[int, int]:
+    return short_side_px if recipe.keep_aspect else (round(short_side_px * 4 / 3), short_side_px)
+
+
+def place(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Size, crop and flip, the same for all frames."""
+    frames = draw_crop(
+        rng, resize(frames, wide_or_short(recipe, int(rng.choice(recipe.short_sides_px)))), recipe.size_px
+    )
+    return flip(frames) if rng.random() < recipe.flip else frames
+
+
+def curve(rng: Generator, frames: int, reach: float, moves: bool) -> np.ndarray | float:
+    """A value of at most `reach` either way; if it `moves`, one for each frame, between one to three random ones."""
+    if not moves:
+        return rng.uniform(-reach, reach)
+    keys = patches.draw_key_frames(rng, frames, (0.7, 0.3))
+    return patches.interpolate(keys, rng.uniform(-reach, reach, len(keys)), patches.draw_profiles(rng, keys))
+
+
+def colour(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
+    T, moves = len(frames), recipe.colours_move
+    if rng.random() < recipe.hue_saturation:
+        frames = hue_saturation(frames, rng.uniform(-12, 12), np.exp(rng.uniform(-0.1, 0.1)))
+    if rng.random() < recipe.brightness:
+        frames = brightness(frames, curve(rng, T, recipe.brightness_reach, moves))
+    if rng.random() < recipe.contrast:
+        frames = contrast(frames, np.exp(curve(rng, T, recipe.contrast_reach, moves)))
+    return frames
+
+
+# Samples --------------------------------------------------------------------------------------------------
+
+
+def game(recipe: Recipe) -> patches.Game:
+    return patches.Game(recipe.patches, recipe.scales, recipe.location_velocity, recipe.size_velocity, recipe.visible)
+
+
+def read_clip(video: Video, rng: Generator, recipe: Recipe) -> np.ndarray:
+    return video.read(draw_clip(rng, len(video), recipe.frames, recipe.strides, jitter=recipe.jitter))
+
+
+def tracking(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
+    """``clip`` (3, T, H, W), ``trajectories`` (P, T, 4) px, ``visible`` (P, T)."""
+    # The game changes frames in place; colours come after it, so that patch and background change together.
+    frames, paths, visible = patches.play(rng, place(rng, read_clip(video, rng, recipe), recipe), game(recipe))
+    clip = tensor(colour(rng, frames, recipe))
+    return {"clip": clip, "trajectories": torch.from_numpy(paths).float(), "visible": torch.from_numpy(visible)}
+
+
+def action(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
+    """``clip`` (3, T, H, W); its label is the video's."""
+    return {"clip": tensor(colour(rng, place(rng, read_clip(video, rng, recipe), recipe), recipe))}
+
+
+def order(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
+    """VCOP: ``clip`` (3, 3, T, H, W), three clips of a video shuffled; ``label`` which of `baselines.ORDERS`.
+
+    They lie half a clip apart, nearer or overlapping where the video is short.
+    """
+    T, total = recipe.frames, len(video)
+    step = max(min(T + T // 2, (total - T) // 2), 1)
+    start = int(rng.integers(max(total - T - 2 * step + 1, 1)))
+    indices = np.concatenate([clip_indices(total, T, 1, start + i * step) for i in range(3)])
+    frames = place(rng, video.read(indices), recipe)  # one crop for the three
+    label = int(rng.integers(len(baselines.ORDERS)))
+    clips = [tensor(colour(rng, frames[i * T : (i + 1) * T], recipe)) for i in baselines.ORDERS[label]]
+    return {"clip": torch.stack(clips), "label": label}
+
+
+def speed(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
+    """SpeedNet: ``clip`` (3, T, H, W) played at one of `baselines.SPEEDS`, ``label`` which."""
+    label = int(rng.integers(len(baselines.SPEEDS)))
+    stride = baselines.SPEEDS[label]
+    indices = draw_clip(rng, len(video), recipe.frames, (abs(stride),)) if stride else (
+        np.repeat(rng.integers(len(video)), recipe.frames)
+    )
+    frames = video.read(indices if stride >= 0 else indices[::-1])
+    return {"clip": tensor(colour(rng, place(rng, frames, recipe), recipe)), "label": label}
+
+
+def rotation(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
+    """Rot3D: ``clip`` (3, T, H, W) turned by one of `baselines.ANGLES`, ``label`` which."""
+    label = int(rng.integers(len(baselines.ANGLES)))
+    frames = rotate(place(rng, read_clip(video, rng, recipe), recipe), baselines.ANGLES[label])
+    return {"clip": tensor(colour(rng, frames, recipe)), "label": label}
+
+
+def rotate(frames: np.ndarray, degrees: int) -> np.ndarray:
+    """Counter-clockwise about (W / 2, H / 2), as the authors' warp does: a pixel off an exact turn of the array."""
+    H, W = frames.shape[1:3]
+    turn = cv2.getRotationMatrix2D((W / 2, H / 2), degrees, 1)
+    return np.stack([
+        cv2.warpAffine(frame, turn, (W, H), borderMode=cv2.BORDER_REPLICATE) for frame in np.ascontiguousarray(frames)
+    ])
+
+
+def two_clips(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
+    """MoCo-3D: ``clip`` (2, 3, T, H, W), two clips of a video; ``label`` 0, the place of the right key."""
+    return {"clip": torch.stack([action(video, rng, recipe)["clip"] for _ in range(2)]), "label": 0}
+
+
+SAMPLES = {
+    "ctp": tracking, "recognize": action, "vcop": order, "speed": speed, "rotation": rotation, "moco": two_clips,
+}
+
+
+def test_clips(video: Video, _rng: Generator, recipe: Recipe) -> torch.Tensor:
+    """(N, 3, T, H, W): clips spread over a video, their middle, nothing random: the test protocol."""
+    indices = spread_clips(len(video), recipe.test_clips, recipe.frames, recipe.test_stride)
+    frames = resize(video.read(indices.ravel()), wide_or_short(recipe, recipe.test_short_side_px))
+    clips = centre_crop(frames, recipe.size_px).reshape(*indices.shape, recipe.size_px, recipe.size_px, 3)
+    return torch.stack([tensor(clip) for clip in clips])
+
+
+def training_clips(videos: Videos, recipe: Recipe, *, seed: int | None = None) -> Clips:
+    """What the recipe's method is trained on; with a seed, the same for every call: held-out games."""
+    return Clips(videos, partial(SAMPLES[recipe.method], recipe=recipe), seed=seed)
+
+
+def testing_clips(videos: Videos, recipe: Recipe) -> Clips:
+    return Clips(videos, partial(test_clips, recipe=recipe), seed=0)

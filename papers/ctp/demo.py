@@ -1,0 +1,66 @@
+"""Video in, video out: ``python -m papers.ctp.demo video.mp4 --checkpoint RUN [--out tracks.mp4]``.
+
+A network that learned to track plays the game on the video; a recogniser says what it sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+
+from common import run
+from common.data.tiny.clips import clips
+from common.data.video import open_video, write_video
+from common.run import UserError
+from papers.ctp import data, evaluate, figures
+
+
+@dataclass
+class Arguments:
+    video: Annotated[Path | None, tyro.conf.Positional] = None
+    """A video file or a folder of frames; without one, a clip of the built-in set."""
+    checkpoint: Path | None = None
+    """Run folder; without one, the paper's newest finished run under runs/."""
+    out: Path = Path("tracks.gif")
+    """.gif or .mp4; of a tracker."""
+    seed: int = 0
+    """Of the game: which patches, and where they go."""
+
+
+def main() -> None:
+    args = tyro.cli(Arguments, prog="python -m papers.ctp.demo", description=__doc__)
+    results = sorted(Path("runs", "ctp").glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
+    finished = [p.parent for p in results if (p.parent / "checkpoints").is_dir()]  # comparisons have none of their own
+    if not (args.checkpoint or finished):
+        raise UserError("no finished run under runs/ctp; make one with make reproduce PAPER=ctp, or give --checkpoint")
+    checkpoint = args.checkpoint or finished[-1]
+    model, recipe, classes = evaluate.load_run(checkpoint)
+    video = args.video or min((clips() / "UCF-101" / "PanLeft").iterdir())
+    try:
+        with open_video(video) as opened:
+            if recipe.method == "ctp":
+                sample = data.tracking(opened, np.random.default_rng(args.seed), recipe)
+            else:
+                sample = data.test_clips(opened, np.random.default_rng(args.seed), recipe)
+    except OSError as error:
+        raise UserError(f"{video} is no video: {error}") from None
+    if recipe.method == "ctp":
+        frames = figures.track(model, sample)
+        write_video(args.out, frames, fps=4)
+        print(f"{args.out} written: thin, where the patches are; thick, where {checkpoint} says they are")
+        return
+    if recipe.method != "recognize":
+        raise UserError(f"{checkpoint} was trained for {recipe.method}; the demo takes ctp and recognize")
+    with torch.inference_mode():
+        chances, guesses = model(sample[None]).mean(1).softmax(1)[0].topk(min(5, len(classes)))
+    for chance, guess in zip(chances.tolist(), guesses.tolist()):
+        print(f"{chance:7.2%}  {classes[guess]}")
+
+
+if __name__ == "__main__":
+    run.main(main)
