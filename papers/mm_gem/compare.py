@@ -26,14 +26,13 @@ def tables(folder: Path = HERE / "results") -> str:
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text())
         runs[record["recipe"]].append(record)
-    return "\n".join(_table({name: runs[name] for name in family if name in runs}) for family in FAMILIES)
+    found = [{name: runs[name] for name in family if name in runs} for family in FAMILIES]
+    return "\n".join(_table(family) for family in found if family)
 
 
 def _table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    if not runs:
-        return ""
     first = next(iter(runs.values()))[0]
-    seeds = "; ".join(f"{name}: seeds {', '.join(str(r['seed']) for r in found)}" for name, found in runs.items())
+    seeds = "; ".join(f"{name} {', '.join(str(r['seed']) for r in found)}" for name, found in runs.items())
     scores = {name: [{m["name"]: m for m in r["metrics"]} for r in found] for name, found in runs.items()}
     names = dict.fromkeys(metric for found in scores.values() for metric in found[0])
     rows = [
@@ -41,7 +40,8 @@ def _table(runs: dict[str, list[dict[str, Any]]]) -> str:
         for metric in names
     ]
     return "\n".join([
-        f"{first['data']}; {seeds}:", "", f"| score | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|", *rows, "",
+        f"{first['data']}. Seeds: {seeds}.", "",
+        f"| score | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|", *rows, "",
     ])
 
 
