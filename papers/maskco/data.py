@@ -1,0 +1,241 @@
+"""Two views of a picture, a region that both show, and the arithmetic that leads from one view to the other.
+
+Coordinates are continuous: a picture of width W spans 0 to W, pixel i covers i to i + 1. Boxes are (x1, y1, x2, y2) of
+edges, as arrays (..., 4), in pixels of the picture or of a view.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torchvision.ops import box_iou
+from torchvision.transforms import ColorJitter, Normalize, RandomResizedCrop
+from torchvision.transforms.functional import to_tensor
+
+from common.data import images
+from common.run import UserError
+from papers.maskco.recipes import Recipe
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class View:
+    """A crop (x0, y0, w, h) of a picture, resized to `side` x `side`, and flipped left to right or not."""
+
+    x0: float
+    y0: float
+    w: float
+    h: float
+    side: int
+    flip: bool
+
+    @property
+    def crop(self) -> np.ndarray:
+        return np.array([self.x0, self.y0, self.x0 + self.w, self.y0 + self.h])
+
+    @property
+    def scale(self) -> np.ndarray:
+        """View pixels in a pixel of the picture, horizontally and vertically."""
+        return self.side / np.array([self.w, self.h])
+
+    def from_picture(self, boxes: np.ndarray) -> np.ndarray:
+        corners = np.array([self.x0, self.y0] * 2)
+        return self._flipped((boxes - corners) * np.tile(self.scale, 2))
+
+    def to_picture(self, boxes: np.ndarray) -> np.ndarray:
+        corners = np.array([self.x0, self.y0] * 2)
+        return self._flipped(boxes) / np.tile(self.scale, 2) + corners
+
+    def _flipped(self, boxes: np.ndarray) -> np.ndarray:
+        if not self.flip:
+            return boxes
+        x1, y1, x2, y2 = np.moveaxis(np.asarray(boxes, dtype=float), -1, 0)
+        return np.stack([self.side - x2, y1, self.side - x1, y2], -1)  # the edges change places
+
+    def of(self, picture: Image.Image) -> Image.Image:
+        """The view's pixels."""
+        box = (self.x0, self.y0, self.x0 + self.w, self.y0 + self.h)
+        pixels = picture.crop(box).resize((self.side, self.side), Image.Resampling.BILINEAR)
+        return pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else pixels
+
+
+def draw_view(picture: Image.Image, recipe: Recipe) -> View:
+    """A random crop as MoCo v2 takes it."""
+    y0, x0, h, w = RandomResizedCrop.get_params(picture, recipe.crop_area, recipe.crop_aspect)
+    return View(x0, y0, w, h, recipe.input_size_px, bool(torch.rand(()) < recipe.flip))
+
+
+def overlap(a: View, b: View) -> np.ndarray:
+    """Where two crops meet, in pixels of the picture; x2 <= x1 or y2 <= y1 if nowhere."""
+    return np.concatenate([np.maximum(a.crop[:2], b.crop[:2]), np.minimum(a.crop[2:], b.crop[2:])])
+
+
+def draw_pair(picture: Image.Image, recipe: Recipe) -> tuple[View, View, bool]:
+    """(query view, key view, whether the crops would not meet and the key's is the query's).
+
+    The key's crop is drawn anew until what both show is `overlap_px` wide and high in either view.
+    """
+    query = draw_view(picture, recipe)
+    for _ in range(recipe.overlap_tries):
+        key = draw_view(picture, recipe)
+        shared = overlap(query, key)
+        sides = shared[2:] - shared[:2]
+        if min(*(sides * query.scale), *(sides * key.scale)) >= recipe.overlap_px:
+            return query, key, False
+    return query, View(query.x0, query.y0, query.w, query.h, query.side, bool(torch.rand(()) < recipe.flip)), True
+
+
+def draw_regions(query: View, key: View, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) of regions in whole pixels of the query view, and of the same regions in the key view."""
+    shared = query.from_picture(overlap(query, key))
+    low, high = np.ceil(shared[:2] - 1e-6).astype(int), np.floor(shared[2:] + 1e-6).astype(int)
+    boxes = []
+    for _ in range(recipe.regions):
+        sides = [_integer(recipe.region_px[0], min(recipe.region_px[1], room)) for room in high - low]
+        corner = [_integer(a, b - side) for a, b, side in zip(low, high, sides)]
+        boxes.append([*corner, *(c + side for c, side in zip(corner, sides))])
+    in_query = np.array(boxes, dtype=float)
+    in_key = key.from_picture(query.to_picture(in_query))
+    assert (in_key > -1e-3).all() and (in_key < key.side + 1e-3).all(), (query, key, in_key)
+    return in_query, in_key.clip(0, key.side)
+
+
+def draw_negatives(box: np.ndarray, recipe: Recipe, tries: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (J, 4) of the size of `box` elsewhere in the key view, overlapping it by an IoU of at most `negative_iou`;
+    and which of them (J) there are: where none fits, `box` stands in."""
+    J = recipe.same_image_negatives
+    size = box[2:] - box[:2]
+    corners = torch.rand(tries, 2, dtype=torch.float64).numpy() * (recipe.input_size_px - size)
+    drawn = np.concatenate([corners, corners + size], 1)
+    apart = box_iou(torch.from_numpy(box[None]), torch.from_numpy(drawn))[0].numpy() <= recipe.negative_iou
+    found = drawn[apart][:J]
+    return np.concatenate([found, np.tile(box, (J - len(found), 1))]), np.arange(J) < len(found)
+
+
+def _integer(low: int, high: int) -> int:
+    """Uniform, both ends included."""
+    return int(torch.randint(low, high + 1, ()))
+
+
+class Views:
+    """A picture -> two views and their regions, a dict of tensors; all randomness is torch's.
+
+    ``query, key`` (3, S, S), normalised and not masked; and for MaskCo ``query_boxes, key_boxes`` (N, 4), ``negatives``
+    (N, J, 4), ``present`` (N, J), ``fallback`` ().
+    """
+
+    def __init__(self, recipe: Recipe):
+        if recipe.region_px[0] > recipe.overlap_px - 2:  # what is shared loses up to two pixels to whole ones
+            raise UserError(
+                f"--region-px from {recipe.region_px[0]} does not fit into --overlap-px {recipe.overlap_px}: "
+                f"regions may start at {recipe.overlap_px - 2}"
+            )
+        self.recipe = recipe
+        self.jitter = ColorJitter(*recipe.jitter)
+        self.normalize = Normalize(MEAN, STD)
+
+    def __call__(self, picture: Image.Image) -> dict[str, torch.Tensor]:
+        recipe = self.recipe
+        if recipe.method == "moco_v2":
+            return {name: self.pixels(picture, draw_view(picture, recipe)) for name in ("query", "key")}
+        query, key, fallback = draw_pair(picture, recipe)
+        in_query, in_key = draw_regions(query, key, recipe)
+        negatives, present = zip(*(draw_negatives(box, recipe) for box in in_key))
+        return {
+            "query": self.pixels(picture, query), "key": self.pixels(picture, key),
+            "query_boxes": _float(in_query), "key_boxes": _float(in_key), "negatives": _float(np.stack(negatives)),
+            "present": torch.from_numpy(np.stack(present)), "fallback": torch.tensor(float(fallback)),
+        }
+
+    def pixels(self, picture: Image.Image, view: View) -> torch.Tensor:
+        """MoCo v2's colours and blur."""
+        recipe, pixels = self.recipe, view.of(picture)
+        if torch.rand(()) < recipe.jitter_chance:
+            pixels = self.jitter(pixels)
+        if torch.rand(()) < recipe.grey:
+            pixels = pixels.convert("L").convert("RGB")
+        if torch.rand(()) < recipe.blur:
+            low, high = recipe.blur_px
+            pixels = pixels.filter(ImageFilter.GaussianBlur(low + (high - low) * float(torch.rand(()))))
+        return self.normalize(to_tensor(pixels))
+
+
+def _float(boxes: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(boxes).float()
+
+
+# Pictures on disk -----------------------------------------------------------------------------------------
+
+
+class Pictures(images.Images):
+    """All pictures under a folder, without classes."""
+
+    def __init__(self, root: Path):
+        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in images.SUFFIXES)
+        if not paths:
+            raise UserError(f"{root} holds no pictures")
+        super().__init__(paths, [0] * len(paths), ["any"])
+
+    def read(self, index: int) -> Image.Image:
+        return Image.open(self.sources[index])
+
+
+def open_pictures(root: str | Path, split: str) -> images.Images:
+    """Pictures to learn from: ``train2017/`` or ``train/`` (``val...``) with or without folders in it, CIFAR's batches,
+    or webdataset shards; labels are there and not used."""
+    root = Path(root)
+    for name in (f"{split}2017", split):
+        if (root / name).is_dir():
+            return Pictures(root / name)
+    return images.open_images(root, split)
+
+
+class Present(Pictures):
+    """Pictures of COCO's layout, each labelled by its row of ``categories`` (images, categories): which it shows."""
+
+    def __init__(self, root: Path, split: str):
+        folder, names = next(
+            (root / name, root / "annotations" / f"instances_{name}.json") for name in (f"{split}2017", split)
+            if (root / "annotations" / f"instances_{name}.json").is_file()
+        )
+        annotated = json.loads(names.read_text())
+        column = {c["id"]: i for i, c in enumerate(annotated["categories"])}
+        row = {image["id"]: i for i, image in enumerate(annotated["images"])}
+        self.categories = np.zeros((len(row), len(column)), dtype=bool)
+        for box in annotated["annotations"]:
+            self.categories[row[box["image_id"]], column[box["category_id"]]] = True
+        paths = [folder / image["file_name"] for image in annotated["images"]]
+        images.Images.__init__(self, paths, range(len(row)), [c["name"] for c in annotated["categories"]])
+
+
+def open_labelled(root: str | Path, split: str) -> images.Images:
+    """Pictures to judge features by: COCO's layout, or classes in any layout of `images.open_images`."""
+    if list((Path(root) / "annotations").glob("instances_*.json")):
+        return Present(Path(root), split)
+    return images.open_images(root, split)
+
+
+def main(folder: Path, /) -> None:
+    """Prints what a data folder holds; says what is expected where it holds nothing usable."""
+    for split in ("train", "val"):
+        pictures = open_pictures(folder, split)
+        print(f"{split}: {len(pictures):,} pictures; the first is {pictures.name(0)}")
+        try:
+            labelled = open_labelled(folder, split)
+            print(f"{split}: {len(labelled):,} of them can be probed, {len(labelled.classes)} classes")
+        except UserError:
+            print(f"{split}: no labels for a linear probe")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    from common import run
+
+    run.main(lambda: tyro.cli(main))

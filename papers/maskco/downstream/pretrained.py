@@ -1,0 +1,26 @@
+"""``init_cfg=dict(type="MaskCo", checkpoint=...)`` for the stock ResNets of mmdetection and mmsegmentation.
+
+Importing this file registers it with both.
+"""
+
+from __future__ import annotations
+
+from mmengine.registry import WEIGHT_INITIALIZERS
+from torch import nn
+
+from papers.maskco.export import load_backbone
+
+
+@WEIGHT_INITIALIZERS.register_module(name="MaskCo")
+class Pretrained:
+    """Loads a backbone from a run folder, its exported model, or a checkpoint of MoCo's code; strict.
+
+    Without a checkpoint the network starts from nothing.
+    """
+
+    def __init__(self, checkpoint: str = ""):
+        self.checkpoint = checkpoint
+
+    def __call__(self, module: nn.Module) -> None:
+        if self.checkpoint:
+            load_backbone(module, self.checkpoint)

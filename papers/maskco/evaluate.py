@@ -1,0 +1,233 @@
+"""What a checkpoint can do: ``python -m papers.maskco.evaluate CHECKPOINT [--task probe] --data FOLDER``.
+
+CHECKPOINT is a run folder, or a file with a backbone.
+
+    trained   what it was trained for: to find its region (or view) among others, in pictures not seen; or classes
+    probe     what its backbone is worth as it stands: a linear classifier on its features
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import tyro
+from torch import nn
+from torch.utils.data import Dataset
+
+from common import run
+from common.data import images, loader
+from common.data.tiny.digits import digits
+from common.metrics import classification
+from common.run import UserError, World
+from papers.maskco import data
+from papers.maskco.export import load_backbone
+from papers.maskco.model import LinearProbe, MaskCo, MoCoV2, build_backbone
+from papers.maskco.recipes import RECIPES, Recipe
+
+UNITS = {"contrast_loss": "nats", "loss": "nats"}
+
+
+def build(recipe: Recipe, classes: int) -> nn.Module:
+    """The network of a recipe's method; only a linear classifier has the data's classes."""
+    if recipe.method == "linear":
+        return LinearProbe(recipe.backbone, recipe.output_stride, classes)
+    shared = dict(
+        output_stride=recipe.output_stride, features=recipe.features, queue=recipe.queue, momentum=recipe.momentum,
+        temperature=recipe.temperature,
+    )
+    if recipe.method == "moco_v2":
+        return MoCoV2(recipe.backbone, **shared)
+    return MaskCo(
+        recipe.backbone, mph=recipe.mph, mph_width=recipe.mph_width, mph_depth=recipe.mph_depth,
+        mph_on_key=recipe.mph_on_key, roi_cells=recipe.roi_cells, roi_samples=recipe.roi_samples, mask=recipe.mask,
+        **shared,
+    )
+
+
+def data_folder(recipe: Recipe, folder: Path | None) -> Path:
+    """Where a recipe's data are: as given, or the built-in digits for a recipe meant for them."""
+    if folder:
+        return folder
+    if recipe.dataset == "digits":
+        return digits()
+    raise UserError(f"this recipe is meant for {recipe.dataset}: give its folder with --data")
+
+
+# Scores ---------------------------------------------------------------------------------------------------
+
+
+class Seeded(Dataset):
+    """Views of each picture, always the same ones."""
+
+    def __init__(self, pictures: images.Images, views: data.Views):
+        self.pictures, self.views, self.name = pictures, views, pictures.name
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int):
+        picture, label = self.pictures[index]
+        torch.default_generator.manual_seed(index)
+        return self.views(picture), label
+
+
+def to(device: torch.device, sample: Mapping[str, torch.Tensor] | torch.Tensor) -> dict[str, torch.Tensor]:
+    """A batch on the device, as the network's arguments."""
+    sample = sample if isinstance(sample, Mapping) else {"x": sample}
+    return {key: value.to(device, non_blocking=True) for key, value in sample.items() if key != "fallback"}
+
+
+def contrast(model: nn.Module, val: images.Images, recipe: Recipe, world: World, *, workers: int = 0):
+    """Of pictures not trained on: how often the positive is the best of all (top-1), the mean share of the negatives
+    that are more similar than it (chance: 50 %), and the loss."""
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    samples = loader.Plain(Seeded(val, data.Views(recipe)), _as_it_is)
+    batches = loader.eval_loader(samples, 64, rank=world.rank, world=world.size, workers=workers)
+    model.eval()
+    with torch.inference_mode():
+        for sample, *_ in loader.progress(batches, "evaluating", active=world.main):
+            with world.autocast():
+                logits, _ = model(**to(world.device, sample))
+            positive, negatives = logits[:, :1], logits[:, 1:]
+            above = (negatives >= positive).sum(1) / negatives.isfinite().sum(1)
+            loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="sum")
+            sums += torch.stack([(above == 0).sum(), above.sum(), loss, loss.new_tensor(len(logits))]).double()
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    top1, above, loss, seen = sums.tolist()
+    return {"contrast_top1": 100 * top1 / seen, "contrast_rank": 100 * above / seen, "contrast_loss": loss / seen}
+
+
+def _as_it_is(sample: Any) -> Any:
+    return sample
+
+
+def trained(model: nn.Module, val: images.Images, recipe: Recipe, world: World, *, workers: int = 0):
+    """Scores of what the recipe trains for, the most important first."""
+    score = classification.accuracy if recipe.method == "linear" else contrast
+    return score(model, val, recipe, world, workers=workers)
+
+
+def features(
+    backbone: nn.Module, pictures: images.Images, recipe: Recipe, world: World, *, workers: int = 0
+) -> np.ndarray:
+    """(pictures, C): the map averaged over the picture's centre crop, in the pictures' order."""
+    samples = loader.Plain(pictures, images.eval_transform(recipe.input_size_px, recipe.eval_crop))
+    rows: list[tuple[int, np.ndarray]] = []
+    backbone.eval()
+    with torch.inference_mode():
+        batches = loader.eval_loader(samples, 64, rank=world.rank, world=world.size, workers=workers)
+        for pixels, _, indices in loader.progress(batches, "features", active=world.main):
+            with world.autocast():
+                maps = backbone(pixels.to(world.device))
+            rows += zip(indices.tolist(), maps.float().mean((2, 3)).cpu().numpy())
+    if dist.is_initialized():
+        every = [None] * world.size
+        dist.all_gather_object(every, rows)
+        rows = [row for rank in every for row in rank]
+    return np.stack([row for _, row in sorted(rows, key=lambda pair: pair[0])])
+
+
+def probe(
+    backbone: nn.Module, train: images.Images, val: images.Images, recipe: Recipe, world: World, *, workers: int = 0
+) -> dict[str, float]:
+    """A linear classifier on a backbone as it stands: accuracy in percent, or for pictures that show several
+    categories mean average precision over those that occur in both splits."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import average_precision_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, x_val = (features(backbone, pictures, recipe, world, workers=workers) for pictures in (train, val))
+    if not isinstance(train, data.Present):
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, train.labels)
+        return {"probe_top1": 100 * classifier.score(x_val, val.labels)}
+    precisions = []
+    for there, there_val in zip(train.categories.T, val.categories.T):
+        if there_val.any() and len(set(there)) == 2:
+            classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, there)
+            precisions.append(average_precision_score(there_val, classifier.decision_function(x_val)))
+    return {"probe_map": 100 * float(np.mean(precisions))}
+
+
+def metrics(scores: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Rows of results.json. None is comparable: no figure of the paper is at hand."""
+    return [run.metric(key, value, UNITS.get(key, "%")) for key, value in scores.items()]
+
+
+# Checkpoints ----------------------------------------------------------------------------------------------
+
+
+def load_run(folder: Path) -> tuple[nn.Module, Recipe, list[str]]:
+    """A run's newest model in eval mode, its recipe, and the names of its classes."""
+    found = run.load_checkpoint(folder) if (folder / "config.json").is_file() else None
+    if not found:
+        raise UserError(f"{folder} is no run folder with a whole checkpoint")
+    _, weights, state = found
+    fields = json.loads((folder / "config.json").read_text())["recipe"]
+    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    model = build(recipe, len(state["classes"]))
+    model.load_state_dict(weights["model"])
+    return model.eval(), recipe, state["classes"]
+
+
+@dataclass
+class Arguments:
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Run folder, or file with a backbone (.safetensors, .pth)."""
+    task: Literal["trained", "probe"] = "trained"
+    recipe: str | None = None
+    """Recipe that names the backbone and the size of pictures; a run folder knows its own."""
+    data: Path | None = None
+    """Data folder with a training and a validation split."""
+    out: Path | None = None
+    """JSON file to write the scores to."""
+    workers: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+def main() -> None:
+    args = tyro.cli(Arguments, prog="python -m papers.maskco.evaluate", description=__doc__)
+    world = run.start_world(run.Options(device=args.device, precision=args.precision))
+    if not args.checkpoint.exists():
+        raise UserError(f"no checkpoint at {args.checkpoint}")
+    model, recipe, classes = None, RECIPES.get(args.recipe or ""), []
+    if (args.checkpoint / "config.json").is_file() and (args.checkpoint / "checkpoints").is_dir():
+        model, recipe, classes = load_run(args.checkpoint)
+    elif not recipe:
+        raise UserError(f"a file of weights needs --recipe, one of {', '.join(RECIPES)}; got {args.recipe!r}")
+    elif args.task == "trained":
+        raise UserError(f"{args.checkpoint} is no run folder: a backbone alone can only be probed, with --task probe")
+    root = data_folder(recipe, args.data)
+    if args.task == "probe":
+        backbone = build_backbone(recipe.backbone, recipe.output_stride)
+        load_backbone(backbone, args.checkpoint)
+        train, val = (data.open_labelled(root, split) for split in ("train", "val"))
+        scores = probe(backbone.to(world.device), train, val, recipe, world, workers=args.workers)
+    else:
+        linear = recipe.method == "linear"
+        val = images.open_images(root, "val") if linear else data.open_pictures(root, "val")
+        if linear and val.classes != classes:
+            raise UserError(f"{args.checkpoint} was trained on the classes {classes}, the data hold {val.classes}")
+        scores = trained(model.to(world.device), val, recipe, world, workers=args.workers)
+    if world.main:
+        rows = metrics(scores)
+        for row in rows:
+            print(f"{row['name']:>14} {row['value']:8.3f} {row['unit']}")
+        print(f"{len(val)} pictures of {root.resolve().name}, {recipe.method} {recipe.backbone}, {args.checkpoint}")
+        if args.out:
+            about = {"checkpoint": str(args.checkpoint), "pictures": len(val), "metrics": rows}
+            run.write_json(args.out, about | run.environment())
+
+
+if __name__ == "__main__":
+    run.main(main)

@@ -1,0 +1,47 @@
+"""A trained backbone out of a run, for timm, torchvision, mmdetection, and for training on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from common import run
+from common.run import UserError
+from papers.maskco.model import backbone_args
+
+
+def export(backbone: nn.Module, name: str, folder: Path, side: int, crop: float) -> None:
+    """Writes ``model.safetensors``: the query's backbone alone, named as in torchvision, timm and mmdetection.
+
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` and
+    ``torchvision.models.resnet50().load_state_dict(load_file(...), strict=False)``, missing only ``fc``, load it.
+    """
+    base, extra = backbone_args(name)
+    plain = timm.create_model(base, num_classes=0, **extra)  # without dilation: the weights are the same
+    plain.load_state_dict(backbone.state_dict())
+    run.export_timm(plain, folder, side=side, crop=crop, classes=[], model_args=extra)
+
+
+def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+    """Loads what a run folder, an exported backbone or a checkpoint of MoCo's code holds for a backbone.
+
+    Everything else in it is left behind; `UserError` if the backbone's part does not fit exactly.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / "checkpoints").is_dir():
+        found = run.load_checkpoint(path)
+        if not found:
+            raise UserError(f"{path} holds no whole checkpoint")
+        weights = found[1]["model"]
+    else:
+        weights = run.load_weights(path / "model.safetensors" if path.is_dir() else path)
+    for prefix in ("backbone.", "encoder_q.0.", "encoder_q."):
+        if any(name.startswith(prefix) for name in weights):
+            weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            break
+    try:
+        backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit this backbone: {' '.join(str(error).split())}") from None

@@ -1,0 +1,97 @@
+"""Pictures of a run: its curves, and where in the key view the features predicted for a masked region are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from common import figures
+from common.data import images
+from papers.maskco import data
+from papers.maskco.model import MaskCo
+from papers.maskco.recipes import Recipe
+
+QUERY, KEY = "tab:orange", "tab:blue"
+
+
+def draw(folder: Path, model: torch.nn.Module, val: images.Images, recipe: Recipe) -> None:
+    if recipe.method == "linear":
+        figures.curves(folder, [["loss", "val/loss"], ["top1", "val/top1"], ["lr"]])
+        transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
+        figures.predictions(folder / "predictions.png", model, val, transform)
+        return
+    panels = [["loss", "val/contrast_loss"], ["top1", "val/contrast_top1"], ["val/contrast_rank"], ["lr"]]
+    figures.curves(folder, panels)
+    if recipe.method == "maskco":
+        pictures = [val[int(i)][0] for i in np.linspace(0, len(val) - 1, min(5, len(val)))]
+        regions(folder / "regions.png", model, pictures, recipe)
+
+
+def regions(path: Path, model: MaskCo, pictures: list[Image.Image], recipe: Recipe, seed: int = 0) -> None:
+    """A row for each picture: its two crops; the query view as the network sees it; the key view with the region
+    (solid) and same-image negatives (dotted); and there, how like the prediction each place is."""
+    figure, axes = figures.plt.subplots(
+        len(pictures), 4, figsize=(9, 2.3 * len(pictures)), squeeze=False, layout="constrained"
+    )
+    torch.manual_seed(seed)
+    device = next(model.parameters()).device
+    views = data.Views(recipe)
+    titles = ("picture", "query view, masked", "key view", "where the prediction is found")
+    for i, (row, picture) in enumerate(zip(axes, pictures)):
+        query, key, _ = data.draw_pair(picture, recipe)
+        in_query, in_key = data.draw_regions(query, key, recipe)
+        others, present = data.draw_negatives(in_key[0], recipe)
+        seen = [views.normalize(data.to_tensor(view.of(picture)))[None].to(device) for view in (query, key)]
+        places, similarity = _search(model, *seen, in_query, in_key[0], recipe)
+        with torch.inference_mode():
+            masked = model.masked(seen[0], torch.from_numpy(in_query)[None].to(seen[0]))
+
+        row[0].imshow(picture)
+        for view, colour in ((query, QUERY), (key, KEY)):
+            _box(row[0], view.crop, colour)
+        for box in query.to_picture(in_query):
+            _box(row[0], box, "red")
+        row[1].imshow(_pixels(masked))
+        row[2].imshow(_pixels(seen[1]))
+        for box in in_key:
+            _box(row[2], box, "red")
+        for box in others[present]:
+            _box(row[2], box, "white", ":")
+        row[3].imshow(_pixels(seen[1]))
+        x, y = places[0, :, 0], places[:, 0, 1]
+        row[3].pcolormesh(x, y, similarity, shading="nearest", cmap="inferno", alpha=0.6)
+        _box(row[3], in_key[0], "red")
+        for axis, title in zip(row, titles):
+            axis.set_title("" if i else title, fontsize=9)
+            axis.axis("off")
+    figures.save(figure, path)
+
+
+def _search(
+    model: MaskCo, query: torch.Tensor, key: torch.Tensor, in_query: np.ndarray, in_key: np.ndarray, recipe: Recipe,
+    steps: int = 15,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (steps, steps, 2) of boxes of the positive's size all over the key view, and the cosine of their key to
+    the first region's query (steps, steps)."""
+    size = in_key[2:] - in_key[:2]
+    corners = np.stack(np.meshgrid(*(np.linspace(0, recipe.input_size_px - side, steps) for side in size)), -1)
+    boxes = torch.from_numpy(np.concatenate([corners, corners + size], -1)).reshape(1, -1, 4).to(query)
+    with torch.inference_mode():
+        model.eval()
+        q = model.queries(query, torch.from_numpy(in_query)[None].to(query))[:, 0]
+        similarity = torch.einsum("bd,bmd->bm", q, model.keys(key, boxes))
+    return corners + size / 2, similarity.reshape(steps, steps).cpu().numpy()
+
+
+def _box(axis, box: np.ndarray, colour: str, style: str = "-") -> None:
+    (x1, y1, x2, y2) = np.asarray(box) - 0.5  # imshow centres pixel i on i
+    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.8, linestyle=style))
+
+
+def _pixels(view: torch.Tensor) -> np.ndarray:
+    """(1, 3, S, S), normalised -> (S, S, 3), 0 to 1."""
+    return (view[0].permute(1, 2, 0).cpu().numpy() * data.STD + data.MEAN).clip(0, 1)

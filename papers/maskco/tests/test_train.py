@@ -1,0 +1,286 @@
+"""MaskCo's trainer: learns, resumes exactly, shares a batch, passes backbones on, and refuses bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from safetensors.torch import load_file
+from torch.utils._pytree import tree_leaves
+
+from common import run
+from common.data.tiny.digits import digits
+from common.data.tiny.scenes import scenes
+from papers.maskco import contract, data, demo, evaluate, train
+from papers.maskco.export import export, load_backbone
+from papers.maskco.model import MaskCo, build_backbone
+from papers.maskco.recipes import RECIPES
+
+WORLD = run.World(0, 1, torch.device("cpu"), None)
+SMALL = replace(RECIPES["smoke"], batch=8, region_px=(8, 12), mph_width=16, queue=40)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Few scenes."""
+    return scenes(24, 12, root=tmp_path_factory.mktemp("data") / "scenes")
+
+
+def _train(out, folder, recipe=SMALL, **options):
+    return train.train("smoke", recipe, run.Options(data=folder, out=out, log_every=1, **options), WORLD)
+
+
+def _scores(folder):
+    return {m["name"]: m["value"] for m in json.loads((folder / "results.json").read_text())["metrics"]}
+
+
+@pytest.mark.parametrize("method", ["maskco", "moco_v2"])
+def test_a_batch_is_learned_by_heart(method):
+    """The same views of eight pictures again and again, against keys of others, starting from a loss of chance."""
+    recipe = replace(
+        RECIPES["tiny"], input_size_px=48, overlap_px=20, region_px=(12, 18), queue=24, momentum=0.9, method=method,
+    )
+    views = evaluate.Seeded(data.open_pictures(scenes(), "train"), data.Views(recipe))
+    ours, others = (
+        evaluate.to(WORLD.device, torch.utils.data.default_collate([views[i][0] for i in rows]))
+        for rows in (range(8), range(8, 32))
+    )
+    torch.manual_seed(0)
+    model = evaluate.build(recipe, 1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.05, momentum=0.9)
+    losses = []
+    for _ in range(40):
+        model.update_keys()
+        with torch.no_grad():
+            model.enqueue(model(**others)[1])
+        logits, _ = model(**ours)
+        loss = F.cross_entropy(logits, torch.zeros(8, dtype=torch.long))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[0] > 3 and losses[-1] < 2.5, losses
+
+
+@pytest.mark.parametrize("method, changes", [
+    ("maskco", {}), ("maskco", {"regions": 2, "mph_on_key": True, "mask": "learned"}), ("moco_v2", {}), ("linear", {}),
+])
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, tiny, method, changes):
+    recipe = replace(SMALL, method=method, **changes)
+    folder = tiny
+    if method == "linear":
+        folder, recipe = digits(), replace(recipe, batch=480, lr=1.0, decay_epochs=(1,))
+    whole = _train(tmp_path / "whole", folder, recipe)
+    parts = _train(tmp_path / "parts", folder, recipe, stop_at=2, resume="auto")
+    assert not (parts / "results.json").exists() or method == "linear"
+    if method != "linear":
+        assert _train(tmp_path / "parts", folder, recipe, resume=str(parts), workers=1) == parts
+    (_, ours, _), (_, theirs, _) = run.load_checkpoint(whole), run.load_checkpoint(parts)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)  # queue, its pointer and the keys' networks among it
+    assert [row["loss"] for row in run.read_log(whole)] == [row["loss"] for row in run.read_log(parts)]
+    assert _scores(whole) == _scores(parts)
+    if method != "linear":
+        assert ours["model"]["queue_ptr"] == 24 * recipe.regions % 40
+        kept = json.loads((whole / "checkpoints" / "step_00000003" / "state.json").read_text())
+        groups = dict(dict(kept["dict"])["optimizer"]["dict"])["param_groups"]["list"][0]["dict"]
+        learned = sum(p.requires_grad for p in evaluate.build(recipe, 1).parameters())
+        assert len(dict(groups)["params"]["list"]) == learned, "the keys' networks have no optimizer state"
+
+
+def test_what_a_run_leaves(tmp_path, tiny, monkeypatch):
+    folder = _train(tmp_path, tiny)
+    names = {"curves.png", "regions.png", "best.safetensors", "report.md", "results.json", "model"}
+    assert names <= {p.name for p in folder.iterdir()}
+    scores = _scores(folder)
+    assert list(scores) == ["probe_map", "random_probe_map", "contrast_top1", "contrast_rank"]
+    assert not any(m["comparable"] for m in json.loads((folder / "results.json").read_text())["metrics"])
+    for task, expected in (("trained", ["contrast_top1", "contrast_rank"]), ("probe", ["probe_map"])):
+        out = tmp_path / f"{task}.json"
+        argv = ["evaluate", str(folder), "--task", task, "--data", str(tiny), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", argv)
+        evaluate.main()
+        again = {m["name"]: m["value"] for m in json.loads(out.read_text())["metrics"]}
+        assert {k: again[k] for k in expected} == pytest.approx({k: scores[k] for k in expected})
+    monkeypatch.setattr(sys, "argv", ["demo", "--checkpoint", str(folder), "--out", str(tmp_path / "seen.png")])
+    demo.main()
+    assert Image.open(tmp_path / "seen.png").size[0] > 500
+
+
+def test_a_classifier_stands_on_a_frozen_backbone(tmp_path, tiny):
+    pretrained = _train(tmp_path / "before", tiny)
+    recipe = replace(SMALL, method="linear", batch=128, epochs=3, lr=30.0, flip=0.0, init=str(pretrained))
+    linear = _train(tmp_path / "after", digits(), recipe)
+    before, after = (run.load_checkpoint(folder)[1]["model"] for folder in (pretrained, linear))
+    backbone = {k: v for k, v in after.items() if k.startswith("backbone.")}
+    torch.testing.assert_close(backbone, {k: before[k] for k in backbone}, rtol=0, atol=0)  # statistics too
+    assert set(after) - set(backbone) == {"fc.weight", "fc.bias"} and _scores(linear)["top1"] > 15
+    assert set(_scores(linear)) == {"top1", "top5", "loss"}
+
+
+def test_an_exported_backbone_is_a_stock_resnet50(tmp_path):
+    """Strictly all of torchvision's and timm's names but the classifier's; the same features at stride 32."""
+    torch.manual_seed(0)
+    model = MaskCo(queue=8).eval()
+    export(model.backbone, "resnet50", tmp_path / "model", 224, 0.875)
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    stock = torchvision.models.resnet50()
+    missing = stock.load_state_dict(weights, strict=False)
+    assert missing.missing_keys == ["fc.weight", "fc.bias"] and missing.unexpected_keys == []
+    stock.fc = torch.nn.Identity()
+    x = torch.randn(1, 3, 64, 64)
+    expected = model.backbone(x).mean((2, 3))
+    torch.testing.assert_close(stock.eval()(x), expected, rtol=1e-4, atol=1e-4)
+    ours = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, num_classes=0).eval()
+    torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
+    # the layout that checkpoints of MoCo's code have, and that those passed on by others use
+    again = build_backbone("resnet50")
+    run.save_weights(tmp_path / "q.safetensors", {f"encoder_q.0.{k}": v for k, v in weights.items()} | {"queue": x})
+    load_backbone(again, tmp_path / "q.safetensors")
+    torch.testing.assert_close(again.state_dict(), model.backbone.state_dict())
+
+
+def test_a_narrow_dilated_backbone_keeps_its_weights(tmp_path):
+    backbone = build_backbone("resnet10_narrow", 8)
+    export(backbone, "resnet10_narrow", tmp_path / "model", 64, 1.0)
+    ours = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True, num_classes=0)
+    torch.testing.assert_close(ours.state_dict(), backbone.state_dict(), rtol=0, atol=0)
+
+
+def test_accumulation_is_the_whole_batch(tmp_path, tiny):
+    """The first loss comes before any step: chunks differ only in what batch normalisation sees."""
+    rows = [run.read_log(_train(tmp_path / str(n), tiny, micro_batch=n, stop_at=1)) for n in (0, 4)]
+    assert rows[1][0]["loss"] == pytest.approx(rows[0][0]["loss"], rel=0.1)
+    queues = [run.load_checkpoint(next((tmp_path / str(n)).glob("*/*/*")))[1]["model"]["queue_ptr"] for n in (0, 4)]
+    assert queues[0] == queues[1] == 8
+
+
+TWO = """
+import os, torch, torch.distributed as dist
+from papers.maskco.model import MaskCo
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = MaskCo("resnet10_narrow", output_stride=8, mph_width=16, queue=13)
+for name, module in model.named_modules():  # train mode, so that keys are shuffled; statistics as in eval mode
+    if isinstance(module, torch.nn.BatchNorm2d):
+        module.train = lambda mode: module
+        module.eval()
+        module.forward = lambda x, m=module: torch.nn.functional.batch_norm(x, m.running_mean, m.running_var, m.weight,
+                                                                            m.bias, False)
+key = torch.randn(6, 3, 64, 64)
+corner = torch.rand(6, 3, 2) * 40
+boxes = torch.cat([corner, corner + 20], -1)
+mine = slice(3 * dist.get_rank(), 3 * dist.get_rank() + 3)
+model.training = True
+torch.manual_seed(dist.get_rank())
+shuffled = model._keys(model.keys, key[mine], boxes[mine])
+plain = model.keys(key[mine], boxes[mine])
+assert torch.allclose(shuffled, plain, atol=1e-5), (shuffled - plain).abs().max()
+model.enqueue(shuffled[:, :1])
+assert model.queue_ptr == 6
+queues = [torch.empty_like(model.queue) for _ in range(2)]
+dist.all_gather(queues, model.queue)
+assert torch.equal(*queues) and torch.allclose(model.queue[:, :6].T, model.keys(key, boxes[:, :1])[:, 0], atol=1e-5)
+dist.destroy_process_group()
+"""
+
+
+def _launch(*words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(run.ROOT)}
+    done = subprocess.run([str(w) for w in command], cwd=run.ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_shuffled_keys_are_those_of_their_own_boxes(tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    _launch(tmp_path / "two.py")
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_batch(tmp_path, tiny):
+    """Batch normalisation sees half the batch each, so losses are near, not equal."""
+    _launch("-m", "papers.maskco.train", "smoke", "--out", tmp_path / "two", "--data", tiny, "--batch", 8,
+            "--queue", 40, "--log-every", 1, "--lr", 0.01)
+    (folder,) = (tmp_path / "two").glob("maskco/smoke/*")
+    one = _train(tmp_path / "one", tiny, replace(RECIPES["smoke"], batch=8, queue=40, lr=0.01))
+    logs = [run.read_log(each) for each in (one, folder)]
+    assert len(logs[0]) == len(logs[1]) == 3
+    assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], rel=0.25)
+    assert run.load_checkpoint(folder)[1]["model"]["queue_ptr"] == 24
+
+
+@pytest.mark.slow
+def test_it_learns_and_the_mask_makes_it_hard(tmp_path):
+    """Held-out regions are found better than by chance; without the mask the task is easier."""
+    folder = scenes(320, 128, root=tmp_path / "scenes")
+    found = {}
+    for mask in ("mean", "off"):
+        recipe = replace(RECIPES["tiny"], epochs=5, batch=32, queue=256, mask=mask, eval_every=5)
+        found[mask] = _scores(_train(tmp_path / mask, folder, recipe))
+    assert found["mean"]["contrast_rank"] < 40 and found["off"]["contrast_rank"] < found["mean"]["contrast_rank"]
+
+
+def test_a_loss_that_explodes_stops_the_run(tmp_path, tiny):
+    with pytest.raises(run.UserError, match="not finite"):
+        _train(tmp_path, tiny, replace(SMALL, lr=1e30))
+
+
+@pytest.mark.parametrize("main, argv, message", [
+    (train.main, ["coco"], "meant for COCO: give its folder with --data"),
+    (train.main, ["tiny", "--batch", "9999"], "larger than the 1437 training samples"),
+    (train.main, ["tiny", "--overlap-px", "10"], "does not fit into --overlap-px 10"),
+    (train.main, ["tiny", "--init", "gone.pth"], "no checkpoint at gone.pth"),
+    (evaluate.main, ["gone"], "no checkpoint at gone"),
+    (evaluate.main, ["WEIGHTS", "--recipe", "tiny"], "no run folder"),
+    (evaluate.main, ["WEIGHTS", "--recipe", "tiny", "--task", "probe"], "does not fit this backbone"),
+    (demo.main, [], "no finished run"),
+])
+def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, main, argv, message):
+    run.save_weights(tmp_path / "w.safetensors", {"conv1.weight": torch.zeros(1)})
+    places = {"WEIGHTS": str(tmp_path / "w.safetensors")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main", *(places.get(word, word) for word in argv)])
+    with pytest.raises(SystemExit) as exit:
+        run.main(main)
+    assert exit.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error:") and message in line
+    assert not (tmp_path / "runs").exists(), "a mistake leaves no run behind"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_training_can_be_planned(name):
+    work = contract.workload(RECIPES[name])
+    assert work.samples >= work.batch and tree_leaves(work.model(*work.inputs))[0].shape[0] == 1
+
+
+def test_baselines_change_nothing_but_the_task():
+    for name, other, changed in (
+        ("imagenet", "imagenet_moco_v2", "method"), ("coco", "coco_moco_v2", "method"), ("coco", "coco_no_mph", "mph"),
+        ("coco", "coco_conv1x1", "mph"), ("mini", "mini_moco_v2", "method"), ("mini", "mini_no_mph", "mph"),
+    ):
+        ours, theirs = (vars(RECIPES[n]) for n in (name, other))
+        assert {k for k in ours if ours[k] != theirs[k]} == {"about", changed}, other
+
+
+def test_pictures_are_read_from_what_people_have(tmp_path):
+    for path in ("coco/train2017/1.jpg", "flat/train/a.png", "classes/train/dog/a.png"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / path)
+        pictures = data.open_pictures(tmp_path / path.split("/")[0], "train")
+        assert len(pictures) == 1 and pictures[0][0].size == (50, 40)
+    assert len(data.open_pictures(digits("webdataset"), "train")) == 1437
+    present = data.open_labelled(scenes(), "train")
+    assert present.categories.shape == (2000, 3) and present.classes == ["circle", "square", "triangle"]
+    assert set(present.categories.sum(1)) == {1, 2}
+    with pytest.raises(run.UserError, match="no data folder"):
+        data.open_pictures(tmp_path / "gone", "train")

@@ -1,0 +1,52 @@
+"""ShiftViT under mmdetection and mmsegmentation. Skipped where they are not installed (tools/mm.sh)."""
+
+import pytest
+import timm
+import torch
+
+from common import run
+
+pytest.importorskip("mmengine", reason="detection and segmentation are not installed: tools/mm.sh")
+
+from mmengine.registry import MODELS, init_default_scope
+
+from papers.shiftvit.downstream import backbone, train
+
+
+def test_maps_are_the_networks(tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("shiftvit_micro")
+    run.save_weights(tmp_path / "w.safetensors", network.state_dict())
+    ours = MODELS.build(dict(type="ShiftViT", variant="shiftvit_micro", checkpoint=str(tmp_path / "w.safetensors")))
+    assert isinstance(ours, backbone.Backbone)
+    features = timm.create_model("shiftvit_micro", features_only=True)
+    plain = {k.replace("stages.", "stages_"): v for k, v in network.state_dict().items()}
+    features.load_state_dict({k: plain[k] for k in features.state_dict()})
+    x = torch.randn(2, 3, 64, 96)
+    maps = ours.eval()(x)
+    assert [tuple(m.shape) for m in maps] == [(2, 32, 16, 24), (2, 64, 8, 12), (2, 128, 4, 6), (2, 256, 2, 3)]
+    for ours_, theirs, norm in zip(maps, features.eval()(x), ours.norms):
+        torch.testing.assert_close(ours_, norm(theirs))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in train.CONFIGS.glob("*.py")))
+def test_a_configuration_builds_its_model(name, tmp_path):
+    (tmp_path / "data").mkdir()
+    config = train.load(train.Arguments(name, tmp_path / "data", change=["pictures=0"]), tmp_path / "run")
+    init_default_scope(config.default_scope)
+    model = MODELS.build(config.model)
+    assert isinstance(model.backbone, backbone.Backbone)
+    assert str(tmp_path / "data") in str(config.train_dataloader) and "'data/" not in str(config.train_dataloader)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(run.UserError, match="no configuration 'yolo'; there are mask_rcnn_1x"):
+        train.load(train.Arguments("yolo", tmp_path), tmp_path / "run")
+    with pytest.raises(run.UserError, match="no data folder"):
+        train.load(train.Arguments("mask_rcnn_1x", tmp_path / "gone"), tmp_path / "run")
+
+
+def test_scores_are_percentages():
+    scores = train.metrics({"coco/bbox_mAP": 0.25, "coco/bbox_mAP_50": 0.5, "coco/bbox_mAP_s": 0.1, "mIoU": 31.0})
+    assert {m["name"]: m["value"] for m in scores} == {"bbox_mAP": 25.0, "bbox_mAP_50": 50.0, "mIoU": 31.0}
