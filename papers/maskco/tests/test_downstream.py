@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from common import run
+from common import downstream, run
 
 pytest.importorskip("mmengine", reason="detection and segmentation are not installed: tools/mm.sh")
 
@@ -36,8 +36,8 @@ def test_an_export_is_a_stock_resnet(tmp_path, scope):
 @pytest.mark.parametrize("name", sorted(path.stem for path in train.CONFIGS.glob("*.py")))
 def test_a_configuration_builds_its_model(name, tmp_path):
     (tmp_path / "data").mkdir()
-    arguments = train.Arguments(name, tmp_path / "data", checkpoint="here", change=["pictures=0"])
-    config = train.load(arguments, tmp_path / "run")
+    arguments = downstream.Arguments(name, tmp_path / "data", checkpoint="here", change=["pictures=0"])
+    config = downstream.load(arguments, tmp_path / "run", train.CONFIGS, train.CHECKPOINT)
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model)
     assert model.backbone.init_cfg["type"] == "MaskCo" and model.backbone.init_cfg["checkpoint"] == "here"

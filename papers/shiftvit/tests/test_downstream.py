@@ -4,13 +4,17 @@ import pytest
 import timm
 import torch
 
-from common import run
+from common import downstream, run
 
 pytest.importorskip("mmengine", reason="detection and segmentation are not installed: tools/mm.sh")
 
 from mmengine.registry import MODELS, init_default_scope
 
 from papers.shiftvit.downstream import backbone, train
+
+
+def load(home, *args, **kwargs):
+    return downstream.load(downstream.Arguments(*args, **kwargs), home / "run", train.CONFIGS, train.CHECKPOINT)
 
 
 def test_maps_are_the_networks(tmp_path):
@@ -32,7 +36,7 @@ def test_maps_are_the_networks(tmp_path):
 @pytest.mark.parametrize("name", sorted(path.stem for path in train.CONFIGS.glob("*.py")))
 def test_a_configuration_builds_its_model(name, tmp_path):
     (tmp_path / "data").mkdir()
-    config = train.load(train.Arguments(name, tmp_path / "data", change=["pictures=0"]), tmp_path / "run")
+    config = load(tmp_path, name, tmp_path / "data", change=["pictures=0"])
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model)
     assert isinstance(model.backbone, backbone.Backbone)
@@ -42,11 +46,11 @@ def test_a_configuration_builds_its_model(name, tmp_path):
 
 def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(run.UserError, match="no configuration 'yolo'; there are mask_rcnn_1x"):
-        train.load(train.Arguments("yolo", tmp_path), tmp_path / "run")
+        load(tmp_path, "yolo", tmp_path)
     with pytest.raises(run.UserError, match="no data folder"):
-        train.load(train.Arguments("mask_rcnn_1x", tmp_path / "gone"), tmp_path / "run")
+        load(tmp_path, "mask_rcnn_1x", tmp_path / "gone")
 
 
 def test_scores_are_percentages():
-    scores = train.metrics({"coco/bbox_mAP": 0.25, "coco/bbox_mAP_50": 0.5, "coco/bbox_mAP_s": 0.1, "mIoU": 31.0})
+    scores = downstream.metrics({"coco/bbox_mAP": 0.25, "coco/bbox_mAP_50": 0.5, "coco/bbox_mAP_s": 0.1, "mIoU": 31.0})
     assert {m["name"]: m["value"] for m in scores} == {"bbox_mAP": 25.0, "bbox_mAP_50": 50.0, "mIoU": 31.0}

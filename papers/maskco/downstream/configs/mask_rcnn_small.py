@@ -22,23 +22,24 @@ model = dict(
     train_cfg=dict(rpn_proposal=dict(nms_pre=500, max_per_img=200), rcnn=dict(sampler=dict(num=128))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),
 )
-_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="Resize", scale=(256, 192), keep_ratio=True),
-]
+_image, _resize = dict(type="LoadImageFromFile"), dict(type="Resize", scale=(256, 192), keep_ratio=True)
+_truth = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
 _dataset = dict(
     type="CocoDataset", data_root=data_root, ann_file="annotations/instances_train2017.json",
     data_prefix=dict(img="train2017/"),
 )
 train_dataloader = dict(
     batch_size=2, num_workers=0, sampler=dict(type="InfiniteSampler"),
-    dataset=dict(**_dataset, pipeline=[*_pipeline, dict(type="RandomFlip", prob=0.0), dict(type="PackDetInputs")]),
+    dataset=dict(**_dataset, pipeline=[
+        _image, _truth, _resize, dict(type="RandomFlip", prob=0.0), dict(type="PackDetInputs"),
+    ]),
 )
 _keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
 val_dataloader = dict(
     batch_size=1, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(**_dataset, test_mode=True, pipeline=[*_pipeline, dict(type="PackDetInputs", meta_keys=_keys)]),
+    dataset=dict(**_dataset, test_mode=True, pipeline=[
+        _image, _resize, _truth, dict(type="PackDetInputs", meta_keys=_keys),  # the truth keeps its own size
+    ]),
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(type="CocoMetric", metric=["bbox", "segm"])

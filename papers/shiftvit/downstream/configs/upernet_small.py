@@ -18,9 +18,9 @@ _dataset = dict(
     data_prefix=dict(img_path="train2017", seg_map_path="semantic_train2017"), indices=8,
     metainfo=dict(classes=[str(i) for i in range(1, 201)], palette=[[i, 255 - i, i * 7 % 256] for i in range(1, 201)]),
 )
-_resize = dict(type="Resize", scale=(256, 192), keep_ratio=False)
+_resize = dict(type="Resize", scale=(128, 96), keep_ratio=False)
 train_dataloader = dict(
-    batch_size=4, num_workers=0, sampler=dict(type="InfiniteSampler"),
+    batch_size=2, num_workers=0, sampler=dict(type="InfiniteSampler"),
     dataset=dict(**_dataset, pipeline=[
         dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", reduce_zero_label=True), _resize,
         dict(type="PackSegInputs"),
