@@ -139,11 +139,13 @@ def by_sequence(metrics: list[dict[str, Any]]) -> str:
 
 
 def write_tables(readme: Path, results: Path) -> None:
-    """Rewrites what stands between the README's marker lines: a table of each record, under its data."""
+    """Rewrites what stands between the marker lines that the README has: a table of each record, under its data."""
     text = readme.read_text()
     for marker, names, show in (("ablation", "ablation*.json", table), ("sequences", "real_small*.json", by_sequence)):
         start, end = f"<!-- {marker}:start -->\n", f"<!-- {marker}:end -->"
-        before, _, rest = text.partition(start)
+        before, found, rest = text.partition(start)
+        if not found:
+            continue
         records = [json.loads(path.read_text()) for path in sorted(results.glob(names))]
         made = "\n".join(f"{record['data']}:\n\n{show(record['metrics'])}" for record in records)
         text = before + start + made + end + rest.partition(end)[2]
