@@ -57,7 +57,7 @@ def matches(
     """For the middle frame of each sequence: template; search crop with the box of the most credible token; the tokens'
     chances; and what the first and the last CAB of the most credible token look at in the template.
 
-    The crop is taken beside the target, so that the middle is not the answer.
+    The crop is taken beside the target, as far as training did, so that the middle is not the answer.
     """
     tracker = DualTFRTracker(model, recipe)
     figure, axes = figures.plt.subplots(
@@ -67,9 +67,10 @@ def matches(
         number = len(sequence) // 2
         frames = [tracking.read_frame(sequence.frames[i]) for i in (0, number)]
         box = sequence.boxes[number]
+        aside = 0.35 * recipe.centre_jitter * np.array([box[2], -box[3], 0, 0])
         places = (
             crops.around(sequence.boxes[0], recipe.template_factor, recipe.template_px),
-            crops.around(box + (0.6 * box[2], -0.5 * box[3], 0, 0), recipe.search_factor, recipe.search_px),
+            crops.around(box + aside, recipe.search_factor, recipe.search_px),
         )
         z, x = (tracker.cut(frame, place) for frame, place in zip(frames, places))
         prediction, seen = looked_at(model, z, x)
