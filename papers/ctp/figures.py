@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from common import figures
 from common.data.video import Videos, write_video
@@ -27,7 +28,7 @@ def draw(folder: Path, model: torch.nn.Module, val: Videos, recipe: Recipe) -> N
         write_video(folder / "tracks.gif", frames, fps=4)
         write_video(folder / "tracks.mp4", frames, fps=4)
         strips = [np.concatenate(row[:: max(1, len(row) // 4)], 1) for row in rows]
-        figures.gallery(folder / "tracks.png", strips, [""] * len(strips), ["black"] * len(strips), columns=1)
+        Image.fromarray(np.concatenate(strips)).save(folder / "tracks.png")
     else:
         figures.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
     if recipe.method == "recognize":
