@@ -10,7 +10,6 @@ import base64
 import contextlib
 import dataclasses
 import datetime
-import importlib
 import json
 import math
 import mimetypes
@@ -25,6 +24,7 @@ import tyro
 
 from common.run import ROOT, Options, UserError, read_log
 from common.run import main as run_main
+from tools.list import recipes
 from tools.tables import Record, figure, headline, read_record, short
 
 PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".webp"}
@@ -151,8 +151,8 @@ def _read_object(run: Run, name: str) -> dict[str, Any]:
 def changes(paper: str, recipe: str, config: dict[str, Any]) -> list[tuple[str, str, str]] | None:
     """Fields of a run's config.json that differ from the recipe and options as they are defined now."""
     try:
-        default = importlib.import_module(f"papers.{paper}.recipes").RECIPES[recipe]
-    except (ImportError, KeyError):
+        default = recipes(paper).RECIPES[recipe]
+    except (OSError, KeyError):
         return None
     rows = []
     for part, value in (("recipe", default), ("options", Options())):

@@ -7,7 +7,6 @@ that differ only in their seed share a row: mean ± sample standard deviation.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import shlex
@@ -23,6 +22,7 @@ import tyro
 
 from common.run import ROOT, SCHEMA, UserError
 from common.run import main as run_main
+from tools.list import recipes
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
 COLUMNS = ("recipe", "data", "metric", "paper", "ours", "seeds", "comparable", "hardware", "revision")
@@ -73,7 +73,7 @@ def read_records(folder: Path) -> list[Record]:
     for path, record in zip(paths, records):
         if record["paper"] != folder.name:
             raise UserError(f"{path}: field paper: expected {folder.name!r}, got {record['paper']!r}")
-    names = list(importlib.import_module(f"papers.{folder.name}.recipes").RECIPES) if records else []
+    names = list(recipes(folder.name).RECIPES) if records else []
     place = {name: i for i, name in enumerate(names)}
     return sorted(records, key=lambda r: (place.get(r["recipe"], len(names)), _setting(r), r["seed"]))
 

@@ -1,10 +1,9 @@
 import json
-import sys
 
 import pytest
 
-import papers
 from common.run import UserError, metric
+from tools import list as tools_list
 from tools import tables
 
 
@@ -19,16 +18,13 @@ def record(**changes):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A folder of papers with one in it, `toypaper`, which imports like the real ones."""
+    """A folder of papers with one in it, `toypaper`."""
     folder = tmp_path / "papers/toypaper"
     (folder / "results").mkdir(parents=True)
-    (folder / "__init__.py").write_text("")
     (folder / "recipes.py").write_text("RECIPES = {'tiny': None, 'big': None, 'base': None}")
     (folder / "README.md").write_text(f"# Toy\n\n{tables.START}\n{tables.END}\n\nAfter.\n")
-    monkeypatch.setattr(papers, "__path__", [str(folder.parent)])
-    yield folder.parent
-    for name in [name for name in sys.modules if name.startswith("papers.toypaper")]:
-        del sys.modules[name]
+    monkeypatch.setattr(tools_list, "PAPERS", folder.parent)
+    return folder.parent
 
 
 def keep(home, *records):

@@ -116,12 +116,13 @@ def test_what_a_run_leaves(tmp_path, tiny, monkeypatch):
 
 def test_a_classifier_stands_on_a_frozen_backbone(tmp_path, tiny):
     pretrained = _train(tmp_path / "before", tiny)
-    recipe = replace(SMALL, method="linear", batch=128, epochs=3, lr=30.0, flip=0.0, init=str(pretrained))
+    recipe = replace(SMALL, method="linear", batch=128, epochs=4, lr=0.01, flip=0.0, init=str(pretrained))
     linear = _train(tmp_path / "after", digits(), recipe)
     before, after = (run.load_checkpoint(folder)[1]["model"] for folder in (pretrained, linear))
     backbone = {k: v for k, v in after.items() if k.startswith("backbone.")}
     torch.testing.assert_close(backbone, {k: before[k] for k in backbone}, rtol=0, atol=0)  # statistics too
-    assert set(after) - set(backbone) == {"fc.weight", "fc.bias"} and _scores(linear)["top1"] > 15
+    assert set(after) - set(backbone) == {"fc.weight", "fc.bias"}
+    assert _scores(linear)["loss"] < 2.28, "below ln 10"
     assert set(_scores(linear)) == {"top1", "top5", "loss"}
 
 
@@ -237,7 +238,7 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path, tiny):
 @pytest.mark.parametrize("main, argv, message", [
     (train.main, ["coco"], "meant for COCO: give its folder with --data"),
     (train.main, ["tiny", "--batch", "9999"], "larger than the 1437 training samples"),
-    (train.main, ["tiny", "--overlap-px", "10"], "does not fit into --overlap-px 10"),
+    (train.main, ["tiny", "--overlap-px", "9"], "does not fit into --overlap-px 9"),
     (train.main, ["tiny", "--init", "gone.pth"], "no checkpoint at gone.pth"),
     (evaluate.main, ["gone"], "no checkpoint at gone"),
     (evaluate.main, ["WEIGHTS", "--recipe", "tiny"], "no run folder"),
