@@ -118,5 +118,5 @@ def _first_pictures(config, folder: Path) -> None:
 
 def metrics(scores: dict[str, float]) -> list[dict[str, Any]]:
     """Rows of results.json, in percent; of COCO's many AP the three that papers print."""
-    found = {name.split("/")[-1]: 100 * value if "mAP" in name else value for name, value in scores.items()}
+    found = {name.split("/")[-1]: float(value) * (100 if "mAP" in name else 1) for name, value in scores.items()}
     return [run.metric(name, value, "%") for name, value in found.items() if not name.endswith(("_s", "_m", "_l"))]
