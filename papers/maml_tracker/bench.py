@@ -149,7 +149,8 @@ def main() -> None:
         raise run.UserError(f"no recipe {args.recipe!r}; there are {', '.join(RECIPES)}")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
     recipe = replace(RECIPES[args.recipe], speed="compile" if args.compile else "eager")
-    rows, environment = measure(recipe, world, args.turns), run.environment()
+    rows = measure(recipe, world, args.turns)
+    environment = run.environment() | {"command": run.command(sys.orig_argv)}  # no folder of this machine
     stamp = (
         f"recipe {args.recipe}, {world.amp or 'float32'}, tracking {recipe.speed}, {environment['hardware']}, "
         f"{environment['threads']} threads, torch {torch.__version__}, revision {environment['git']}"
@@ -161,7 +162,7 @@ def main() -> None:
     path = run.ROOT / "benchmarks" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     run.write_json(path, {"environment": environment, "stamp": stamp, "rows": rows})
-    path.with_suffix(".md").write_text(f"`{run.command(sys.orig_argv)}`\n\n{text}")
+    path.with_suffix(".md").write_text(f"`{environment['command']}`\n\n{text}")
     print(f"written: {path} and .md")
 
 
