@@ -43,7 +43,11 @@ class VideoFile:
     def __init__(self, path: str | Path):
         import av
 
+        from av.video.reformatter import VideoReformatter
+
         self.path, self.av = path, av
+        # One for all frames, on this thread: to_ndarray(format=...) sets a scaler up for each, at ten times the cost.
+        self.scaler = VideoReformatter()
         try:
             self.container = av.open(str(path), metadata_errors="replace")  # AVIs carry text of any encoding
         except (av.FFmpegError, ValueError) as error:
@@ -94,7 +98,7 @@ class VideoFile:
                 if number in wanted:
                     if frame.is_corrupt:
                         raise OSError(f"{self.path} is damaged at frame {number}")
-                    found[number] = frame.to_ndarray(format="rgb24")
+                    found[number] = self._rgb(frame)
                     if len(found) == len(wanted):
                         break
         except self.av.FFmpegError as error:
@@ -103,8 +107,11 @@ class VideoFile:
             if number not in found:
                 if last is None or number < len(self) - SLACK:
                     raise OSError(f"{self.path} is damaged: frame {number} of {len(self)} cannot be decoded")
-                found[number] = last.to_ndarray(format="rgb24")
+                found[number] = self._rgb(last)
         return np.stack([found[number] for number in indices])
+
+    def _rgb(self, frame: Any) -> np.ndarray:
+        return self.scaler.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
     def close(self) -> None:
         self.container.close()

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import av
 import numpy as np
 import tyro
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageDraw
 
 from common import figures, run
@@ -141,4 +142,6 @@ def _frames(source: Path) -> tuple[Iterator[np.ndarray], int]:
     if not video.streams.video:
         raise UserError(f"{source} holds no pictures")
     stream = video.streams.video[0]
-    return (f.to_ndarray(format="rgb24") for f in video.decode(stream)), round(stream.average_rate or 25)
+    scaler = VideoReformatter()  # one for all: to_ndarray(format=...) would set one up for every frame
+    frames = (scaler.reformat(frame, format="rgb24").to_ndarray() for frame in video.decode(stream))
+    return frames, round(stream.average_rate or 25)

@@ -102,8 +102,9 @@ def contrast(frames: np.ndarray, factor: np.ndarray | float) -> np.ndarray:
 
 def tensor(frames: np.ndarray) -> torch.Tensor:
     """(T, H, W, 3), 0 to 255 -> (3, T, H, W), normalised with ImageNet's statistics."""
-    scaled = frames.astype(np.float32) * (1 / (255 * STD)) - MEAN / STD
-    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(3, 0, 1, 2)))
+    clip = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2))).float()
+    scale, offset = (torch.from_numpy(v).view(3, 1, 1, 1) for v in (1 / (255 * STD), MEAN / STD))
+    return clip.mul_(scale).sub_(offset)
 
 
 # Augmentation ---------------------------------------------------------------------------------------------
