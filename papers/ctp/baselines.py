@@ -48,7 +48,10 @@ class VCOP(nn.Module):
 
 
 class MoCo(nn.Module):
-    """Two clips of each video; the answer is always class 0, the key of the same video, and not one of the queue."""
+    """Two clips of each video; the answer is always class 0, the key of the same video, and not one of the queue.
+
+    A training step is `update_keys`, `forward` of all its chunks, and `enqueue` of the keys that these left behind.
+    """
 
     def __init__(
         self, kind: str = "r3d18", width: int = 64, features: int = 128, queue: int = 65_536, momentum: float = 0.999,
@@ -66,40 +69,49 @@ class MoCo(nn.Module):
             keys.requires_grad_(False)
         self.register_buffer("queue", nn.functional.normalize(torch.randn(features, queue), dim=0))
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
+        self.new_keys: list[Tensor] = []
 
     def _pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.backbone, self.key_backbone), (self.fc, self.key_fc)]
 
     def forward(self, clips: Tensor) -> Tensor:
         """(B, 2, 3, T, H, W) -> (B, 1 + K)"""
-        query = nn.functional.normalize(self.fc(pool(self.backbone(clips[:, 0]))), dim=1)
+        query = self.fc(pool(self.backbone(clips[:, 0])))
         with torch.no_grad():
             key = self._keys(clips[:, 1])
-        logits = torch.cat([(query * key).sum(1, keepdim=True), query @ self.queue.clone()], 1) / self.temperature
         if self.training:
-            self._enqueue(_gather(key))
-        return logits
+            self.new_keys.append(key)
+        # Similarities are not rounded to bf16.
+        with torch.autocast("cuda" if clips.is_cuda else "cpu", enabled=False):
+            query = nn.functional.normalize(query.float(), dim=1)
+            logits = torch.cat([(query * key).sum(1, keepdim=True), query @ self.queue.clone()], 1)
+        return logits / self.temperature
+
+    @torch.no_grad()
+    def update_keys(self) -> None:
+        """key = m key + (1 - m) query, once a step and before its forward passes."""
+        for ours, keys in self._pairs():
+            for p, k in zip(ours.parameters(), keys.parameters()):
+                k.lerp_(p, 1 - self.momentum)
 
     def _keys(self, clips: Tensor) -> Tensor:
         """Keys of this process's clips, whose batch normalisation sees a shuffle of all processes' clips."""
         shuffle = self.training and dist.is_initialized() and dist.get_world_size() > 1
-        if self.training:
-            for ours, keys in self._pairs():
-                for p, k in zip(ours.parameters(), keys.parameters()):
-                    k.lerp_(p, 1 - self.momentum)
         if shuffle:
             everyone = _gather(clips)
             order = torch.randperm(len(everyone), device=clips.device)
             dist.broadcast(order, 0)
             mine = slice(dist.get_rank() * len(clips), (dist.get_rank() + 1) * len(clips))
             clips = everyone[order[mine]]
-        keys = nn.functional.normalize(self.key_fc(pool(self.key_backbone(clips))), dim=1)
+        keys = nn.functional.normalize(self.key_fc(pool(self.key_backbone(clips))).float(), dim=1)
         return _gather(keys)[order.argsort()[mine]] if shuffle else keys
 
     @torch.no_grad()
-    def _enqueue(self, keys: Tensor) -> None:
-        """The newest keys take the place of the oldest."""
-        K = self.queue.shape[1]
+    def enqueue(self) -> None:
+        """The keys of a step take the place of the oldest: after its loss, so that none is its own negative."""
+        keys, K = _gather(torch.cat(self.new_keys)), self.queue.shape[1]
+        self.new_keys.clear()
+        keys = keys[-K:]
         where = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % K
         self.queue[:, where] = keys.T.to(self.queue.dtype)
         self.queue_ptr[0] = (self.queue_ptr[0] + len(keys)) % K

@@ -149,7 +149,8 @@ def table(metrics: list[dict[str, Any]]) -> str:
         for key in COLUMNS:
             m = found[label].get(key)
             digits = 3 if key.startswith("iou") else 1
-            cells.append(f"{m['value']:.{digits}f} ± {m.get('spread', 0):.{digits}f}" if m else "")
+            spread = f" ± {m['spread']:.{digits}f}" if m and "spread" in m else ""
+            cells.append(f"{m['value']:.{digits}f}{spread}" if m else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     seeds = ", ".join(map(str, metrics[0]["seeds"]))
     return "\n".join([*lines, "", f"Accuracy in %; mean ± sample standard deviation over seeds {seeds}.", ""])

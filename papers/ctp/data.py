@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -122,12 +122,13 @@ def place(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
     return flip(frames) if rng.random() < recipe.flip else frames
 
 
-def curve(rng: Generator, frames: int, reach: float, moves: bool) -> np.ndarray | float:
-    """A value of at most `reach` either way; if it `moves`, one for each frame, between one to three random ones."""
+def curve(rng: Generator, frames: int, reach: float, moves: bool, of: Callable = np.asarray) -> np.ndarray:
+    """`of` a value of at most `reach` either way; if it `moves`, one for each frame, between two or three random ones:
+    it is these that `of` is taken of."""
     if not moves:
-        return rng.uniform(-reach, reach)
+        return of(rng.uniform(-reach, reach))
     keys = patches.draw_key_frames(rng, frames, (0.7, 0.3))
-    return patches.interpolate(keys, rng.uniform(-reach, reach, len(keys)), patches.draw_profiles(rng, keys))
+    return patches.interpolate(keys, of(rng.uniform(-reach, reach, len(keys))), patches.draw_profiles(rng, keys))
 
 
 def colour(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
@@ -137,7 +138,7 @@ def colour(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
     if rng.random() < recipe.brightness:
         frames = brightness(frames, curve(rng, T, recipe.brightness_reach, moves))
     if rng.random() < recipe.contrast:
-        frames = contrast(frames, np.exp(curve(rng, T, recipe.contrast_reach, moves)))
+        frames = contrast(frames, curve(rng, T, recipe.contrast_reach, moves, np.exp))
     return frames
 
 

@@ -133,13 +133,13 @@ RECIPES = {
     ),
     "tiny_recognize": replace(
         _FINETUNE, about="which way does the camera move? 8 classes of built-in clips", dataset="clips", width=8,
-        frames=8, strides=(2,), size_px=32, short_sides_px=(32, 36, 40), keep_aspect=True, flip=0.0, epochs=20,
+        frames=8, strides=(2,), size_px=32, short_sides_px=(32, 36, 40), keep_aspect=True, flip=0.0, epochs=10,
         batch=32, optimizer="adamw", lr=1e-3, weight_decay=0.05, decay_epochs=(), warmup_steps=10, eval_every=5,
         test_clips=3, test_stride=2, test_short_side_px=36,
     ),
     "compare": replace(
         _SMALL, about="CtP, its ablations, two baselines and no pre-training, 3 seeds, on built-in clips",
-        downstream="tiny_recognize",
+        downstream="tiny_recognize", epochs=30,
         contenders=("random", "ctp", "ctp_one_patch", "ctp_never_hidden", "rotation", "vcop"),
     ),
     "real_cpu": replace(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import distribute_bn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -56,12 +57,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
     folder = run.open_run("ctp", name, recipe, options, world)
     kind = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adamw": torch.optim.AdamW}[recipe.optimizer]
     optimizer = kind(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
-    warmup = {"warmup_t": recipe.warmup_steps, "warmup_lr_init": recipe.lr / 10, "t_in_epochs": False}
-    if recipe.decay_epochs:
-        decays = [epoch * steps_per_epoch for epoch in recipe.decay_epochs]
-        schedule = MultiStepLRScheduler(optimizer, decay_t=decays, decay_rate=0.1, **warmup)
-    else:
-        schedule = CosineLRScheduler(optimizer, t_initial=steps, **warmup)
+    schedule = scheduler(optimizer, recipe, steps_per_epoch)
 
     start, best, wall_s = 0, {}, 0.0
     if options.resume and (checkpoint := run.load_checkpoint(folder)):
@@ -71,7 +67,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
         best, wall_s = state["best"], state["wall_s"]
     if options.compile:
         model.compile()
-    network = DistributedDataParallel(model) if world.size > 1 else model
+    # Where they are not synchronised, running statistics are each process's own, and averaged when used or kept.
+    network = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
 
     batches = loader.train_loader(
         data.training_clips(videos, recipe), evaluate.as_it_is, recipe.batch, min(steps, options.stop_at or steps),
@@ -95,6 +92,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
         schedule.step_update(step - 1)
         sample, labels = evaluate.to(world.device, sample), labels.to(world.device, non_blocking=True)
 
+        if recipe.method == "moco":
+            model.update_keys()
         terms: dict[str, torch.Tensor] = {}
         share = -(-len(labels) // chunks)
         parts = [slice(i, i + share) for i in range(0, len(labels), share)]
@@ -115,6 +114,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if recipe.method == "moco":
+            model.enqueue()
 
         seen, wall_s = seen + recipe.batch, wall_s + time.perf_counter() - tick
         values = {}
@@ -128,7 +129,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
         scored = (rest == 0 and epoch % recipe.eval_every == 0) or step == steps
         due = step % options.checkpoint_every == 0 if options.checkpoint_every else rest == 0
         due |= step in (steps, options.stop_at)
-        if world.size > 1 and (scored or due):  # running statistics are each process's own unless synchronised
+        if world.size > 1 and (scored or due):
             distribute_bn(model, world.size, reduce=True)
         if scored:
             scores = evaluate.trained(model, val, recipe, world, workers=options.workers)
@@ -169,6 +170,18 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
             "seed": options.seed,
         })
     return folder
+
+
+def scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
+    """timm's, to be asked with the number of steps taken so far: a warm-up, then decays at `decay_epochs` or a cosine.
+
+    The warm-up is part of the epochs, as in the authors' runs.
+    """
+    warmup = {"warmup_t": recipe.warmup_steps, "warmup_lr_init": recipe.lr / 10, "t_in_epochs": False}
+    if not recipe.decay_epochs:
+        return CosineLRScheduler(optimizer, t_initial=recipe.epochs * steps_per_epoch, **warmup)
+    decays = [epoch * steps_per_epoch + 1 for epoch in recipe.decay_epochs]  # timm's begin one step before `decay_t`
+    return MultiStepLRScheduler(optimizer, decay_t=decays, decay_rate=0.1, warmup_prefix=False, **warmup)
 
 
 def describe(recipe: Recipe, folder: Path | None, train: int, val: int) -> str:

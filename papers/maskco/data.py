@@ -197,28 +197,36 @@ def open_pictures(root: str | Path, split: str) -> images.Images:
 
 
 class Present(Pictures):
-    """Pictures of COCO's layout, each labelled by its row of ``categories`` (images, categories): which it shows."""
+    """Pictures of COCO's layout, each labelled by its row of ``categories`` (images, categories by their id): which it
+    shows."""
 
     def __init__(self, root: Path, split: str):
-        folder, names = next(
-            (root / name, root / "annotations" / f"instances_{name}.json") for name in (f"{split}2017", split)
-            if (root / "annotations" / f"instances_{name}.json").is_file()
-        )
+        both = [root / "annotations" / f"instances_{name}.json" for name in (f"{split}2017", split)]
+        names = next((path for path in both if path.is_file()), None)
+        if not names:
+            raise UserError(f"no {both[0]}, and no {both[1].name} beside it: both splits must be annotated")
+        folder = root / names.stem.removeprefix("instances_")
         annotated = json.loads(names.read_text())
-        column = {c["id"]: i for i, c in enumerate(annotated["categories"])}
+        categories = sorted(annotated["categories"], key=lambda c: c["id"])
+        column = {c["id"]: i for i, c in enumerate(categories)}
         row = {image["id"]: i for i, image in enumerate(annotated["images"])}
         self.categories = np.zeros((len(row), len(column)), dtype=bool)
         for box in annotated["annotations"]:
             self.categories[row[box["image_id"]], column[box["category_id"]]] = True
         paths = [folder / image["file_name"] for image in annotated["images"]]
-        images.Images.__init__(self, paths, range(len(row)), [c["name"] for c in annotated["categories"]])
+        images.Images.__init__(self, paths, range(len(row)), [c["name"] for c in categories])
 
 
-def open_labelled(root: str | Path, split: str) -> images.Images:
-    """Pictures to judge features by: COCO's layout, or classes in any layout of `images.open_images`."""
-    if list((Path(root) / "annotations").glob("instances_*.json")):
-        return Present(Path(root), split)
-    return images.open_images(root, split)
+def open_labelled(root: str | Path) -> tuple[images.Images, images.Images]:
+    """Training and validation pictures to judge features by: COCO's layout, or any of `images.open_images`."""
+    coco = list((Path(root) / "annotations").glob("instances_*.json"))
+    train, val = (
+        Present(Path(root), split) if coco else images.open_images(root, split) for split in ("train", "val")
+    )
+    if train.classes != val.classes:
+        differ = sorted({*train.classes} ^ {*val.classes}) or "their order"
+        raise UserError(f"the classes of {root} differ between training and validation: {differ}")
+    return train, val
 
 
 def main(folder: Path, /) -> None:
@@ -226,11 +234,11 @@ def main(folder: Path, /) -> None:
     for split in ("train", "val"):
         pictures = open_pictures(folder, split)
         print(f"{split}: {len(pictures):,} pictures; the first is {pictures.name(0)}")
-        try:
-            labelled = open_labelled(folder, split)
-            print(f"{split}: {len(labelled):,} of them can be probed, {len(labelled.classes)} classes")
-        except UserError:
-            print(f"{split}: no labels for a linear probe")
+    try:
+        train, val = open_labelled(folder)
+        print(f"linear probe: {len(train):,} training, {len(val):,} validation pictures, {len(val.classes)} classes")
+    except UserError as error:
+        print(f"no linear probe: {error}")
 
 
 if __name__ == "__main__":

@@ -103,6 +103,9 @@ def contrast(model: nn.Module, val: images.Images, recipe: Recipe, world: World,
     if dist.is_initialized():
         dist.all_reduce(sums)
     top1, above, loss, seen = sums.tolist()
+    expected = len(val) * (recipe.regions if recipe.method == "maskco" else 1)
+    if seen != expected:
+        raise RuntimeError(f"contrast over {seen:.0f} regions or views, but the data hold {expected}")
     return {"contrast_top1": 100 * top1 / seen, "contrast_rank": 100 * above / seen, "contrast_loss": loss / seen}
 
 
@@ -118,8 +121,8 @@ def trained(model: nn.Module, val: images.Images, recipe: Recipe, world: World, 
 
 def features(
     backbone: nn.Module, pictures: images.Images, recipe: Recipe, world: World, *, workers: int = 0
-) -> np.ndarray:
-    """(pictures, C): the map averaged over the picture's centre crop, in the pictures' order."""
+) -> np.ndarray | None:
+    """(pictures, C): the map averaged over the picture's centre crop, in the pictures' order; on the main process."""
     samples = loader.Plain(pictures, images.eval_transform(recipe.input_size_px, recipe.eval_crop))
     rows: list[tuple[int, np.ndarray]] = []
     backbone.eval()
@@ -130,8 +133,10 @@ def features(
                 maps = backbone(pixels.to(world.device))
             rows += zip(indices.tolist(), maps.float().mean((2, 3)).cpu().numpy())
     if dist.is_initialized():
-        every = [None] * world.size
-        dist.all_gather_object(every, rows)
+        every = [None] * world.size if world.main else None
+        dist.gather_object(rows, every)
+        if not world.main:
+            return None
         rows = [row for rank in every for row in rank]
     return np.stack([row for _, row in sorted(rows, key=lambda pair: pair[0])])
 
@@ -140,13 +145,15 @@ def probe(
     backbone: nn.Module, train: images.Images, val: images.Images, recipe: Recipe, world: World, *, workers: int = 0
 ) -> dict[str, float]:
     """A linear classifier on a backbone as it stands: accuracy in percent, or for pictures that show several
-    categories mean average precision over those that occur in both splits."""
+    categories mean average precision over those that occur in both splits. Nothing but on the main process."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import average_precision_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     x, x_val = (features(backbone, pictures, recipe, world, workers=workers) for pictures in (train, val))
+    if not world.main:
+        return {}
     if not isinstance(train, data.Present):
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, train.labels)
         return {"probe_top1": 100 * classifier.score(x_val, val.labels)}
@@ -211,7 +218,7 @@ def main() -> None:
     if args.task == "probe":
         backbone = build_backbone(recipe.backbone, recipe.output_stride)
         load_backbone(backbone, args.checkpoint)
-        train, val = (data.open_labelled(root, split) for split in ("train", "val"))
+        train, val = data.open_labelled(root)
         scores = probe(backbone.to(world.device), train, val, recipe, world, workers=args.workers)
     else:
         linear = recipe.method == "linear"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -24,10 +25,11 @@ def export(backbone: nn.Module, name: str, folder: Path, side: int, crop: float)
     run.export_timm(plain, folder, side=side, crop=crop, classes=[], model_args=extra)
 
 
-def load_backbone(backbone: nn.Module, path: str | Path) -> None:
+def load_backbone(backbone: nn.Module, path: str | Path, layers: Sequence[str] = ()) -> None:
     """Loads what a run folder, an exported backbone or a checkpoint of MoCo's code holds for a backbone.
 
-    Everything else in it is left behind; `UserError` if the backbone's part does not fit exactly.
+    Everything else in it is left behind, and all but `layers` ("layer4") where some are named; `UserError` if the rest
+    does not fit exactly.
     """
     path = Path(path)
     if path.is_dir() and (path / "checkpoints").is_dir():
@@ -41,7 +43,8 @@ def load_backbone(backbone: nn.Module, path: str | Path) -> None:
         if any(name.startswith(prefix) for name in weights):
             weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
             break
+    wanted = {k: v for k, v in weights.items() if (k.split(".")[0] in layers if layers else not k.startswith("fc."))}
     try:
-        backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
+        backbone.load_state_dict(wanted)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit this backbone: {' '.join(str(error).split())}") from None

@@ -163,8 +163,9 @@ class MaskCo(MomentumContrast):
         """
         B, M, _ = boxes_BM4.shape
         image = torch.arange(B, device=maps.device).repeat_interleave(M)
-        rois = torch.cat([image[:, None], boxes_BM4.flatten(0, 1)], 1).to(maps)
-        cells = roi_align(maps, rois, self.roi_cells, maps.shape[-1] / side, self.roi_samples, aligned=True)
+        # Boxes, and the maps they are read from, in float32: bf16 knows no halves above 128, and no picture 257.
+        rois = torch.cat([image[:, None], boxes_BM4.flatten(0, 1)], 1).float()
+        cells = roi_align(maps.float(), rois, self.roi_cells, maps.shape[-1] / side, self.roi_samples, aligned=True)
         return cells.mean((2, 3)).unflatten(0, (B, M))
 
     def queries(self, query: Tensor, boxes_BN4: Tensor) -> Tensor:
@@ -214,7 +215,7 @@ class LinearProbe(nn.Module):
 
 # ResNets small enough for a CPU: what they change in one of timm's.
 NARROW = {
-    "resnet18_narrow": ("resnet18", {"channels": (32, 64, 128, 256)}),
+    "resnet18_narrow": ("resnet18", {"channels": (32, 64, 128, 256)}),  # that of downstream/configs/mask_rcnn_small.py
     "resnet10_narrow": ("resnet18", {"channels": (16, 32, 64, 128), "layers": (1, 1, 1, 1)}),
 }
 

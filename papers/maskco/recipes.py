@@ -80,7 +80,7 @@ class Recipe:
     eval_crop: float = 0.875
     """Share of the resized picture's side that the centre crop keeps."""
     probe: str = ""
-    """Labelled pictures for the linear probe at the end; "": those trained on, if they have labels."""
+    """Labelled pictures for a linear probe at the end, few enough for one process: a folder. "": the built-in set's."""
 
     paper_top1 = None  # no field: no figure of the paper is at hand
 
@@ -92,7 +92,7 @@ _TINY = Recipe(
 )
 _MINI = replace(
     _TINY, dataset="pictures", input_size_px=64, overlap_px=26, region_px=(16, 24), crop_area=(0.2, 1.0), flip=0.5,
-    blur=0.5, blur_px=(0.1, 0.6), epochs=40, eval_every=10, probe="data/imagenette",
+    blur=0.5, blur_px=(0.1, 0.6), epochs=40, eval_every=10,
 )
 _COCO = Recipe("", dataset="COCO", epochs=800, lr=0.3, eval_every=10)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import distribute_bn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,7 +20,7 @@ from common import run
 from common.data import images, loader
 from papers.maskco import contract, data, evaluate, figures
 from papers.maskco.export import export, load_backbone
-from papers.maskco.recipes import RECIPES, Recipe
+from papers.maskco.recipes import BUILT_IN, RECIPES, Recipe
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     root = evaluate.data_folder(recipe, options.data)
     open_data = images.open_images if linear else data.open_pictures
     pictures, val = open_data(root, "train"), open_data(root, "val")
-    probe = _probe_data(recipe, root)
+    probe = _probe_data(recipe, root, world)
     steps_per_epoch = loader.steps_per_epoch(len(pictures), recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
@@ -55,11 +56,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     folder = run.open_run("maskco", name, recipe, options, world)
     learned = [p for p in model.parameters() if p.requires_grad]  # the keys' networks only follow
     optimizer = torch.optim.SGD(learned, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-    if recipe.decay_epochs:
-        decays = [epoch * steps_per_epoch for epoch in recipe.decay_epochs]
-        schedule = MultiStepLRScheduler(optimizer, decay_t=decays, decay_rate=0.1, t_in_epochs=False)
-    else:
-        schedule = CosineLRScheduler(optimizer, t_initial=steps, t_in_epochs=False)
+    schedule = scheduler(optimizer, recipe, steps_per_epoch)
 
     start, best, wall_s = 0, {}, 0.0
     if options.resume and (checkpoint := run.load_checkpoint(folder)):
@@ -162,6 +159,9 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         return folder
 
     scores = evaluate.trained(model, val, recipe, world, workers=options.workers)
+    if world.main:
+        export(model.backbone, recipe.backbone, folder / "model", recipe.input_size_px, recipe.eval_crop)
+        figures.draw(folder, model, val, recipe)
     if probe:
         run.seed_all(options.seed)
         fresh = evaluate.build(recipe, len(pictures.classes)).backbone.to(world.device)
@@ -171,8 +171,6 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         }
         scores = judged | {key: value for key, value in scores.items() if key != "contrast_loss"}
     if world.main:
-        export(model.backbone, recipe.backbone, folder / "model", recipe.input_size_px, recipe.eval_crop)
-        figures.draw(folder, model, val, recipe)
         run.write_results(folder, {
             "paper": "maskco", "recipe": name, "data": describe(recipe, options.data, len(pictures), len(val)),
             "metrics": evaluate.metrics(scores), "params": params, "flops": flops, "wall_s": wall_s,
@@ -182,15 +180,25 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     return folder
 
 
-def _probe_data(recipe: Recipe, root: Path) -> tuple[images.Images, images.Images] | None:
-    """Labelled pictures to judge a pre-trained backbone by, or None where there are none."""
-    if recipe.method == "linear":
-        return None
+def scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
+    """timm's, to be asked with the number of steps taken so far."""
+    if not recipe.decay_epochs:
+        return CosineLRScheduler(optimizer, t_initial=recipe.epochs * steps_per_epoch, t_in_epochs=False)
+    decays = [epoch * steps_per_epoch + 1 for epoch in recipe.decay_epochs]  # timm's begin one step before `decay_t`
+    return MultiStepLRScheduler(optimizer, decay_t=decays, decay_rate=0.1, t_in_epochs=False)
+
+
+def _probe_data(recipe: Recipe, root: Path, world: run.World) -> tuple[images.Images, images.Images] | None:
+    """Labelled pictures to judge a pre-trained backbone by: those of --probe, or in place of the built-in set."""
+    if recipe.method == "linear" or not (recipe.probe or recipe.dataset in BUILT_IN):
+        return None  # what learns from ImageNet is judged by `imagenet_linear`
     try:
-        return tuple(data.open_labelled(recipe.probe or root, split) for split in ("train", "val"))
-    except run.UserError:
+        return data.open_labelled(recipe.probe or root)
+    except run.UserError as error:
         if recipe.probe:
             raise
+        if world.main:
+            print(f"no linear probe at the end: {error}")
         return None
 
 

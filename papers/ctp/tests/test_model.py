@@ -208,7 +208,10 @@ def test_the_key_of_the_same_video_is_the_answer():
     with torch.no_grad():
         for p in model.fc.parameters():
             p.add_(1)
+    model.update_keys()
     logits = model(clips)
+    assert torch.equal(model.queue, before["queue"]), "no clip is its own negative"
+    model.enqueue()
     after = model.state_dict()
     assert logits.shape == (4, 17) and after["queue_ptr"].item() == 4
     moved = after["key_fc.0.bias"] - before["key_fc.0.bias"]
@@ -217,11 +220,26 @@ def test_the_key_of_the_same_video_is_the_answer():
     torch.testing.assert_close(after["queue"].norm(dim=0), torch.ones(16))
     for _ in range(4):
         model(clips)
+        model.enqueue()
     assert model.queue_ptr.item() == 4, "the queue is a ring"
     model.eval()
-    kept = model.queue.clone()
     model(clips)
-    assert torch.equal(model.queue, kept)
+    assert not model.new_keys, "in evaluation nothing is remembered"
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            model.queue[:, :4] = model._keys(clips[:, 1]).T
+        logits = model(clips)
+    assert logits.dtype == torch.float32, "networks may be rounded, similarities are not"
+    torch.testing.assert_close(logits[range(4), range(1, 5)], logits[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_contrast_moves_on_a_line_between_factors_not_between_logarithms(monkeypatch):
+    monkeypatch.setattr(patches, "draw_key_frames", lambda *_: np.array([0, 15]))
+    monkeypatch.setattr(patches, "draw_profiles", lambda *_: ["uniform"])
+    recipe = dataclasses.replace(WHOLE, hue_saturation=0.0, brightness=0.0, contrast=1.0, contrast_reach=1.0)
+    levels = data.colour(np.random.default_rng(0), np.full((16, 1, 1, 3), 50, np.uint8), recipe)[:, 0, 0, 0]
+    assert 50 / np.e < levels.min() < levels.max() - 5 < 50 * np.e
+    np.testing.assert_allclose(np.diff(levels, 2), 0, atol=1e-4)
 
 
 def test_a_video_is_the_mean_of_its_clips_logits():

@@ -18,7 +18,9 @@ from papers.ctp.official import VARIANTS, rename
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NETS = ["r3d18", "r2plus1d18"]
-LOOSE = {"r3d18": 1e-4, "r2plus1d18": 5e-3}  # of gradients; theirs in float32 are as far from float64
+# Of each parameter's gradient norm. In R(2+1)D's training mode float32 itself is no better: the authors' norms are up
+# to 3.0e-3 from a float64 run, ours 2.3e-3, and 2.8e-3 from each other. Over all parameters, and for most, 1e-3 holds.
+LOOSE = {"r3d18": 1e-4, "r2plus1d18": 5e-3}
 
 
 def _load(name):
@@ -78,8 +80,7 @@ def test_backbone(net, number):
         parameters, buffers = dict(backbone.named_parameters()), dict(backbone.named_buffers())
         norms = case["backward"]["grad_l2"]
         assert {rename(name) for name in norms} == set(parameters)
-        for name, norm in norms.items():
-            assert parameters[rename(name)].grad.norm().item() == pytest.approx(norm, rel=LOOSE[net]), name
+        _same_gradients(net, parameters, norms)
         for name in case["running_after"]:
             parity.assert_close(buffers[rename(name)], theirs[f"after__{name}"], name)
 
@@ -160,6 +161,14 @@ def test_tracker(net, number):
         _step(net, case, theirs, model, sum(losses.values()))
 
 
+def _same_gradients(net, parameters, norms):
+    ours = {name: parameters[rename(name)].grad.norm().item() for name in norms}
+    assert ours == pytest.approx(norms, rel=LOOSE[net])
+    assert np.linalg.norm([*ours.values()]) == pytest.approx(np.linalg.norm([*norms.values()]), rel=1e-3)
+    off = [abs(ours[name] / norm - 1) for name, norm in norms.items()]
+    assert np.median(off) < 1e-3
+
+
 def _step(net, case, theirs, model, loss):
     """A training step: gradients, their norm, and what SGD makes of the weights after clipping."""
     step = case["sgd_step"]
@@ -167,11 +176,9 @@ def _step(net, case, theirs, model, loss):
         model.parameters(), step["lr"], momentum=step["momentum"], weight_decay=step["weight_decay"]
     )
     loss.backward()
-    parameters = dict(model.named_parameters())
-    for name, norm in case["grad_l2"].items():
-        assert parameters[rename(name)].grad.norm().item() == pytest.approx(norm, rel=LOOSE[net]), name
+    _same_gradients(net, dict(model.named_parameters()), case["grad_l2"])
     total = torch.nn.utils.clip_grad_norm_(model.parameters(), step["clip_max_norm"])
-    assert total.item() == pytest.approx(case["grad_l2_total"], rel=LOOSE[net])
+    assert total.item() == pytest.approx(case["grad_l2_total"], rel=1e-3)
     optimizer.step()
     state = model.state_dict()
     for name, how in step["tensors"].items():

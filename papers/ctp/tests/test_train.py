@@ -15,7 +15,7 @@ import torchvision
 from common import run
 from common.data import video
 from common.data.tiny.clips import clips
-from papers.ctp import compare, contract, data, demo, evaluate, train
+from papers.ctp import baselines, bench, compare, contract, data, demo, evaluate, train
 from papers.ctp.model import Backbone
 from papers.ctp.official import export, load_backbone, load_export
 from papers.ctp.recipes import BASELINES, RECIPES
@@ -176,6 +176,39 @@ def test_accumulation_is_the_whole_batch(tmp_path, tiny):
     assert rows[1][0]["loss"] == pytest.approx(rows[0][0]["loss"], rel=0.02)
 
 
+def test_mocos_keys_move_once_a_step_however_it_is_cut(tmp_path, tiny, monkeypatch):
+    calls = []
+
+    def listen(name, plain):
+        def heard(self, *clips):
+            if self.training:
+                calls.append((name, int(self.queue_ptr)))
+            return plain(self, *clips)
+
+        monkeypatch.setattr(baselines.MoCo, name, heard)
+
+    for name in ("update_keys", "forward", "enqueue"):
+        listen(name, getattr(baselines.MoCo, name))
+    _train(tmp_path, tiny, dataclasses.replace(SMALL, method="moco", queue=40), micro_batch=4, stop_at=2)
+    assert calls == [(name, at) for at in (0, 16) for name in ("update_keys", *4 * ["forward"], "enqueue")]
+
+
+def test_learning_rates_of_the_authors_runs():
+    """Something-Something: up from a tenth over the first 1000 iterations, which count; a tenth from epoch 40 on."""
+    recipe, per_epoch = RECIPES["ssv1_r3d18_finetune"], 100
+
+    def rate(step):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], recipe.lr)
+        train.scheduler(optimizer, recipe, per_epoch).step_update(step - 1)
+        return optimizer.param_groups[0]["lr"]
+
+    for step, expected in (
+        (1, 0.001), (501, 0.0055), (1000, 0.01 - 0.009 / 1000), (1001, 0.01), (4000, 0.01), (4001, 1e-3), (6000, 1e-3),
+        (6001, 1e-4), (8000, 1e-4), (8001, 1e-5), (9000, 1e-5),
+    ):
+        assert rate(step) == pytest.approx(expected), step
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ctp", "moco"])
 def test_two_processes_share_a_batch(tmp_path, tiny, method):
@@ -244,6 +277,18 @@ def test_recipes_are_the_authors():
     assert [data.wide_or_short(RECIPES["ucf101_r3d18_finetune"], s) for s in (112, 128, 144)] == [
         (149, 112), (171, 128), (192, 144)
     ]
+
+
+def test_the_benchmark_times_clips_and_the_loader(tmp_path, tiny, monkeypatch, capsys):
+    argv = ["bench", "--data", str(tiny), "--recipe", "tiny", "--clips", "3", "--workers", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    bench.main()
+    (record,) = tmp_path.glob("ctp_clips_*.json")
+    found = json.loads(record.read_text())
+    assert found["clips per second, loaded"] > 0 and found["loading processes"] == 2
+    assert set(found["milliseconds per clip"]) == {"open", "decode", "resize, crop, flip", "paste", "colour", "tensor"}
+    assert f"with 2 processes on {bench.CORES} cores" in capsys.readouterr().out
 
 
 def test_readme_shows_the_records():

@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_leaves
 from common import run
 from common.data.tiny.digits import digits
 from common.data.tiny.scenes import scenes
-from papers.maskco import contract, data, demo, evaluate, train
+from papers.maskco import compare, contract, data, demo, evaluate, train
 from papers.maskco.export import export, load_backbone
-from papers.maskco.model import MaskCo, build_backbone
+from papers.maskco.model import MaskCo, MomentumContrast, build_backbone
 from papers.maskco.recipes import RECIPES
 
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -40,6 +40,19 @@ def _train(out, folder, recipe=SMALL, **options):
 
 def _scores(folder):
     return {m["name"]: m["value"] for m in json.loads((folder / "results.json").read_text())["metrics"]}
+
+
+def test_learning_rates_of_the_linear_protocol():
+    """A tenth after 60 epochs and again after 80: from the first step of the next epoch on."""
+    recipe = RECIPES["imagenet_linear"]
+
+    def rate(step):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], recipe.lr)
+        train.scheduler(optimizer, recipe, 5).step_update(step - 1)
+        return optimizer.param_groups[0]["lr"]
+
+    found = [rate(step) for step in (1, 300, 301, 400, 401, 500)]
+    assert found == pytest.approx([30, 30, 3, 3, 0.3, 0.3])
 
 
 @pytest.mark.parametrize("method", ["maskco", "moco_v2"])
@@ -114,6 +127,27 @@ def test_what_a_run_leaves(tmp_path, tiny, monkeypatch):
     assert Image.open(tmp_path / "seen.png").size[0] > 500
 
 
+def test_large_data_are_not_probed_and_a_failing_probe_costs_no_backbone(tmp_path, tiny, monkeypatch):
+    def fails(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(evaluate, "probe", fails)
+    scores = _scores(_train(tmp_path / "large", tiny, replace(SMALL, dataset="COCO")))
+    assert list(scores) == ["contrast_top1", "contrast_rank", "contrast_loss"]
+    with pytest.raises(MemoryError):
+        _train(tmp_path / "small", tiny)
+    (model,) = (tmp_path / "small").glob("maskco/smoke/*/model")
+    load_backbone(build_backbone(SMALL.backbone, SMALL.output_stride), model)
+
+
+def test_pictures_left_out_of_a_score_are_an_error(tiny, monkeypatch):
+    model, val = evaluate.build(SMALL, 1), data.open_pictures(tiny, "val")
+    plain = evaluate.loader.eval_loader
+    monkeypatch.setattr(evaluate.loader, "eval_loader", lambda *x, **y: list(plain(*x, **y))[:-1])
+    with pytest.raises(RuntimeError, match="over 0 regions"):
+        evaluate.contrast(model, val, SMALL, WORLD)
+
+
 def test_a_classifier_stands_on_a_frozen_backbone(tmp_path, tiny):
     pretrained = _train(tmp_path / "before", tiny)
     recipe = replace(SMALL, method="linear", batch=128, epochs=4, lr=0.01, flip=0.0, init=str(pretrained))
@@ -161,6 +195,24 @@ def test_accumulation_is_the_whole_batch(tmp_path, tiny):
     assert rows[1][0]["loss"] == pytest.approx(rows[0][0]["loss"], rel=0.1)
     queues = [run.load_checkpoint(next((tmp_path / str(n)).glob("*/*/*")))[1]["model"]["queue_ptr"] for n in (0, 4)]
     assert queues[0] == queues[1] == 8
+
+
+@pytest.mark.parametrize("method", ["maskco", "moco_v2"])
+def test_keys_move_once_a_step_and_before_they_are_used(tmp_path, tiny, monkeypatch, method):
+    calls = []
+
+    def listen(name, plain):
+        def heard(self, *inputs):
+            calls.append((name, int(self.queue_ptr)))
+            return plain(self, *inputs)
+
+        monkeypatch.setattr(MomentumContrast, name, heard)
+
+    for name in ("update_keys", "_keys", "enqueue"):
+        listen(name, getattr(MomentumContrast, name))
+    monkeypatch.setattr(run, "multiply_adds", lambda *_: 0)
+    _train(tmp_path, tiny, replace(SMALL, method=method), micro_batch=4, stop_at=2)
+    assert calls == [(name, at) for at in (0, 8) for name in ("update_keys", "_keys", "_keys", "enqueue")]
 
 
 TWO = """
@@ -217,6 +269,7 @@ def test_two_processes_share_a_batch(tmp_path, tiny):
     assert len(logs[0]) == len(logs[1]) == 3
     assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], rel=0.25)
     assert run.load_checkpoint(folder)[1]["model"]["queue_ptr"] == 24
+    assert list(_scores(folder)) == list(_scores(one)), "one process probes the features of both"
 
 
 @pytest.mark.slow
@@ -282,8 +335,41 @@ def test_pictures_are_read_from_what_people_have(tmp_path):
         pictures = data.open_pictures(tmp_path / path.split("/")[0], "train")
         assert len(pictures) == 1 and pictures[0][0].size == (50, 40)
     assert len(data.open_pictures(digits("webdataset"), "train")) == 1437
-    present = data.open_labelled(scenes(), "train")
-    assert present.categories.shape == (2000, 3) and present.classes == ["circle", "square", "triangle"]
+    present, val = data.open_labelled(scenes())
+    assert present.categories.shape == (2000, 3) and val.classes == present.classes == ["circle", "square", "triangle"]
     assert set(present.categories.sum(1)) == {1, 2}
     with pytest.raises(run.UserError, match="no data folder"):
         data.open_pictures(tmp_path / "gone", "train")
+
+
+def test_annotations_of_both_splits_must_be_there_and_agree(tmp_path):
+    def annotate(split, categories):
+        rows = [{"id": i, "name": name} for i, name in categories]
+        seen = [{"image_id": 5, "category_id": 7}]
+        about = {"categories": rows, "images": [{"id": 5, "file_name": "a.png"}], "annotations": seen}
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(about))
+
+    (tmp_path / "annotations").mkdir()
+    annotate("train2017", [(7, "dog"), (2, "cat")])
+    with pytest.raises(run.UserError, match=r"no .*instances_val2017.json, and no instances_val.json"):
+        data.open_labelled(tmp_path)
+    annotate("val2017", [(2, "cat"), (7, "dog")])
+    for pictures in data.open_labelled(tmp_path):  # columns by id, in whatever order a file lists them
+        assert pictures.classes == ["cat", "dog"] and pictures.categories.tolist() == [[False, True]]
+    annotate("val2017", [(2, "cat"), (7, "wolf")])
+    with pytest.raises(run.UserError, match=r"classes of .* differ .*\['dog', 'wolf'\]"):
+        data.open_labelled(tmp_path)
+
+
+def test_the_comparisons_table(tmp_path):
+    for recipe, seed, top1 in (("mini_moco_v2", 0, 30.0), ("mini", 1, 42.0), ("mini", 0, 40.0)):
+        metrics = [{"name": "probe_top1", "value": top1}, {"name": "contrast_rank", "value": 8.0}]
+        record = {"data": "coco_small: 8", "recipe": recipe, "seed": seed, "metrics": metrics}
+        (tmp_path / f"{recipe}_coco_small-seed{seed}.json").write_text(json.dumps(record))
+    assert compare.table(tmp_path).splitlines()[2:] == [
+        "| coco_small: 8 | mini | 41.0 ± 1.4 % | 8.0 ± 0.0 % | 0, 1 |",
+        "| coco_small: 8 | mini_moco_v2 | 30.0 % | 8.0 % | 0 |",
+    ]
+    (tmp_path / "none").mkdir()
+    assert compare.table(tmp_path / "none") == ""
+    assert f"{compare.START}\n{compare.table()}{compare.END}" in (compare.HERE / "README.md").read_text(), "stale"
