@@ -2,8 +2,8 @@
 
 ::
 
-    mix = open_mix(root, recipe.datasets, limit=0.01, report=...)
-    pairs = Pairs(mix, PairTransform(template_px=128, search_px=256), length=recipe.pairs_per_epoch, report=...)
+    data = open_data(recipe, root, report)
+    pairs = Pairs(data.train, PairTransform(template_px=128, search_px=256), length=recipe.pairs_per_epoch, report=...)
     for batch in pairs_loader(pairs, recipe.batch, steps, seed=seed, start=start, rank=rank, world=size):
         template, search = (crops.normalise(batch[name].to(device)) for name in ("template", "search"))
 """
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.data import crops, tracking
 from common.data.loader import StepSampler
+from common.data.tiny.sequences import sequences
 from common.run import UserError
 
 
@@ -34,22 +36,52 @@ class Sample:
     sequence: tracking.Sequence
 
 
-def open_mix(root: str | Path, datasets: tuple[str, ...], **options) -> dict[str, list[tracking.Sequence]]:
-    """Training splits of several data sets under one root, by name: ("got10k", "lasot", "trackingnet", "coco").
+@dataclass(frozen=True)
+class Data:
+    """Which sequences a tracker is trained on, and which it is measured on."""
 
-    Each is the subfolder of that name (`tracking.folders`); when a single one is asked for, `root` may be the data set
-    itself. `options` (limit, report, indices) go to `tracking.open_sequences`.
+    train: dict[str, list[tracking.Sequence]]
+    val: list[tracking.Sequence]
+    """For losses: GOT-10k's validation split, where its training split trains and it is there."""
+    test: list[tracking.Sequence]
+    """For tracking: the same, or the data sets that were held out."""
+
+    def describe(self, name: str) -> str:
+        videos = sum(len(s) > 1 for found in self.train.values() for s in found)
+        stills = sum(len(s) == 1 for found in self.train.values() for s in found)
+        stills = f" and {stills:,} still objects" if stills else ""
+        return f"{name}: {videos:,} training sequences{stills}, {len(self.test)} test sequences"
+
+
+def open_data(recipe: Any, root: str | Path, report: Path | None = None) -> Data:
+    """The data sets that `recipe.datasets` and `recipe.held_out` name: subfolders of `root` (`tracking.folders`), or,
+    where one is asked for, `root` itself.
+
+    Training splits are opened, and annotations that cannot be used in training go to `report`. Where data sets are
+    held out none has splits: `datasets` are then taken whole, may name the built-in "sequences", and those held out
+    are tested on and train nothing.
     """
-    folders, mix = tracking.folders(root), {}
-    for name in datasets:
-        if name not in folders and len(datasets) > 1:
-            raise UserError(f"{root} has no folder for {name}: expected {', '.join(datasets)}, found {sorted(folders)}")
-        folder = folders.get(name, Path(root))
-        mix[name] = (
-            tracking.open_coco(folder, "train") if name == "coco"
-            else tracking.open_sequences(folder, "train", **options)
-        )
-    return mix
+    folders = tracking.folders(root)
+    if not recipe.held_out and len(recipe.datasets) == 1:
+        folders = {recipe.datasets[0]: Path(root)} | folders
+    if missing := {*recipe.datasets, *recipe.held_out} - {*folders, "sequences"}:
+        raise UserError(f"{root} has no folder for {', '.join(sorted(missing))}; it has {', '.join(folders) or 'none'}")
+    train = {}
+    for name in recipe.datasets:
+        if name == "sequences":
+            train[name] = tracking.open_sequences(sequences(), "train")
+        elif name == "coco":
+            splits = ("train", "val") if recipe.held_out else ("train",)
+            train[name] = [s for split in splits for s in tracking.open_coco(folders[name], split)]
+        elif recipe.held_out:
+            train[name] = tracking.open_sequences(folders[name])
+        else:
+            train[name] = tracking.open_sequences(folders[name], "train", limit=0.01, report=report)
+    if recipe.held_out:
+        return Data(train, [], [s for name in recipe.held_out for s in tracking.open_sequences(folders[name])])
+    has_val = "got10k" in train and (folders["got10k"] / "val" / "list.txt").is_file()
+    val = tracking.open_sequences(folders["got10k"], "val") if has_val else []
+    return Data(train, val, val)
 
 
 def draw_frames(sequence: tracking.Sequence, n: int, max_gap: int, rng: np.random.Generator) -> list[int]:

@@ -97,15 +97,13 @@ def read_frame(path: Path) -> np.ndarray:
 
 
 def open_sequences(
-    root: str | Path, split: str | None = None, *, indices: str | Path | None = None, limit: float = 0.0,
-    report: Path | None = None,
+    root: str | Path, split: str | None = None, *, limit: float = 0.0, report: Path | None = None
 ) -> list[Sequence]:
     """The sequences of a folder in one of the layouts of `EXPECTED`, in the benchmark's order.
 
     `split` is "train", "val" or "test" where the layout has splits (GOT-10k: all three; TrackingNet: train and test;
     LaSOT: train and test if the benchmark's testing_set.txt lies in the folder); None takes all there is, and suits
-    OTB, VOT, any LaSOT folder and a folder with a single split. `indices` is a file of positions, from 0, in the
-    benchmark's order: the lists that make a validation set of GOT-10k's train.
+    OTB, VOT, any LaSOT folder and a folder with a single split.
 
     An annotation that is damaged or does not fit its frames is an error. For training a share `limit` of the sequences
     (at least one) may be so: they are named in `report` and left out, and the frames are not looked for until read.
@@ -125,11 +123,6 @@ def open_sequences(
     jobs = splits[split]
     if not jobs:
         raise UserError(f"no sequences of split {split!r} in {root}: {EXPECTED.format(root=root)}")
-    if indices:
-        try:
-            jobs = [jobs[int(line)] for line in Path(indices).read_text().split()]
-        except (OSError, ValueError, IndexError) as error:
-            raise UserError(f"{indices} is no list of positions below {len(jobs)}: {error}") from None
     sequences, bad = [], []
     for job in tqdm(jobs, desc=f"opening {root}", disable=None if len(jobs) > 500 else True, leave=False):
         try:
@@ -273,14 +266,15 @@ def _vot(folder: Path, check: bool) -> Sequence:
     where = folder / "color" if (folder / "color").is_dir() else folder
     frames = sorted((p for p in where.iterdir() if p.suffix in (".jpg", ".png")), key=_natural)
     try:
-        boxes = np.array([_region(line) for line in lines])
+        boxes = np.array([box_around(line) for line in lines])
     except ValueError as error:
         raise ValueError(f"{folder / 'groundtruth.txt'}: {error}") from None
     return _sequence(folder.name, "vot", frames, boxes)
 
 
-def _region(line: str) -> list[float]:
-    """x, y, w, h of the upright box around one of VOT's regions (polygon, mask or box), as TraX converts them."""
+def box_around(line: str) -> list[float]:
+    """x, y, w, h of the upright box around one of VOT's regions: polygon, mask or box. As VOT's toolkit draws them, the
+    pixels at a polygon's corners belong to it."""
     if line.startswith("m"):  # x, y, width, height of a part of the image, then run lengths in it, row by row, 0s first
         x, y, width, height, *runs = (int(v) for v in line[1:].split(","))
         drawn = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
@@ -295,7 +289,7 @@ def _region(line: str) -> list[float]:
     if len(values) < 6 or len(values) % 2:
         raise ValueError(f"{line!r} is no box, polygon or mask")
     corners = values.reshape(-1, 2)
-    return [*corners.min(0), *np.ptp(corners, axis=0)]
+    return [*corners.min(0), *(np.ptp(corners, axis=0) + 1)]
 
 
 # Text files -----------------------------------------------------------------------------------------------

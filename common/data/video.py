@@ -42,7 +42,6 @@ class VideoFile:
 
     def __init__(self, path: str | Path):
         import av
-
         from av.video.reformatter import VideoReformatter
 
         self.path, self.av = path, av
