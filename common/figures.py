@@ -71,6 +71,12 @@ def answer(path: Path, picture: Image.Image, chances: Mapping[str, float]) -> No
     save(figure, path)
 
 
+def outline(axis, box: Sequence[float], color: str) -> None:
+    """Draws a box x, y, w, h on a picture shown in `axis`; one that is no number is left out."""
+    if np.isfinite(box).all():
+        axis.add_patch(plt.Rectangle(box[:2], *box[2:], fill=False, edgecolor=color, linewidth=1.2))
+
+
 def save(figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -298,7 +298,7 @@ def environment() -> dict[str, Any]:
     """Versions, revision, hardware and command: what is needed to explain a figure later."""
     versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     return {
-        "command": shlex.join(sys.orig_argv),
+        "command": command(sys.orig_argv),
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "git": git_revision(),
         "hardware": hardware(),

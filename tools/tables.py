@@ -2,7 +2,8 @@
 
 ``python -m tools.tables`` rewrites what stands between the two marker lines of each README; ``--check`` only says
 which are stale, and fails if any is. A record is the results.json of one run (common/results.schema.json). Records
-that differ only in their seed share a row: mean ± sample standard deviation.
+that differ only in their seed share a row: mean ± sample standard deviation. The trackers' READMEs have a second table,
+between markers of their own: all of them on the same real sequences.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from common.run import main as run_main
 from tools.list import recipes
 
 START, END = "<!-- results:start -->", "<!-- results:end -->"
+REAL_START, REAL_END = "<!-- real:start -->", "<!-- real:end -->"
+# Trackers, and the records of their small trainings on real videos: tested on OTB, and the other way round.
+TRACKERS = {"sbt": "SBT", "dualtfr": "DualTFR", "maml_tracker": "Retina-MAML"}
+REAL = ("real_small-seed0.json", "real_small_otb-seed0.json")
 COLUMNS = ("recipe", "data", "metric", "paper", "ours", "seeds", "comparable", "hardware", "revision")
 # Options that tell runs of one setting apart without changing what is measured.
 _PER_RUN = {"--seed", "--out", "--resume"}
@@ -49,21 +54,28 @@ def main() -> None:
 
 def update(papers: Path, *, write: bool) -> list[Path]:
     """READMEs under `papers` whose table does not show the records; rewritten with `write`."""
-    stale = []
+    stale, real = [], real_table(papers)
     for folder in sorted(p for p in papers.iterdir() if p.is_dir()):
         records = read_records(folder)
         readme = folder / "README.md"
         text = readme.read_text() if readme.is_file() else ""
-        before, start, rest = text.partition(START)
-        _, end, after = rest.partition(END)
-        if not end and (records or start):
+        new = _between(START, END, text, table(records))
+        if new is None and (records or START in text):
             raise UserError(f"{readme}: add these two lines where the results belong:\n{START}\n{END}")
-        if end and (new := f"{before}{START}\n{table(records)}{END}{after}") != text:
+        new = _between(REAL_START, REAL_END, new or text, real) or new
+        if new not in (None, text):
             stale.append((readme, new))
     if write:
         for readme, new in stale:
             readme.write_text(new)
     return [readme for readme, _ in stale]
+
+
+def _between(start: str, end: str, text: str, content: str) -> str | None:
+    """`text` with `content` between two marker lines; None if it lacks them."""
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    return f"{before}{start}\n{content}{end}{after}" if found else None
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -119,6 +131,31 @@ def table(records: list[Record]) -> str:
     if spread:
         lines += ["±: sample standard deviation over the seeds.", ""]
     return "\n".join([*lines, *dict.fromkeys(notes), ""])
+
+
+def real_table(papers: Path) -> str:
+    """Markdown: trackers and baselines on each real sequence of the records in `REAL`, their mean, and the speeds."""
+    cells: dict[str, dict[str, float]] = {}
+    for name, title in TRACKERS.items():
+        for path in (papers / name / "results" / file for file in REAL):
+            for metric in read_record(path)["metrics"] if path.is_file() else ():
+                row, _, baseline = metric["name"].partition(", ")
+                cells.setdefault(row, {}).setdefault(baseline or title, metric["value"])
+    rows = {row: its for row, its in cells.items() if "/" in row}
+    if not rows:
+        return "No runs are recorded yet.\n"
+    columns = [c for c in (*TRACKERS.values(), "still", "correlation") if any(c in its for its in rows.values())]
+    whole = [c for c in columns if all(c in its for its in rows.values())]
+    rows[f"mean of the {len(rows)}"] = {c: statistics.mean(its[c] for its in rows.values()) for c in whole}
+    for row, its in cells.items():
+        if (dataset := row.removesuffix(" fps")) != row:
+            rows[f"{dataset} frames/s, with reading"] = its
+        elif (dataset := row.removesuffix(" fps_model")) != row:
+            rows[f"{dataset} frames/s, the tracker alone"] = its
+    lines = [_row(["", *columns]), "|---" + "|---:" * len(columns) + "|"]
+    lines += [_row([row, *(f"{its[c]:.1f}" if c in its else "–" for c in columns)]) for row, its in rows.items()]
+    note = "%, a single training each: `real_small` for OTB, `real_small_otb` for the others."
+    return "\n".join([*lines, "", note, ""])
 
 
 def headline(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ import copy
 import os
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -184,7 +183,7 @@ def main(subjects: Mapping[str, Callable[..., Iterator[Case]]], cpu_batch: Mappi
     torch._inductor.config.cpp.threads = args.threads
     on_gpu = args.device == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    environment = run.environment() | {"command": run.command(sys.orig_argv)}  # no folder of this machine
+    environment = run.environment()
     hardware = torch.cuda.get_device_name() if on_gpu else environment["hardware"]
     for subject in args.subject:
         torch.manual_seed(0)

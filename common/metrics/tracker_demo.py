@@ -59,23 +59,27 @@ def main(paper: Paper) -> None:
 
 
 def first_box(source: Path, box: str | None) -> Box:
-    """x, y, w, h from "x,y,w,h", a ground truth file, or that of the folder; of a polygon the box around it."""
+    """x, y, w, h from "x,y,w,h", a ground truth file, or that of the folder; of a polygon the box around it.
+
+    Zero-based: 1 is taken from what OTB's and LaSOT's files say.
+    """
     if box is None:
         found = [p for folder in (source, source.parent) for p in sorted(folder.glob("groundtruth*.txt"))]
         if not (source.is_dir() and found):
             raise UserError(f"where is the target in the first frame of {source}? Give --box x,y,w,h")
         box = str(found[0])
-    text = Path(box).read_text().split("\n")[0] if Path(box).is_file() else box
+    file = Path(box)
+    text = file.read_text().split("\n")[0] if file.is_file() else box
+    from_one = file.is_file() and (
+        file.name.startswith("groundtruth_rect") or file.with_name("full_occlusion.txt").is_file()
+    )
     try:
-        numbers = [float(x) for x in re.split(r"[,\s]+", text.strip())]
+        x, y, w, h = data.box_around(re.sub(r"[,\s]+", ",", text.strip()))
     except ValueError:
-        numbers = []
-    if len(numbers) == 8:
-        low, high = np.reshape(numbers, (4, 2)).min(0), np.reshape(numbers, (4, 2)).max(0)
-        numbers = [*low.tolist(), *(high - low).tolist()]
-    if len(numbers) != 4 or not np.isfinite(numbers).all() or min(numbers[2:]) <= 0:
+        x = y = w = h = np.nan
+    if not np.isfinite([x, y, w, h]).all() or min(w, h) <= 0:
         raise UserError(f"--box is x,y,w,h in pixels with w and h above 0, or a ground truth file; got {text!r}")
-    return tuple(numbers)
+    return float(x - from_one), float(y - from_one), float(w), float(h)
 
 
 def follow(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) -> int:

@@ -40,6 +40,7 @@ Box = tuple[float, float, float, float]
 RULES = {"otb": "otb", "vot": "otb", "lasot": "lasot", "trackingnet": "trackingnet", "got10k": "got10k"}
 # Sequences of the test sets that need no server, under the rules whose figures papers print.
 WHOLE = {("otb", "otb"): 100, ("lasot", "lasot"): 280, ("lasot", "lasot_pytracking"): 280}
+COLORS = {"truth": "lime", "tracker": "red", "still": "white", "correlation": "deepskyblue"}
 PANELS = {"success": ("auc", "ao"), "precision": ("precision",), "norm_precision": ("norm_precision",)}
 
 
@@ -297,6 +298,28 @@ def plot(
     figures.save(figure, path)
 
 
+def draw_tracks(path: Path, sequences: Sequence[data.Sequence], out: Path, count: int = 6) -> None:
+    """Evenly spread frames of each sequence with the true boxes, the tracker's under `out`, and those of `compare`'s
+    baselines, where they were run."""
+    from common import figures
+
+    homes = {"tracker": out, **{name: out / name for name in BASELINES if (out / name).is_dir()}}
+    found = {name: results(sequences, home) for name, home in homes.items()}
+    figure, axes = figures.plt.subplots(
+        len(sequences), count, figsize=(2.2 * count, 1.75 * len(sequences)), squeeze=False, layout="constrained"
+    )
+    for row, (line, sequence) in enumerate(zip(axes, sequences)):
+        for axis, number in zip(line, np.linspace(0, len(sequence) - 1, count).astype(int)):
+            axis.imshow(data.read_frame(sequence.frames[number]))
+            axis.set(xticks=[], yticks=[])
+            axis.set_title(f"{sequence.name.removeprefix('GOT-10k_')}, {number + 1}", fontsize=7)
+            boxes = {"truth": sequence.boxes} | {name: result[row].boxes for name, result in found.items()}
+            for name, its in boxes.items():
+                figures.outline(axis, its[number], COLORS[name])
+    figure.suptitle(", ".join(f"{name}: {COLORS[name]}" for name in ("truth", *homes)), fontsize=8)
+    figures.save(figure, path)
+
+
 def measure(
     tracker: Tracker, sequences: Sequence[data.Sequence], out: Path, *, settings: Mapping[str, Any],
     world: World | None = None, rule: str | None = None, integers: bool = False,
@@ -342,8 +365,8 @@ def compare(
     """The tracker of a finished run and, if asked, the baselines on its test sequences: rows of results.json.
 
     For every data set the headline score (AO or AUC) of the tracker, then of the baselines; with `each` the same of
-    every sequence ("otb/Bolt auc, still"); at last the tracker's speed. Boxes, curves and all scores are under
-    tracking/ in the run folder.
+    every sequence ("otb/Bolt auc, still"); at last the tracker's speed, with reading and without. Boxes, curves and all
+    scores are under tracking/ in the run folder.
     """
     tracker, recipe, settings, _ = paper.load(folder, None, world)
     rows, single, speeds = [], [], []
@@ -356,7 +379,7 @@ def compare(
             for name, scores in summary.sequences.items() if each else ():
                 single += metrics(f"{dataset}/{name}", {headline: scores[headline]}, label=label)
             if not label:
-                speeds += metrics(dataset, {"fps_model": speeds_of_it["fps_model"]}, recipe)
+                speeds += metrics(dataset, speeds_of_it, recipe)
     return rows + single + speeds
 
 
@@ -390,6 +413,8 @@ class Paper:
     """(network in eval mode on `world.device`, recipe, world) -> tracker"""
     convert: Callable[[Mapping[str, torch.Tensor], torch.nn.Module], Mapping[str, torch.Tensor]]
     """(state dict of a file, ours or the authors', and the network) -> state dict of the network"""
+    official: Callable[[Mapping[str, torch.Tensor]], bool] = lambda _weights: False
+    """Whether a file's state dict is the authors': of files, the scores of these alone stand beside the paper's."""
 
     def load(self, checkpoint: Path, name: str | None, world: World) -> tuple[Tracker, Any, dict[str, Any], bool]:
         """(tracker, recipe, settings for `evaluate`, may its scores stand beside the paper's?).
@@ -409,10 +434,10 @@ class Paper:
         else:
             if name not in self.recipes:
                 raise UserError(f"a file of weights needs --recipe, one of {', '.join(self.recipes)}; got {name!r}")
-            recipe = self.recipes[name]
-            network, comparable = self.build(recipe), True
+            recipe, weights = self.recipes[name], run.load_weights(checkpoint)
+            network, comparable = self.build(recipe), self.official(weights)
             try:
-                network.load_state_dict(self.convert(run.load_weights(checkpoint), network))
+                network.load_state_dict(self.convert(weights, network))
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise UserError(f"{checkpoint} does not fit the recipe {name}: {reason}") from None
@@ -436,6 +461,17 @@ def data_folder(recipe: Any, folder: Path | None) -> Path:
 
         return sequences()
     raise UserError(f"this recipe is meant for {recipe.dataset}: give the sequences' folder with --data")
+
+
+def shares(recipe: Any) -> dict[str, float] | None:
+    """`recipe.shares` by data set, as `pairs.Pairs` takes them for weights; None where there are none: equal ones."""
+    if not recipe.shares:
+        return None
+    if len(recipe.shares) != len(recipe.datasets) or min(recipe.shares) <= 0:
+        raise UserError(
+            f"--shares {recipe.shares}: expected a probability above 0 for each of {', '.join(recipe.datasets)}"
+        )
+    return dict(zip(recipe.datasets, recipe.shares))
 
 
 @dataclass

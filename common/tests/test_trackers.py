@@ -1,4 +1,4 @@
-"""Running trackers: the loop and its resumption, the benchmarks' files, the baselines, the command lines, TraX."""
+"""Running trackers: the loop and its resumption, scores, the benchmarks' files, the baselines."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +20,12 @@ from PIL import Image
 
 from common import figures, run
 from common.data import tracking as data
-from common.metrics import baselines, tracker_demo, trackers, tracking, vot
+from common.metrics import baselines, trackers, tracking
 from common.run import UserError, World
+from common.tests.squares import make_sequences
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
-CPU = World(0, 1, torch.device("cpu"), None)
 SETTINGS = {"tracker": "test"}
-
-
-def make_sequences(folder, lengths=(5, 9, 7), dataset="got10k", **more):
-    """A textured square moving 2, 1 px a frame over another texture."""
-    rng, sequences = np.random.default_rng(0), []
-    for k, count in enumerate(lengths):
-        (folder / f"s{k}").mkdir(parents=True)
-        ground, square = (rng.integers(0, 255, (n, m, 3), dtype=np.uint8) for n, m in ((60, 80), (16, 20)))
-        boxes = np.array([[10 + 2 * i, 12 + i, 20, 16] for i in range(count)], float)
-        frames = [folder / f"s{k}" / f"{i}.png" for i in range(count)]
-        for path, (x, y, w, h) in zip(frames, boxes.astype(int)):
-            picture = ground.copy()
-            picture[y:y + h, x:x + w] = square
-            Image.fromarray(picture).save(path)
-        sequences.append(data.Sequence(f"s{k}", dataset, frames, boxes, np.ones(count, bool), **more))
-    return sequences
 
 
 class Drift:
@@ -297,6 +281,20 @@ def test_curves_show_scores_and_published_ones(tmp_path, monkeypatch):
     assert legends[2] == ["good [100.0]", "bad [25.0]"]
 
 
+def test_frames_show_every_box_that_is_a_number(tmp_path, monkeypatch):
+    shown, sequences = [], make_sequences(tmp_path)
+    monkeypatch.setattr(figures, "save", lambda figure, path: shown.append(figure))
+    boxes = [sequence.boxes + (3, 0, 0, 0) for sequence in sequences]
+    boxes[1][-1] = np.nan
+    put(sequences, tmp_path / "out", boxes)
+    put(sequences, tmp_path / "out" / "still", [sequence.boxes + (5, 0, 0, 0) for sequence in sequences])
+    trackers.draw_tracks(tmp_path / "x.png", sequences, tmp_path / "out", count=2)
+    lefts = [[patch.get_x() for patch in axis.patches] for axis in shown[0].axes]
+    assert lefts == [[10, 13, 15], [18, 21, 23], [10, 13, 15], [26, 31], [10, 13, 15], [22, 25, 27]]
+    assert shown[0].axes[3].get_title() == "s1, 9"
+    assert shown[0].get_suptitle() == "truth: lime, tracker: red, still: white"
+
+
 def test_the_window_is_highest_in_the_middle_and_zero_at_the_border():
     window = trackers.hann_window(9).view(9, 9)
     assert window[0].abs().max() == window[:, -1].abs().max() == 0 and window[4, 4] == window.max() == 1
@@ -367,241 +365,14 @@ def test_on_real_sequences(tmp_path):
     assert summary.scores["auc"] > 70 and summary.scores["precision"] == 100 and still.scores["auc"] < 10
 
 
-# Command lines --------------------------------------------------------------------------------------------
+def test_shares_of_data_sets():
+    @dataclass
+    class Recipe:
+        shares: tuple
+        datasets: tuple = ("got10k", "coco")
 
-
-@dataclass(frozen=True)
-class Recipe:
-    dataset: str = "OTB-100"
-    speed_px: float = 2.0
-    paper_scores: dict[str, float] = field(default_factory=lambda: {"otb auc": 71.2, "otb fps": 40.0})
-    paper_source: str | None = "Table 1"
-
-
-class Linear:
-    """Moves the box by the network's bias every frame."""
-
-    def __init__(self, network, recipe, world):
-        assert not network.training
-        self.step = network.bias.tolist()
-
-    def init(self, frame, box):
-        self.box = np.array(box)
-
-    def track(self, frame):
-        self.box = self.box + (*self.step, 0, 0)
-        return tuple(self.box), 1.0
-
-
-PAPER = trackers.Paper("nobody", {"plain": Recipe()}, lambda recipe: torch.nn.Linear(1, 2), Linear, lambda w, m: w)
-WEIGHTS = {"weight": torch.zeros(2, 1), "bias": torch.tensor([2.0, 1.0])}
-
-
-@pytest.fixture
-def otb(tmp_path):
-    """An OTB folder with one sequence, boxes from 1."""
-    (sequence,) = make_sequences(tmp_path / "made", lengths=(6,))
-    img = tmp_path / "OTB" / "Square" / "img"
-    img.mkdir(parents=True)
-    for i, path in enumerate(sequence.frames, 1):
-        Image.open(path).save(img / f"{i:04d}.jpg", quality=95)
-    np.savetxt(img.parent / "groundtruth_rect.txt", sequence.boxes + (1, 1, 0, 0), fmt="%d", delimiter="\t")
-    return img.parent.parent
-
-
-def evaluate_line(monkeypatch, *argv):
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, argv)])
-    trackers.main(PAPER)
-
-
-def test_evaluate_of_a_file(tmp_path, otb, monkeypatch, capsys):
-    run.save_weights(weights := tmp_path / "w.safetensors", WEIGHTS)
-    evaluate_line(monkeypatch, weights, "--recipe", "plain", "--data", otb, "--baselines", "--out", tmp_path / "out")
-    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    rows = {row["name"]: row for row in told["metrics"]}
-    assert rows["otb auc"]["value"] == pytest.approx(2000 / 21)
-    assert (rows["otb auc"]["paper_value"], rows["otb auc"]["paper_source"]) == (71.2, "Table 1")
-    assert not any(row["comparable"] for row in rows.values())  # one sequence is not OTB-100
-    assert rows["otb auc, still"]["paper_value"] is None and rows["otb auc, still"]["value"] < 80
-    assert rows["otb auc, correlation"]["value"] > 80
-    assert "the paper: 71.2 (not comparable)" in capsys.readouterr().out
-    results = run.metric("x", 1, "%").keys()
-    assert all(row.keys() == results for row in rows.values())
-
-
-def test_evaluate_of_a_run(tmp_path, otb, monkeypatch):
-    config = {"paper": "nobody", "recipe_name": "plain", "recipe": {"speed_px": 3.0}}
-    run.write_json(tmp_path / "config.json", config)
-    run.save_checkpoint(tmp_path, 5, {"model": WEIGHTS}, {"step": 5})
-    evaluate_line(monkeypatch, tmp_path, "--data", otb)
-    result = trackers.read_result(tmp_path / "tracking" / "otb" / "Square.csv")
-    assert result.settings["recipe"]["speed_px"] == 3.0 and result.settings["paper"] == "nobody"
-    before = result.settings["weights"]
-    run.save_checkpoint(tmp_path, 6, {"model": WEIGHTS | {"bias": torch.zeros(2)}}, {"step": 6})
-    evaluate_line(monkeypatch, tmp_path, "--data", otb)  # other weights: tracked anew
-    result = trackers.read_result(tmp_path / "tracking" / "otb" / "Square.csv")
-    assert result.settings["weights"] != before and (result.boxes == result.boxes[0]).all()
-
-
-def test_a_finished_run_is_compared_with_the_baselines(tmp_path, otb):
-    run.write_json(tmp_path / "config.json", {"recipe": {}})
-    run.save_checkpoint(tmp_path, 5, {"model": WEIGHTS}, {})
-    moving, resting = make_sequences(tmp_path / "got10k", lengths=(6, 9))
-    resting.boxes[:] = resting.boxes[0]
-    sequences = [*data.open_sequences(otb), moving, resting]
-    rows = trackers.compare(PAPER, tmp_path, sequences, CPU, each=True)
-    found = {row["name"]: row["value"] for row in rows}
-    assert list(found)[:6] == [
-        f"{score}{label}" for score in ("otb auc", "got10k ao") for label in ("", ", still", ", correlation")]
-    assert list(found)[-2:] == ["otb fps_model", "got10k fps_model"] and len(found) == 6 + 9 + 2
-    assert rows[0]["paper_value"] == 71.2 and not any(row["comparable"] for row in rows)
-    assert found["got10k/s0 ao"] == pytest.approx(100) and found["got10k/s1 ao, still"] == pytest.approx(100)
-    assert found["got10k ao"] == pytest.approx((5 * 100 + 8 * found["got10k/s1 ao"]) / 13)  # a mean over frames
-    (alone, *_, speed) = trackers.compare(PAPER, tmp_path, sequences[:1], CPU, baselines=False)
-    assert (alone, speed["name"]) == (rows[0], "otb fps_model")
-
-
-@pytest.mark.parametrize("state, count, comparable", [
-    ({}, 100, False), ({"comparable": True}, 100, True), ({"comparable": True}, 99, False),
-])
-def test_only_the_whole_test_set_and_a_faithful_training_are_comparable(
-    tmp_path, otb, monkeypatch, state, count, comparable
-):
-    (one,) = data.open_sequences(otb)
-    many = [data.Sequence(f"s{i}", "otb", one.frames[:2], one.boxes[:2], one.visible[:2], 1) for i in range(count)]
-    monkeypatch.setattr(data, "open_sequences", lambda root, split: many)
-    run.write_json(tmp_path / "config.json", {"recipe": {}})
-    run.save_checkpoint(tmp_path, 5, {"model": WEIGHTS}, state)
-    evaluate_line(monkeypatch, tmp_path, "--data", otb)
-    told = json.loads((tmp_path / "tracking" / "evaluation.json").read_text())
-    found = {row["name"]: row["comparable"] for row in told["metrics"]}
-    assert found == {"otb auc": comparable, "otb precision": False, "otb fps": False, "otb fps_model": False}
-
-
-@pytest.mark.parametrize("argv, message", [
-    (["missing.pth"], "no checkpoint at missing.pth"),
-    (["w.safetensors"], "a file of weights needs --recipe, one of plain"),
-    (["w.safetensors", "--recipe", "plain"], "meant for OTB-100: give the sequences' folder with --data"),
-    (["w.safetensors", "--recipe", "plain", "--rule", "vot"], "no rule 'vot'; there are otb, lasot"),
-    (["bad.safetensors", "--recipe", "plain"], "does not fit the recipe plain"),
-    (["."], "is no run folder with a whole checkpoint"),
-])
-def test_mistakes_in_an_evaluation(tmp_path, monkeypatch, argv, message):
-    monkeypatch.chdir(tmp_path)
-    run.save_weights(Path("w.safetensors"), WEIGHTS)
-    run.save_weights(Path("bad.safetensors"), {"weight": torch.zeros(2, 1)})
-    with pytest.raises(UserError, match=message):
-        evaluate_line(monkeypatch, *argv)
-
-
-@pytest.mark.parametrize("out", ["answer.mp4", "answer.gif"])
-def test_demo_on_a_folder(tmp_path, otb, monkeypatch, out):
-    av = pytest.importorskip("av")
-    run.save_weights(weights := tmp_path / "w.safetensors", WEIGHTS)
-    monkeypatch.setattr(sys, "argv", [
-        "demo", str(otb / "Square" / "img"), "--checkpoint", str(weights), "--recipe", "plain",
-        "--out", str(tmp_path / out)])
-    tracker_demo.main(PAPER)
-    with av.open(str(tmp_path / out)) as video:
-        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
-    assert len(frames) == 6 and frames[0].shape == (60, 80, 3)
-    edge = frames[5][25:32, 19:25]  # the left side of the box, 10 + 5 * 2 + 1 in OTB's count, is red
-    redness = edge[..., 0] - edge[..., 1:].mean(-1)
-    assert redness.mean(0).max() > 60
-    assert Image.open((tmp_path / out).with_suffix(".png")).size[0] > 100
-
-
-def test_demo_on_a_video_and_a_strip_of_a_long_one(tmp_path, otb, monkeypatch):
-    av = pytest.importorskip("av")
-    rng, path = np.random.default_rng(0), tmp_path / "long.mp4"
-    with av.open(str(path), "w") as video:
-        stream = video.add_stream("mpeg4", rate=10, width=80, height=60, pix_fmt="yuv420p")
-        for _ in range(40):
-            video.mux(stream.encode(av.VideoFrame.from_ndarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8))))
-        video.mux(stream.encode())
-    shown = {}
-    monkeypatch.setattr(figures, "gallery", lambda path, pictures, captions, *_, **__: shown.update({path: captions}))
-    assert tracker_demo.follow(baselines.Still(), path, (10, 10, 20, 20), tmp_path / "a.mp4") == 40
-    (captions,) = shown.values()
-    assert [caption.split(":")[0] for caption in captions] == [str(i) for i in range(1, 41, 4)]
-    assert tracker_demo.follow(baselines.Still(), path, (10, 10, 20, 20), tmp_path / "b.gif", limit=3) == 3
-    with av.open(str(tmp_path / "a.mp4")) as video:
-        assert video.streams.video[0].average_rate == 10
-
-
-def test_where_the_target_is(tmp_path):
-    (tmp_path / "img").mkdir()
-    with pytest.raises(UserError, match="Give --box"):
-        tracker_demo.first_box(tmp_path / "img", None)
-    (tmp_path / "groundtruth.txt").write_text("1,2,11,2,11,22,1,22\n5,5,5,5,5,5,5,5\n")
-    assert tracker_demo.first_box(tmp_path / "img", None) == (1, 2, 10, 20)
-    assert tracker_demo.first_box(tmp_path, "3, 4 ,5,6") == (3, 4, 5, 6)
-    (tmp_path / "tabs.txt").write_text("1\t2\t3\t4\n")
-    assert tracker_demo.first_box(tmp_path / "video.mp4", str(tmp_path / "tabs.txt")) == (1, 2, 3, 4)
-    for wrong in ("1,2,3", "1,2,0,4", "a,b,c,d", "nan,1,2,3", str(tmp_path / "missing.txt")):
-        with pytest.raises(UserError, match="--box is x,y,w,h"):
-            tracker_demo.first_box(tmp_path, wrong)
-
-
-def test_mistakes_in_a_demo(tmp_path):
-    (tmp_path / "none").mkdir()
-    (tmp_path / "text.mp4").write_text("no video")
-    (cut,) = make_sequences(tmp_path / "cut", lengths=(3,))
-    cut.frames[1].write_bytes(cut.frames[1].read_bytes()[:200])
-    for source, out, message in (
-        ("none", "a.mp4", "has no frames"), ("none", "a.avi", "an .mp4 or a .gif"),
-        ("text.mp4", "a.mp4", "cannot make .*a.mp4 from .*text.mp4: .*Invalid data"),
-        ("missing", "a.mp4", "No such file"), ("cut/s0", "a.mp4", r"cannot read .*1\.png"),
-    ):
-        with pytest.raises(UserError, match=message):
-            tracker_demo.follow(baselines.Still(), tmp_path / source, (1, 1, 2, 2), tmp_path / out)
-        assert not list(tmp_path.glob(".*part*")) and not (tmp_path / out).exists()
-
-
-# TraX -----------------------------------------------------------------------------------------------------
-
-
-def test_a_trax_client_gets_its_answers(tmp_path):
-    """The whole protocol, in a process: targets of three kinds, each answered in the kind asked for."""
-    pytest.importorskip("six")  # which vot-trax does not declare
-    trax = pytest.importorskip("trax")
-    from trax.client import Client
-
-    (sequence,) = make_sequences(tmp_path, lengths=(4,))
-    x, y, w, h = sequence.boxes[0].astype(int).tolist()
-    mask = np.zeros((60, 80), np.uint8)
-    mask[y:y + h, x:x + w] = 1
-    corners = [(x, y), (x + w - 1, y), (x + w - 1, y + h - 1), (x, y + h - 1)]
-    command = [sys.executable, "-m", "common.metrics.vot", "correlation", "--region", "polygon"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=run.ROOT)
-    client = Client((process.stdin.fileno(), process.stdout.fileno()), log=lambda _: None)
-    images = [{"color": trax.FileImage.create(str(path))} for path in sequence.frames]
-    for target in (trax.Rectangle.create(x, y, w, h), trax.Polygon.create(corners), trax.Mask.create(mask)):
-        ((answer, _),), _ = client.initialize(images[0], [(target, {})], {})
-        assert list(answer) == corners
-        for image, true in zip(images[1:], sequence.boxes[1:]):
-            ((answer, properties),), _ = client.frame(image, {}, [])
-            assert answer.type == "polygon" and float(properties["confidence"]) > 0.9
-            np.testing.assert_allclose(vot.box_around(answer), true, atol=0.01)
-    client.quit()
-    assert process.wait(20) == 0
-
-
-def test_boxes_as_regions_and_back():
-    pytest.importorskip("six")
-    pytest.importorskip("trax")
-    for kind in ("rectangle", "polygon", "mask"):
-        region = vot.answer((7, 3, 10, 4), kind, (60, 80))
-        assert region.type == kind and vot.box_around(region) == (7, 3, 10, 4)
-    drawn = vot.answer((-5.2, 3.6, 10, 4), "mask", (60, 80))
-    assert drawn.offset() == (0, 4) and drawn.array().shape == (4, 5) and drawn.array().all()
-    assert not vot.answer((90, 3, 10, 4), "mask", (60, 80)).array().any()
-    assert vot.answer((np.nan, 3, 10, 4), "rectangle", (60, 80)).bounds() == (0, 0, 0, 0)
-    with pytest.raises(UserError, match="empty mask"):
-        vot.box_around(vot.answer((np.nan, 3, 10, 4), "mask", (60, 80)))
-
-
-def test_without_vot_trax_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "trax", None)
-    with pytest.raises(UserError, match="pip install vot-trax six"):
-        vot.serve(baselines.Still())
+    assert trackers.shares(Recipe(())) is None
+    assert trackers.shares(Recipe((3.0, 1.0))) == {"got10k": 3.0, "coco": 1.0}
+    for wrong in ((1.0,), (1.0, 0.0), (1.0, 1.0, 1.0)):
+        with pytest.raises(UserError, match="for each of got10k, coco"):
+            trackers.shares(Recipe(wrong))

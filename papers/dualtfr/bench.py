@@ -1,11 +1,13 @@
 """Speed of the tracker at batch 1, and what each of its parts costs: ``python -m papers.dualtfr.bench``.
 
 Whole frames go through `tracker.DualTFRTracker` end to end; then every part is timed by itself on the inputs it gets
-there. Before anything is timed, the parts put together must give what the network gives.
+there. Before anything is timed, the parts put together must give what the network gives. Writes
+benchmarks/dualtfr_<variant>_<hardware>_<threads>.{json,md}.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,7 +33,7 @@ VARIANTS = {"dualtfr": "got10k", "dualtfr_micro": "tiny"}  # and the recipe whos
 class Arguments:
     variant: str = "dualtfr"
     """dualtfr or dualtfr_micro."""
-    out: Path = Path("runs")
+    out: Path = run.ROOT / "benchmarks"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seconds: float = 2.0
@@ -48,22 +50,24 @@ def main() -> None:
         raise run.UserError(f"no variant {args.variant!r}; there are {', '.join(VARIANTS)}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    options = run.Options(out=args.out, device=args.device, precision=args.precision)
-    world = run.start_world(options)
+    world = run.start_world(run.Options(device=args.device, precision=args.precision))
     recipe = replace(RECIPES[VARIANTS[args.variant]], weights=None)
     rows = measure(recipe, world, args.seconds, ("eager", "compile") if args.compile else ("eager",))
-    folder = run.open_run("dualtfr", "bench", recipe, options, world)
-    model = build(recipe)
-    how = f"{args.variant}, generated frames of 640x360, {'bf16' if world.amp else 'fp32'}"
-    if world.device.type == "cpu":
-        how += f", {torch.get_num_threads()} threads"
-    run.write_results(folder, {
-        "paper": "dualtfr", "recipe": "bench", "data": how, "metrics": rows,
-        "params": sum(p.numel() for p in model.parameters()),
-        "flops": frame_flops(model, recipe), "wall_s": 0.0, "peak_mem_bytes": run.peak_memory_bytes(),
-        "throughput": rows[0]["value"], "seed": 0,
-    })
-    print((folder / "report.md").read_text())
+    environment, threads = run.environment(), torch.get_num_threads()
+    hardware = environment["hardware"]
+    stamp = (
+        f"{args.variant}, {frame_flops(build(recipe), recipe) / 1e6:,.0f} M multiply-adds a frame, frames of 640x360, "
+        f"batch 1, {'bf16' if world.amp else 'fp32'}, {hardware}, {world.device.type}, {threads} threads, "
+        f"torch {torch.__version__}, revision {environment['git']}, {environment['time']}"
+    )
+    table = "\n".join(f"| {row['name']} | {row['value']:.3g} {row['unit']} |" for row in rows)
+    text = f"{stamp}\n\n| | |\n|---|---:|\n{table}\n"
+    print(text)
+    path = args.out / (re.sub(r"[^a-z0-9]+", "_", f"{args.variant} {hardware} {threads}".lower()) + ".json")
+    args.out.mkdir(parents=True, exist_ok=True)
+    run.write_json(path, {"environment": environment, "stamp": stamp, "rows": rows})
+    path.with_suffix(".md").write_text(f"`{environment['command']}`\n\n{text}")
+    print(f"written: {path} and .md")
 
 
 def frame_flops(model: DualTFR, recipe: Recipe) -> int:
@@ -80,7 +84,7 @@ def encoder(model: DualTFR) -> list[torch.nn.Module]:
 
 @torch.inference_mode()
 def measure(recipe: Recipe, world: run.World, seconds: float, kinds: tuple[str, ...]) -> list[dict]:
-    """Rows of results.json: frames per second, then milliseconds of each part."""
+    """Rows as `run.metric` makes them: frames per second, then milliseconds of each part."""
     torch.manual_seed(0)
     model = build(recipe).to(world.device).eval()
     trackers = {

@@ -9,45 +9,18 @@ import torch
 import torch.nn.functional as F
 
 from common import figures, run
-from common.data import crops, tracking
+from common.data import crops, pairs, tracking
 from common.metrics import trackers
-from papers.dualtfr.data import Data
 from papers.dualtfr.model import DualTFR
 from papers.dualtfr.recipes import Recipe
 from papers.dualtfr.tracker import DualTFRTracker
 
-COLORS = {"truth": "lime", "dualtfr": "red", "still": "white", "correlation": "deepskyblue"}
 
-
-def draw(folder: Path, model: DualTFR, data: Data, recipe: Recipe, world: run.World) -> None:
+def draw(folder: Path, model: DualTFR, data: pairs.Data, recipe: Recipe, world: run.World) -> None:
     figures.curves(folder, [["loss", "val/loss"], ["cls", "val/cls"], ["iou", "val/iou"], ["lr"]])
     if data.test:
-        tracks(folder / "tracks.png", folder / "tracking", data.test[:8])
+        trackers.draw_tracks(folder / "tracks.png", data.test[:8], folder / "tracking")
         matches(folder / "matches.png", model.eval(), data.test[:6], recipe, world)
-
-
-def tracks(path: Path, results: Path, sequences: list[tracking.Sequence], frames: int = 6) -> None:
-    """Evenly spread frames of each sequence with the boxes of ground truth, tracker and baselines."""
-    homes = {"dualtfr": results, **{name: results / name for name in trackers.BASELINES if (results / name).is_dir()}}
-    found = {name: trackers.results(sequences, home) for name, home in homes.items()}
-    figure, axes = figures.plt.subplots(
-        len(sequences), frames, figsize=(2.2 * frames, 1.75 * len(sequences)), squeeze=False, layout="constrained"
-    )
-    for row, (line, sequence) in enumerate(zip(axes, sequences)):
-        for axis, number in zip(line, np.linspace(0, len(sequence) - 1, frames).astype(int)):
-            axis.imshow(tracking.read_frame(sequence.frames[number]))
-            axis.set_title(f"{sequence.name}, {number + 1}", fontsize=6)
-            axis.axis("off")
-            for name, color in COLORS.items():
-                if name in found or name == "truth":
-                    outline(axis, (found[name][row] if name in found else sequence).boxes[number], color)
-    figure.suptitle(", ".join(f"{name}: {COLORS[name]}" for name in ("truth", *homes)), fontsize=8)
-    figures.save(figure, path)
-
-
-def outline(axis, box_xywh, color: str) -> None:
-    if np.isfinite(box_xywh).all():
-        axis.add_patch(figures.plt.Rectangle(box_xywh[:2], *box_xywh[2:], fill=False, edgecolor=color, linewidth=1.2))
 
 
 @torch.inference_mode()
@@ -79,8 +52,8 @@ def matches(
         cx, cy, w, h = (prediction.boxes[0, best].cpu() * recipe.search_px).tolist()
         column[0].imshow(crops.cut(frames[0], places[0]))
         column[1].imshow(crops.cut(frames[1], places[1]))
-        outline(column[1], places[1].to_crop(box), COLORS["truth"])
-        outline(column[1], (cx - w / 2, cy - h / 2, w, h), COLORS["dualtfr"])
+        figures.outline(column[1], places[1].to_crop(box), trackers.COLORS["truth"])
+        figures.outline(column[1], (cx - w / 2, cy - h / 2, w, h), trackers.COLORS["tracker"])
         column[2].imshow(chances.view(grid, grid), vmin=0, vmax=1)
         column[2].set_title(f"chances, up to {chances[best]:.2f}", fontsize=7)
         for axis, name, attention in zip(column[3:], ("first", "last"), (seen[0], seen[-1]) if seen else ()):

@@ -327,6 +327,7 @@ class Head(nn.Module):
 
     def forward(self, x_BHWC) -> Prediction:
         logits, boxes = self.cls(x_BHWC), self.box(x_BHWC)
+        boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))  # in bfloat16 a box is off by up to 1/512
         if self.reference_points:
             boxes = boxes + self.centres(*x_BHWC.shape[1:3], boxes)
         return Prediction(logits.flatten(1, 2), boxes.sigmoid().flatten(1, 2))

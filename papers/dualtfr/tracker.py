@@ -65,6 +65,9 @@ class DualTFRTracker:
     @torch.inference_mode()
     def track(self, frame: np.ndarray) -> tuple[Box, float]:
         crop = crops.around(self.box, self.recipe.search_factor, self.recipe.search_px)
-        *box, score = self.step(self.z, self.cut(frame, crop)).tolist()
-        self.box = keep_inside(to_frame(box, crop), frame.shape[1], frame.shape[0])
+        *found, score = self.step(self.z, self.cut(frame, crop)).tolist()
+        box = to_frame(found, crop)
+        if not np.isfinite([*box, score]).all():
+            return self.box, 0.0
+        self.box = keep_inside(box, frame.shape[1], frame.shape[0])
         return self.box, score

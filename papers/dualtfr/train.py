@@ -19,7 +19,7 @@ from common import run
 from common.data import crops, loader, pairs
 from common.metrics import trackers
 from papers.dualtfr import figures, loss
-from papers.dualtfr.data import Data, open_data, transform
+from papers.dualtfr.data import transform
 from papers.dualtfr.evaluate import PAPER, build, weights_of
 from papers.dualtfr.recipes import RECIPES, Pretrain, Recipe
 from papers.dualtfr.weights import load_branch
@@ -66,7 +66,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     peaks = [group["lr"] for group in optimizer.param_groups]
 
     folder = run.open_run("dualtfr", name, recipe, options, world)
-    data = open_data(recipe, root, folder / "unreadable.txt" if world.main else None)
+    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.main else None)
     start, wall_s = 0, 0.0
     if options.resume and (checkpoint := run.load_checkpoint(folder)):
         start, weights, state = checkpoint
@@ -79,7 +79,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
 
     samples = pairs.Pairs(
         data.train, transform(recipe), length=recipe.pairs_per_epoch, max_gap=recipe.max_gap,
-        report=folder / "unreadable.txt",
+        weights=trackers.shares(recipe), report=folder / "unreadable.txt",
     )
     batches = pairs.pairs_loader(
         samples, recipe.batch, min(steps, options.stop_at or steps), seed=options.seed, start=start,
@@ -156,6 +156,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     if world.size > 1:
         dist.barrier()  # the checkpoint is whole before anyone reads it
     rows = trackers.compare(PAPER, folder, data.test, world, baselines=report, each=bool(recipe.held_out))
+    rows = rows or [run.metric("loss", run.read_log(folder)[-1]["loss"], "")]
     if world.main:
         if data.val:
             rows.append(run.metric("pairs iou", 100 * run.read_log(folder)[-1]["val/iou"], "%"))
@@ -177,7 +178,7 @@ def named(recipe: Recipe, terms: list[float]) -> dict[str, float]:
 
 @torch.inference_mode()
 def validate(
-    model: torch.nn.Module, data: Data, recipe: Recipe, grid: int, world: run.World, workers: int = 0
+    model: torch.nn.Module, data: pairs.Data, recipe: Recipe, grid: int, world: run.World, workers: int = 0
 ) -> dict[str, float]:
     """The loss and its terms over all validation pairs, which are the same every time."""
     samples = pairs.Pairs(data.val and {"val": data.val}, transform(recipe), length=recipe.val_pairs, limit=0)

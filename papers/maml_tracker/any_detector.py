@@ -8,7 +8,7 @@ from torchvision.ops import box_iou
 
 from common.data import pairs
 from common.data.tiny.sequences import sequences
-from papers.maml_tracker.data import VideoSets, open_data
+from papers.maml_tracker.data import VideoSets
 from papers.maml_tracker.maml import MAML, multi_step_weights
 from papers.maml_tracker.recipes import RECIPES
 
@@ -32,7 +32,7 @@ def meta_detector(**options) -> MAML:
 
 def videos(split):
     """(Ds, Dt) of video after video."""
-    recipe, data = RECIPES["tiny"], open_data(RECIPES["tiny"], sequences())
+    recipe, data = RECIPES["tiny"], pairs.open_data(RECIPES["tiny"], sequences())
     samples = pairs.Pairs({"": data.test} if split == "val" else data.train, VideoSets(recipe), length=1, max_gap=30)
     for seed in range(2**31):
         made = samples[0, seed]

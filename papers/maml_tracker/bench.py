@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -150,7 +149,7 @@ def main() -> None:
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
     recipe = replace(RECIPES[args.recipe], speed="compile" if args.compile else "eager")
     rows = measure(recipe, world, args.turns)
-    environment = run.environment() | {"command": run.command(sys.orig_argv)}  # no folder of this machine
+    environment = run.environment()
     stamp = (
         f"recipe {args.recipe}, {world.amp or 'float32'}, tracking {recipe.speed}, {environment['hardware']}, "
         f"{environment['threads']} threads, torch {torch.__version__}, revision {environment['git']}"

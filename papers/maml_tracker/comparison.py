@@ -4,7 +4,8 @@
 ``python -m papers.maml_tracker.comparison`` writes the README's tables anew from results/comparison*.json.
 
 All contenders of a seed start from the same detector, that of contender "detection", and track by the same online
-steps. Where no rates are learned, one rate for all tensors is chosen on training videos.
+steps. A detector trained without gradient steps gets one rate for all tensors, chosen on training videos; from that of
+"detection" meta-training starts.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 import torch
 
 from common import run
+from common.data import pairs
 from common.metrics import trackers
-from papers.maml_tracker.data import Data, open_data
 from papers.maml_tracker.evaluate import PAPER
 from papers.maml_tracker.maml import MAML
 from papers.maml_tracker.recipes import Recipe
@@ -28,6 +29,8 @@ from papers.maml_tracker.train import train, validate
 
 # An outer step of MAML takes about as long as this many of plain detection.
 MAML_TO_DETECTION = 20
+# From so large a rate as detection training's, longer outer steps blow up within tens of steps.
+META_CLIP_NORM = 1.0
 CONTENDERS: dict[str, dict[str, Any]] = {
     "detection": {"epochs": 0},
     "detection_long": {"inner_steps": 0},  # as long as maml
@@ -43,17 +46,19 @@ VIEWS: dict[str, dict[str, Any]] = {
     "first frame only": {"online_update": False},
 }
 VIEWED = ("detection", "maml")
-RATES = (0.003, 0.01, 0.03, 0.1)
+RATES = (0.01, 0.03, 0.1, 0.3)
 LOSSES = (0, 1, 2, 4, 8)
 
 
-def member(recipe: Recipe, contender: str, start: str | None) -> Recipe:
-    """The recipe of one training."""
+def member(recipe: Recipe, contender: str, start: str | None, rate: float | None = None) -> Recipe:
+    """The recipe of one training, from the detector in the file `start` and its rate."""
     if contender not in CONTENDERS:
         raise run.UserError(f"no contender {contender!r}; there are {', '.join(CONTENDERS)}")
     own = replace(recipe, contenders=(), seeds=1, start=start, val_pairs=0, **CONTENDERS[contender])
     if start:
-        own = replace(own, detection_epochs=0)
+        own = replace(own, detection_epochs=0, rate=rate)
+        if own.inner_steps:
+            own = replace(own, clip_norm=META_CLIP_NORM)
     if contender == "detection_long":
         epochs = MAML_TO_DETECTION * recipe.epochs
         own = replace(own, epochs=epochs, drop_epochs=tuple(MAML_TO_DETECTION * e for e in recipe.drop_epochs))
@@ -66,25 +71,25 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World) -
     if recipe.contenders[0] != "detection" or recipe.seeds < 1:
         raise run.UserError("a comparison needs at least one of --seeds, and 'detection' as the first of --contenders")
     folder = run.open_run("maml_tracker", name, recipe, options, world)
-    data = open_data(recipe, trackers.data_folder(recipe, options.data))
+    data = pairs.open_data(recipe, trackers.data_folder(recipe, options.data))
     seeds = list(range(options.seed, options.seed + recipe.seeds))
     found: dict[str, list[dict[str, float]]] = {}
     homes = []
     for seed in seeds:
-        start = None
+        start, rate = None, None
         for contender in recipe.contenders:
             out = folder / f"seed{seed}"
             own = replace(options, out=out, resume="auto", seed=seed)
             done = [path.parent for path in (out / "maml_tracker" / contender).glob("*/results.json")]
-            one = member(recipe, contender, start)
+            one = member(recipe, contender, start, rate)
             home = done[0] if done else train(contender, one, own, world, report=False)
             if options.stop_at and not done:
                 return folder
-            start = start or str(home / "detection.safetensors")
             homes.append(home)
             measured = replace(one, val_pairs=recipe.val_pairs)
             for label, scores in measure(home, contender, measured, data, world).items():
                 found.setdefault(label, []).append(scores)
+            start, rate = start or str(home / "detection.safetensors"), found["detection"][-1]["rate"]
     for label, make in trackers.BASELINES.items():
         found[label] = [{"score": score(make(), folder / label, data, world)}]
     if world.main:
@@ -92,23 +97,26 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World) -
     return folder
 
 
-def measure(home: Path, contender: str, recipe: Recipe, data: Data, world: run.World) -> dict[str, dict[str, float]]:
+def measure(
+    home: Path, contender: str, recipe: Recipe, data: pairs.Data, world: run.World
+) -> dict[str, dict[str, float]]:
     """Scores of a finished training, and of it under other online steps: kept in its folder, by label."""
     kept = home / "comparison.json"
     if kept.exists():
         return json.loads(kept.read_text())
     tracker, *_ = PAPER.load(home, None, world)
     maml = tracker.maml
-    if not (recipe.inner_steps and recipe.epochs and recipe.rate_lr):
-        training = Data(data.train, [s for found in data.train.values() for s in found if len(s) > 1])
+    if not (recipe.inner_steps and recipe.epochs):
+        training = replace(data, test=[s for found in data.train.values() for s in found if len(s) > 1])
         set_rate(maml, min(RATES, key=lambda rate: validate(set_rate(maml, rate), training, recipe, world)[-1]))
-    rates = torch.cat([rate.detach().flatten() for rate in maml.rates.values()])
-    losses = validate(maml, data, recipe, world, steps=max(LOSSES))
-    found = {contender: {f"loss after {k}": losses[k] for k in LOSSES} | {"rate": rates.mean().item()}}
+    found = {}
     for label, changes in {"": {}, **(VIEWS if contender in VIEWED else {})}.items():
         tracker = MAMLTracker(maml, replace(recipe, **changes), world)
-        row = found.setdefault(f"{contender}, {label}" if label else contender, {})
-        row["score"] = score(tracker, home / "views" / (label or "own"), data, world)
+        reached = score(tracker, home / "views" / (label or "own"), data, world)
+        found[f"{contender}, {label}" if label else contender] = {"score": reached}
+    losses = validate(maml, data, recipe, world, steps=max(LOSSES))
+    rate = torch.cat([rate.flatten() for rate in maml.rates.values()]).mean().item()
+    found[contender] |= {f"loss after {k}": losses[k] for k in LOSSES} | {"rate": round(rate, 6)}
     if world.main:
         run.write_json(kept, found)
     return found
@@ -121,7 +129,7 @@ def set_rate(maml: MAML, rate: float) -> MAML:
     return maml
 
 
-def score(tracker: trackers.Tracker, out: Path, data: Data, world: run.World) -> float:
+def score(tracker: trackers.Tracker, out: Path, data: pairs.Data, world: run.World) -> float:
     """Mean of the test sets' headline scores, AO or AUC."""
     scores = []
     for dataset in dict.fromkeys(sequence.dataset for sequence in data.test):

@@ -1,47 +1,16 @@
-"""What a recipe trains on, and the support and target sets that are cut from a video."""
+"""The support and target sets that are cut from a video."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from common.data import crops, pairs, tracking
-from common.run import UserError
+from common.data import crops, pairs
 from papers.maml_tracker.model import Crops
 from papers.maml_tracker.recipes import Recipe
-
-
-@dataclass(frozen=True)
-class Data:
-    train: dict[str, list[tracking.Sequence]]
-    test: list[tracking.Sequence]
-    """For validation pairs and for tracking; empty where the data have no such split."""
-
-    def describe(self, name: str) -> str:
-        videos = sum(len(s) > 1 for found in self.train.values() for s in found)
-        stills = sum(len(s) == 1 for found in self.train.values() for s in found)
-        stills = f" and {stills:,} still objects" if stills else ""
-        return f"{name}: {videos:,} training sequences{stills}, {len(self.test)} test sequences"
-
-
-def open_data(recipe: Recipe, root: Path, report: Path | None = None) -> Data:
-    """Opens the recipe's data sets under `root`. Annotations that cannot be used in training go to `report`."""
-    folders = tracking.folders(root)
-    if not recipe.held_out:
-        train, got10k = pairs.open_mix(root, recipe.datasets, limit=0.01, report=report), folders.get("got10k", root)
-        val = "got10k" in recipe.datasets and (got10k / "val" / "list.txt").is_file()
-        return Data(train, tracking.open_sequences(got10k, "val") if val else [])
-    if missing := sorted({*recipe.datasets, *recipe.held_out} - folders.keys()):
-        raise UserError(f"{root} has no folders for {', '.join(missing)}; it has {', '.join(folders) or 'none'}")
-    train = {
-        name: [s for split in ("train", "val") for s in tracking.open_coco(folders[name], split)]
-        if name == "coco" else tracking.open_sequences(folders[name]) for name in recipe.datasets
-    }
-    return Data(train, [s for name in recipe.held_out for s in tracking.open_sequences(folders[name])])
 
 
 def context_side(w: float, h: float) -> float:

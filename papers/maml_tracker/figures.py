@@ -9,17 +9,15 @@ import numpy as np
 import torch
 
 from common import figures, run
-from common.data import crops, tracking
+from common.data import crops, pairs, tracking
 from common.metrics import trackers
-from papers.maml_tracker.data import Data, corners, crop_around, cut, zooms
+from papers.maml_tracker.data import corners, crop_around, cut, zooms
 from papers.maml_tracker.maml import MAML
 from papers.maml_tracker.model import Crops, Detector, build
 from papers.maml_tracker.recipes import Recipe
 
-COLORS = {"truth": "lime", "tracker": "red", "still": "white", "correlation": "deepskyblue"}
 
-
-def draw(folder: Path, maml: MAML, data: Data, recipe: Recipe, world: run.World) -> None:
+def draw(folder: Path, maml: MAML, data: pairs.Data, recipe: Recipe, world: run.World) -> None:
     world = replace(world, rank=0, size=1)  # the other processes do not draw
     k = recipe.inner_steps
     figures.curves(folder, [["loss"], ["val/after_0", "val/after_1", f"val/after_{k}"], ["rate"]])
@@ -32,10 +30,10 @@ def draw(folder: Path, maml: MAML, data: Data, recipe: Recipe, world: run.World)
         stages = {f"detection alone, rate {recipe.rate}": before, **stages}
     draw_steps(folder / "gradient_steps.png", stages, data, recipe, world)
     draw_responses(folder / "responses.png", stages, data.test[:6], recipe, world)
-    draw_tracks(folder / "tracks.png", folder / "tracking", data.test[:8])
+    trackers.draw_tracks(folder / "tracks.png", data.test[:8], folder / "tracking")
 
 
-def draw_steps(path: Path, stages: dict[str, MAML], data: Data, recipe: Recipe, world: run.World) -> None:
+def draw_steps(path: Path, stages: dict[str, MAML], data: pairs.Data, recipe: Recipe, world: run.World) -> None:
     """Mean loss on target images after each gradient step on the support set, with each stage's own rates."""
     from papers.maml_tracker.train import validate
 
@@ -68,7 +66,7 @@ def draw_responses(
         crop = crop_around(truth, recipe, shift_px=(0.6 * recipe.shift_px, -0.4 * recipe.shift_px))
         pixels = cut(frame, crop)
         column[0].imshow(pixels)
-        outline(column[0], crop.to_crop(truth), COLORS["truth"])
+        figures.outline(column[0], crop.to_crop(truth), trackers.COLORS["truth"])
         column[0].set_title(sequence.name.removeprefix("GOT-10k_"), fontsize=8)
         cells = iter(column[1:])
         for label, maml in stages.items():
@@ -80,7 +78,7 @@ def draw_responses(
                 axis = next(cells)
                 side = recipe.crop_px
                 axis.imshow(scores.view(maml.detector.grid, -1).cpu(), vmin=0, vmax=1, extent=(0, side, side, 0))
-                outline(axis, crop.to_crop(truth), COLORS["truth"])
+                figures.outline(axis, crop.to_crop(truth), trackers.COLORS["truth"])
                 axis.set_title(f"{label},\n{when}: up to {scores.max():.2f}", fontsize=6)
         for axis in column:
             axis.set(xticks=[], yticks=[])
@@ -91,27 +89,3 @@ def _crops(pixels: list[np.ndarray], boxes: list[np.ndarray], world: run.World) 
     ones = torch.ones(len(pixels), device=world.device)
     images = torch.stack([crops.to_tensor(picture) for picture in pixels]).to(world.device)
     return Crops(images, torch.from_numpy(np.stack(boxes)).float().to(world.device), ones.bool(), ones)
-
-
-def draw_tracks(path: Path, results: Path, sequences: list[tracking.Sequence], frames: int = 6) -> None:
-    """Evenly spread frames of each sequence with the boxes of ground truth, tracker and baselines."""
-    homes = {"tracker": results, **{name: results / name for name in trackers.BASELINES if (results / name).is_dir()}}
-    found = {name: trackers.results(sequences, home) for name, home in homes.items()}
-    figure, axes = figures.plt.subplots(
-        len(sequences), frames, figsize=(2.2 * frames, 1.75 * len(sequences)), squeeze=False, layout="constrained"
-    )
-    for row, (line, sequence) in enumerate(zip(axes, sequences)):
-        for axis, number in zip(line, np.linspace(0, len(sequence) - 1, frames).astype(int)):
-            axis.imshow(tracking.read_frame(sequence.frames[number]))
-            axis.set(xticks=[], yticks=[])
-            axis.set_title(f"{sequence.name.removeprefix('GOT-10k_')}, {number + 1}", fontsize=7)
-            boxes = {name: result[row].boxes[number] for name, result in found.items()}
-            for name, box in {"truth": sequence.boxes[number], **boxes}.items():
-                if np.isfinite(box).all():
-                    outline(axis, box, COLORS[name])
-    figure.suptitle(", ".join(f"{name}: {COLORS[name]}" for name in ("truth", *homes)), fontsize=8)
-    figures.save(figure, path)
-
-
-def outline(axis, box, color: str) -> None:
-    axis.add_patch(figures.plt.Rectangle(box[:2], *box[2:], fill=False, edgecolor=color, linewidth=1.2))

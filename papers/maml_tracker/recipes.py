@@ -33,7 +33,9 @@ class Recipe:
     dataset: str = "LaSOT, GOT-10k, TrackingNet, COCO"
     """Data the recipe is meant for; all but the built-in ones are given with --data."""
     datasets: tuple[str, ...] = ("lasot", "got10k", "trackingnet", "coco")
-    """Training sets under the data folder, drawn with equal probability."""
+    """Training sets under the data folder."""
+    shares: tuple[float, ...] = ()
+    """Probability of each of `datasets`; empty: equal."""
     held_out: tuple[str, ...] = ()
     """Names of data sets kept out of training and tracked at the end, for a folder without splits."""
 
@@ -47,7 +49,7 @@ class Recipe:
     shift_px: float = 64.0
     """Largest shift of the target's crop in training, per axis, in crop pixels."""
     scale: tuple[float, float] = (0.85, 1.18)
-    """Range of the target crop's side in training."""
+    """Range of the target's size in its crop in training, over the usual size: the crop's side is divided by it."""
     grey: float = 0.05
     brightness: float = 0.2
     max_gap: int = 100
@@ -129,28 +131,28 @@ _SMALL = Recipe(
 )
 
 _REAL = replace(
-    _SMALL, dataset="OTB, VOT, GOT-10k, LaSOT and coco side by side", datasets=("vot", "got10k", "lasot", "coco"),
-    held_out=("otb",), max_gap=100,
+    _SMALL, dataset="OTB, VOT, GOT-10k, LaSOT and coco side by side", max_gap=100,
+    datasets=("sequences", "vot", "got10k", "lasot", "coco"), shares=(0.6, 0.1, 0.1, 0.1, 0.1), held_out=("otb",),
 )
 _COMPARISON = {
     "contenders": ("detection", "detection_long", "maml", "last_step", "fixed_rate"),  # also: per_filter, first_order
-    "seeds": 3, "pairs_per_epoch": 160, "detection_epochs": 10,
+    "seeds": 2, "pairs_per_epoch": 160, "detection_epochs": 10, "epochs": 4, "drop_epochs": (2,),
 }
 
 RECIPES = {
     "tiny": replace(_SMALL, about="Retina-MAML in small on built-in sequences, four minutes on 2 CPU cores"),
     "tiny_fcos": replace(_SMALL, about="FCOS-MAML in small on built-in sequences", head="fcos"),
     "comparison": replace(
-        _SMALL, about="the paper's comparison in small: detection training against MAML, and its parts; three seeds",
+        _SMALL, about="the paper's comparison in small: detection training against MAML, and its parts; two seeds",
         **_COMPARISON,
     ),
     "real_small": replace(_REAL, about="Retina-MAML in small on real videos and COCO, tested on the OTB folder"),
     "real_small_otb": replace(
         _REAL, about="the other way round: trained on the OTB folder and COCO, tested on the others",
-        datasets=("otb", "coco"), held_out=("vot", "got10k", "lasot"),
+        datasets=("sequences", "otb", "coco"), shares=(0.6, 0.2, 0.2), held_out=("vot", "got10k", "lasot"),
     ),
     "comparison_real": replace(
-        _REAL, about="the same comparison on real videos; three seeds", **_COMPARISON,
+        _REAL, about="the same comparison on real videos; two seeds", **_COMPARISON,
     ),
     "retina": Recipe(
         "Retina-MAML, the paper: 71.2 AUC on OTB-100",

@@ -67,9 +67,12 @@ class MAMLTracker:
         seen = self.prepare(frame, [crop], [corners(crop, self.box)])
         last = torch.tensor([side * crop.scale for side in self.box[2:]], device=self.world.device)
         *found, penalty, score, rival = self.detect(self.theta, seen.x, last).tolist()
-        self.box = self._move(frame, crop, np.array(found), penalty * score)
+        if not np.isfinite([*found, penalty, score]).all():
+            return self.box, 0.0
+        found = np.array(found)
+        self.box = self._move(frame, crop, found, penalty * score)
         if recipe.online_update and score >= recipe.accept:
-            seen.box_xyxy[0] = torch.from_numpy(corners(crop, self.box))
+            seen.box_xyxy[0] = torch.from_numpy(found)
             self.support.put(seen)
             distracted = rival >= recipe.distractor * score
             if distracted or self.frame % recipe.update_every == 0:
@@ -110,8 +113,6 @@ class MAMLTracker:
 
     def _move(self, frame: np.ndarray, crop: crops.Crop, found: np.ndarray, trust: float) -> Box:
         """The new box: at the found centre, its size drawn to the found one as far as it is trusted."""
-        if not np.isfinite(found).all():
-            return self.box
         height, width = frame.shape[:2]
         cx, cy, *_ = crop.to_frame([*(found[:2] + found[2:]) / 2, 0, 0])
         lr = self.recipe.size_lr * trust

@@ -18,7 +18,7 @@ from common import run
 from common.data import loader, pairs
 from common.metrics import trackers
 from papers.maml_tracker import figures
-from papers.maml_tracker.data import Data, VideoSets, open_data, sets, targets
+from papers.maml_tracker.data import VideoSets, sets, targets
 from papers.maml_tracker.evaluate import PAPER
 from papers.maml_tracker.maml import MAML, multi_step_weights
 from papers.maml_tracker.model import build
@@ -62,7 +62,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     peaks = [group["lr"] for group in optimizer.param_groups]
 
     folder = run.open_run("maml_tracker", name, recipe, options, world)
-    data = open_data(recipe, root, folder / "unreadable.txt" if world.main else None)
+    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.main else None)
     start, wall_s = 0, 0.0
     if options.resume and (checkpoint := run.load_checkpoint(folder)):
         start, weights, state = checkpoint
@@ -72,7 +72,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
 
     samples = pairs.Pairs(
         data.train, VideoSets(recipe), length=recipe.pairs_per_epoch, max_gap=recipe.max_gap,
-        negatives=recipe.negatives, report=folder / "unreadable.txt",
+        negatives=recipe.negatives, weights=trackers.shares(recipe), report=folder / "unreadable.txt",
     )
     batches = pairs.pairs_loader(
         samples, recipe.batch, min(steps, options.stop_at or steps), seed=options.seed, start=start,
@@ -152,8 +152,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
             run.save_weights(folder / "detection.safetensors", maml.state_dict())
         due = step % options.checkpoint_every == 0 if options.checkpoint_every else rest == 0
         if world.main and (due or step in (steps, options.stop_at)):
-            # What evaluate may call comparable: the paper's recipe, untouched.
-            state = {"optimizer": optimizer.state_dict(), "wall_s": wall_s, "comparable": recipe == RECIPES.get(name)}
+            state = {"optimizer": optimizer.state_dict(), "wall_s": wall_s}
             run.save_checkpoint(folder, step, {"model": maml.state_dict()}, state)
         tick = time.perf_counter()
     log.close()
@@ -163,7 +162,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
 
     if world.size > 1:
         dist.barrier()  # the checkpoint is whole before anyone reads it
-    rows = trackers.compare(PAPER, folder, data.test, world) if report else []
+    rows = trackers.compare(PAPER, folder, data.test, world, each=bool(recipe.held_out)) if report else []
     rows = rows or [run.metric("loss", run.read_log(folder)[-1]["loss"], "")]
     if world.main:
         if report:
@@ -189,7 +188,7 @@ def load_detector(maml: MAML, path: Path) -> None:
 
 
 def validate(
-    maml: MAML, data: Data, recipe: Recipe, world: run.World, workers: int = 0, steps: int | None = None
+    maml: MAML, data: pairs.Data, recipe: Recipe, world: run.World, workers: int = 0, steps: int | None = None
 ) -> list[float]:
     """Mean losses on the target images of all validation pairs after 0..k gradient steps on their support sets. The
     pairs are the same every time; in all of them the target is there."""

@@ -2,7 +2,7 @@
 and the features in a plain correlation tracker.
 
 ``python -m papers.sbt.train ablation`` trains the contenders; ``--resume auto`` goes on where it was killed.
-``python -m papers.sbt.ablation`` writes the README's tables of ablations and of single sequences anew from results/.
+``python -m papers.sbt.ablation`` writes the README's table anew from results/ablation*.json.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from common import run
+from common.data import pairs
+from common.metrics import trackers
 from papers.sbt.figures import draw_ablation
 from papers.sbt.model import VARIANTS
 from papers.sbt.recipes import Recipe
@@ -23,7 +25,8 @@ SCORES = {"ao": "%", "iou": "%"}
 
 
 def contenders(model: str) -> dict[str, dict[str, Any]]:
-    """What each contender changes in a recipe of `model`; 'interleaved' is the paper's network."""
+    """What each contender changes in a recipe of `model`; 'interleaved' is the paper's network. Nothing reads the
+    template of 'none'; it goes through the network all the same, and its multiply-adds count."""
     blocks = VARIANTS[model]["depths"][2]
     half = len(VARIANTS[model]["cross_blocks"][2])
 
@@ -58,6 +61,9 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World) -
     folder. What is finished stays finished when it is resumed."""
     if recipe.seeds < 1 or recipe.model not in VARIANTS:
         raise run.UserError(f"an ablation needs --seeds of 1 or more and one of the models {', '.join(VARIANTS)}")
+    root = trackers.data_folder(recipe, options.data)
+    if not pairs.open_data(recipe, root).val:
+        raise run.UserError(f"an ablation is scored on a validation split, and {root} has none that the recipe uses")
     members = {contender: member(recipe, contender) for contender in recipe.contenders}
     folder = run.open_run("sbt", name, recipe, options, world)
     seeds = list(range(options.seed, options.seed + recipe.seeds))
@@ -125,32 +131,14 @@ def table(metrics: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"%, {over} {', '.join(map(str, seeds))}.", ""])
 
 
-def by_sequence(metrics: list[dict[str, Any]]) -> str:
-    """Markdown: what the tracker and the baselines reach on each sequence ("otb/Man auc, still") and altogether."""
-    rows: dict[str, dict[str, float]] = {}
-    for metric in metrics:
-        name, _, label = metric["name"].partition(", ")
-        if "fps" not in name:
-            rows.setdefault(name, {})[label or "sbt"] = metric["value"]
-    columns = list(next(iter(rows.values())))
-    lines = [f"| | {' | '.join(columns)} |", "|---" + "|---:" * len(columns) + "|"]
-    return "\n".join([*lines, *(f"| {name} | {' | '.join(f'{v:.1f}' for v in row.values())} |"
-                                for name, row in rows.items())]) + "\n"
-
-
-def write_tables(readme: Path, results: Path) -> None:
-    """Rewrites what stands between the marker lines that the README has: a table of each record, under its data."""
-    text = readme.read_text()
-    for marker, names, show in (("ablation", "ablation*.json", table), ("sequences", "real_small*.json", by_sequence)):
-        start, end = f"<!-- {marker}:start -->\n", f"<!-- {marker}:end -->"
-        before, found, rest = text.partition(start)
-        if not found:
-            continue
-        records = [json.loads(path.read_text()) for path in sorted(results.glob(names))]
-        made = "\n".join(f"{record['data']}:\n\n{show(record['metrics'])}" for record in records)
-        text = before + start + made + end + rest.partition(end)[2]
-    readme.write_text(text)
+def write_table(readme: Path, results: Path) -> None:
+    """Rewrites what stands between the README's marker lines: a table of each record, under its data."""
+    start, end = "<!-- ablation:start -->\n", "<!-- ablation:end -->"
+    before, _, rest = readme.read_text().partition(start)
+    records = [json.loads(path.read_text()) for path in sorted(results.glob("ablation*.json"))]
+    made = "\n".join(f"{record['data']}:\n\n{table(record['metrics'])}" for record in records)
+    readme.write_text(before + start + made + end + rest.partition(end)[2])
 
 
 if __name__ == "__main__":
-    write_tables(Path(__file__).with_name("README.md"), Path(__file__).with_name("results"))
+    write_table(Path(__file__).with_name("README.md"), Path(__file__).with_name("results"))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import re
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -208,7 +207,7 @@ def main() -> None:
     template, search = (
         crops.normalise(torch.rand(1, 3, side, side, device=args.device) * 255) for side in (128, 256)
     )
-    environment = run.environment() | {"command": run.command(sys.orig_argv)}  # no folder of this machine
+    environment = run.environment()
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else environment["hardware"]
     stamp = (
         f"SBT-{args.variant}, {run.multiply_adds(model, template, search) / 1e9:.1f} G multiply-adds, batch 1, "

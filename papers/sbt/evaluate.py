@@ -47,16 +47,21 @@ def follow(network: torch.nn.Module, recipe: Recipe, world: run.World) -> SBTTra
     )
 
 
+def official(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether tensors bear the names of the authors' code."""
+    return any(name.startswith("backbone.patch_embed1.") for name in weights)
+
+
 def take(weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A file's tensors under our names. The authors' were trained with what their code does, and go nowhere else."""
-    theirs = any(name.startswith("backbone.patch_embed1.") for name in weights)
-    if theirs and network.backbone.stages[0].norm_applied:
+    if official(weights) and network.backbone.stages[0].norm_applied:
         raise run.UserError("these weights are the authors': take the recipe authors_base, _large or _huge for them")
     return convert(weights)
 
 
 PAPER = trackers.Paper(
-    "sbt", {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)}, build, follow, take
+    "sbt", {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)}, build, follow, take,
+    official,
 )
 
 if __name__ == "__main__":

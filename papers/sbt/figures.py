@@ -10,43 +10,16 @@ import numpy as np
 import torch
 
 from common import figures, run
-from common.data import crops, tracking
+from common.data import crops, pairs, tracking
 from common.metrics import trackers
-from papers.sbt.data import Data
 from papers.sbt.recipes import Recipe
 
-COLORS = {"truth": "lime", "sbt": "red", "still": "white", "correlation": "deepskyblue"}
 
-
-def draw(folder: Path, model: torch.nn.Module, data: Data, recipe: Recipe, world: run.World) -> None:
+def draw(folder: Path, model: torch.nn.Module, data: pairs.Data, recipe: Recipe, world: run.World) -> None:
     figures.curves(folder, [["loss", "val/loss"], ["iou", "val/iou"], ["lr"]])
     if data.test:
-        draw_tracks(folder / "tracks.png", folder / "tracking", data.test[:8])
-        draw_scores(folder / "scores.png", model, data.test[:6], recipe, world)
-
-
-def draw_tracks(path: Path, results: Path, sequences: list[tracking.Sequence], frames: int = 6) -> None:
-    """Evenly spread frames of each sequence with the boxes of ground truth, tracker and baselines."""
-    homes = {"sbt": results, **{name: results / name for name in trackers.BASELINES if (results / name).is_dir()}}
-    found = {name: trackers.results(sequences, home) for name, home in homes.items()}
-    figure, axes = figures.plt.subplots(
-        len(sequences), frames, figsize=(2.2 * frames, 1.75 * len(sequences)), squeeze=False, layout="constrained"
-    )
-    for row, (line, sequence) in enumerate(zip(axes, sequences)):
-        for axis, number in zip(line, np.linspace(0, len(sequence) - 1, frames).astype(int)):
-            axis.imshow(tracking.read_frame(sequence.frames[number]))
-            axis.set(xticks=[], yticks=[])
-            axis.set_title(f"{sequence.name.removeprefix('GOT-10k_')}, {number + 1}", fontsize=7)
-            boxes = {name: result[row].boxes[number] for name, result in found.items()}
-            for name, box in {"truth": sequence.boxes[number], **boxes}.items():
-                if np.isfinite(box).all():
-                    outline(axis, box, COLORS[name])
-    figure.suptitle(", ".join(f"{name}: {COLORS[name]}" for name in ("truth", *homes)), fontsize=8)
-    figures.save(figure, path)
-
-
-def outline(axis, box, color: str) -> None:
-    axis.add_patch(figures.plt.Rectangle(box[:2], *box[2:], fill=False, edgecolor=color, linewidth=1.2))
+        trackers.draw_tracks(folder / "tracks.png", data.test[:8], folder / "tracking")
+        draw_scores(folder / "scores.png", model.eval(), data.test[:6], recipe, world)
 
 
 @torch.inference_mode()
@@ -73,8 +46,8 @@ def draw_scores(
         for axis, picture in zip(column, (z, x, score.view(model.grid, model.grid))):
             axis.imshow(picture, **({"vmin": 0, "vmax": 1} if picture is not z and picture is not x else {}))
             axis.set(xticks=[], yticks=[])
-        outline(column[1], crop.to_crop(box), COLORS["truth"])
-        outline(column[1], (cx - w / 2, cy - h / 2, w, h), COLORS["sbt"])
+        figures.outline(column[1], crop.to_crop(box), trackers.COLORS["truth"])
+        figures.outline(column[1], (cx - w / 2, cy - h / 2, w, h), trackers.COLORS["tracker"])
         column[2].set_title(f"up to {score.max():.2f}", fontsize=8)
     figures.save(figure, path)
 

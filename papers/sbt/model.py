@@ -292,6 +292,11 @@ class Prediction(NamedTuple):
     """(B, N, 4): cx, cy, w, h of the target as shares of the search crop, from its top left corner."""
 
 
+def at_least_float(x: torch.Tensor) -> torch.Tensor:
+    """A share of the crop in bfloat16 is off by up to 1/512 of it: half a pixel of 256."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class SBTHead(nn.Module):
     """Two separate networks over the search tokens: target or background, and the target's box."""
 
@@ -309,7 +314,7 @@ class SBTHead(nn.Module):
         x = x_BHWC.flatten(1, 2)
         if self.tokens not in (None, x.shape[1]):
             raise ValueError(f"this head was built for {self.tokens} search tokens, not {x.shape[1]}")
-        return Prediction(self.cls(x), self.box(x).sigmoid())
+        return Prediction(self.cls(x), at_least_float(self.box(x)).sigmoid())
 
 
 class SBT(nn.Module):

@@ -90,9 +90,11 @@ def load_backbone(backbone: torch.nn.Module, state_dict: Mapping[str, torch.Tens
     return [name for name in own if name not in found]
 
 
-def pretrained_weights(source: str) -> dict[str, torch.Tensor]:
+def pretrained_weights(source: str, variant: str) -> dict[str, torch.Tensor]:
     """A state dict for `load_backbone` from a file, the run folder of a pre-training, or a model of timm by name, whose
-    ImageNet weights timm then takes from its cache or fetches."""
+    ImageNet weights timm then takes from its cache or fetches; "pvt_v2" is the one that fits `variant`."""
+    if source == "pvt_v2":
+        source = {"sbt_light": "pvt_v2_b1", "sbt_small": "pvt_v2_b2"}.get(variant, "pvt_v2_b3")
     path = Path(source)
     if path.is_dir():
         if not (found := run.load_checkpoint(path)):

@@ -6,148 +6,23 @@ run's model/ is a timm model: ``timm.create_model("local-dir:RUN/model", pretrai
 
 from __future__ import annotations
 
-import math
-import time
 from pathlib import Path
 
 import timm
 import torch
-import torch.nn.functional as F
-from timm.data import Mixup
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from torch.nn.parallel import DistributedDataParallel
 
-from common import figures, run
-from common.data import images, loader
-from common.metrics import classification
+from common import classifier, run
 from papers.sbt.model import VARIANTS
 from papers.sbt.recipes import Pretrain
 
 
-def train(name: str, recipe: Pretrain, options: run.Options, world: run.World) -> Path:
-    """Trains, evaluates and reports one run; returns its folder."""
-    root = classification.data_folder(recipe, options.data)
-    data, val = images.open_images(root, "train"), images.open_images(root, "val")
-    steps_per_epoch = loader.steps_per_epoch(len(data), recipe.batch)
-    steps, size = recipe.epochs * steps_per_epoch, recipe.input_size_px
-    chunks = run.accumulation(recipe.batch, world, options.micro_batch)
+def build(recipe: Pretrain, classes: int) -> torch.nn.Module:
+    """The recipe's classifier, at random."""
     if recipe.model not in VARIANTS:
         raise run.UserError(f"no variant {recipe.model!r}; there are {', '.join(VARIANTS)}")
-    mixup = None
-    if recipe.mixup or recipe.cutmix:
-        if (share := recipe.batch // world.size) % 2:
-            raise run.UserError(f"mixup pairs images: each process needs an even share of the batch, not {share}")
-        mixup = Mixup(
-            recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=len(data.classes)
-        )
+    return timm.create_model(recipe.model, num_classes=classes, **recipe.model_args)
 
-    run.seed_all(options.seed)
-    model = timm.create_model(recipe.model, num_classes=len(data.classes), **recipe.model_args)
-    model.to(world.device, memory_format=torch.channels_last)
-    flops = run.multiply_adds(model, torch.zeros(1, 3, size, size))
-    lr = recipe.base_lr * recipe.batch / 512
-    optimizer = create_optimizer_v2(model, "adamw", lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999))
-    schedule = CosineLRScheduler(
-        optimizer, t_initial=steps, lr_min=recipe.min_lr, warmup_t=int(recipe.warmup_epochs * steps_per_epoch),
-        warmup_lr_init=1e-6, t_in_epochs=False,
-    )
 
-    folder = run.open_run("sbt", name, recipe, options, world)
-    start, wall_s = 0, 0.0
-    if options.resume and (checkpoint := run.load_checkpoint(folder)):
-        start, weights, state = checkpoint
-        model.load_state_dict(weights["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        wall_s = state["wall_s"]
-    if options.compile:
-        model.compile()
-    network = DistributedDataParallel(model) if world.size > 1 else model
-
-    transform = images.train_transform(
-        size, crop_scale=recipe.crop_scale, flip=recipe.flip, policy=recipe.policy, erase=recipe.erase
-    )
-    batches = loader.train_loader(
-        data, transform, recipe.batch, min(steps, options.stop_at or steps), seed=options.seed, start=start,
-        rank=world.rank, world=world.size, workers=options.workers, report=folder / "unreadable.txt",
-    )
-    params = sum(p.numel() for p in model.parameters())
-    log = run.Log(folder, world, steps=steps, start=start)
-    log.say(
-        f"{recipe.model}, single image: {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per image\n"
-        f"{len(data):,} training and {len(val):,} validation images of {len(data.classes)} classes from {root}\n"
-        f"global batch {recipe.batch} = {world.size} processes x {recipe.batch // world.size} images"
-        f"{f' in {chunks} chunks' if chunks > 1 else ''}, peak learning rate {lr:.3g}, steps {start} to {steps}\n"
-        f"run folder {folder}"
-    )
-
-    model.train()
-    seen, began, tick = 0, wall_s, time.perf_counter()
-    for step, (pixels, labels) in enumerate(batches, start + 1):
-        run.seed_all(options.seed, step, world.rank)  # all randomness of a step follows from its number
-        schedule.step_update(step - 1)
-        pixels = pixels.to(world.device, non_blocking=True, memory_format=torch.channels_last)
-        targets = labels.to(world.device, non_blocking=True)
-        if mixup:
-            pixels, targets = mixup(pixels, targets)
-
-        loss = torch.zeros((), device=world.device)
-        parts = list(zip(pixels.chunk(chunks), targets.chunk(chunks)))
-        for i, (x, y) in enumerate(parts, 1):
-            if world.size > 1:
-                network.require_backward_grad_sync = i == len(parts)
-            with world.autocast():
-                logits = network(x)
-            # mixup has smoothed its targets already
-            part = F.cross_entropy(logits.float(), y, label_smoothing=0.0 if mixup else recipe.label_smoothing)
-            part = part * len(x) / len(pixels)
-            part.backward()
-            loss += part.detach()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm or math.inf).item()
-        if not math.isfinite(norm):  # the same on all ranks, and before the weights are touched
-            raise run.UserError(
-                f"the gradient is not finite at step {step} (loss {loss.item():.4g}); the last good checkpoint is in "
-                f"{folder}. Lower --base-lr, or set --clip-norm"
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-        seen, wall_s = seen + recipe.batch, wall_s + time.perf_counter() - tick
-        values = {}
-        if step % options.log_every == 0 or step == steps:
-            values = {
-                "loss": world.mean(loss), "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm,
-                "images_per_s": seen / (wall_s - began),
-            }
-        rest = step % steps_per_epoch
-        if rest == 0 or step == steps:
-            scores = classification.accuracy(model, val, recipe, world, workers=options.workers)
-            values |= {f"val/{key}": value for key, value in scores.items()}
-            model.train()
-        log.step(step, values)
-        due = step % options.checkpoint_every == 0 if options.checkpoint_every else rest == 0
-        if world.main and (due or step in (steps, options.stop_at)):
-            state = {"optimizer": optimizer.state_dict(), "wall_s": wall_s, "classes": data.classes}
-            run.save_checkpoint(folder, step, {"model": model.state_dict()}, state)
-        tick = time.perf_counter()
-    log.close()
-    if options.stop_at and options.stop_at < steps:
-        log.say(f"stopped at step {options.stop_at} of {steps}; go on with --resume {folder}")
-        return folder
-
-    scores = classification.accuracy(model, val, recipe, world, workers=options.workers)
-    if world.main:
-        run.export_timm(
-            model, folder / "model", side=size, crop=recipe.eval_crop, classes=data.classes,
-            model_args=recipe.model_args,
-        )
-        figures.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
-        figures.predictions(folder / "predictions.png", model, val, images.eval_transform(size, recipe.eval_crop))
-        run.write_results(folder, {
-            "paper": "sbt", "recipe": name,
-            "data": classification.describe(recipe, options.data, data, val),
-            "metrics": classification.metrics(scores, recipe, comparable=False), "params": params, "flops": flops,
-            "wall_s": wall_s, "peak_mem_bytes": run.peak_memory_bytes(),
-            "throughput": seen / (wall_s - began) if seen else None, "seed": options.seed,
-        })
-    return folder
+def train(name: str, recipe: Pretrain, options: run.Options, world: run.World) -> Path:
+    """Trains, evaluates and reports one classifier; returns its folder."""
+    return classifier.train("sbt", name, recipe, options, world, build, warmup_lr=1e-6)

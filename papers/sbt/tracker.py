@@ -98,5 +98,7 @@ class SBTTracker:
             self.step = CudaGraph(self._step, self.z, search)
         cx, cy, w, h, score, *_ = self.step(self.z, search).tolist()
         box = crop.to_frame(np.array([cx - w / 2, cy - h / 2, w, h]) * crop.size)
+        if not np.isfinite([*box, score]).all():
+            return self.box, 0.0
         self.box = keep_inside(box, frame.shape[1], frame.shape[0])
         return self.box, score

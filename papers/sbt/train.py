@@ -19,7 +19,6 @@ from common import run
 from common.data import crops, loader, pairs
 from common.metrics import trackers
 from papers.sbt import figures, loss
-from papers.sbt.data import open_data
 from papers.sbt.evaluate import PAPER, build
 from papers.sbt.official import load_backbone, pretrained_weights
 from papers.sbt.recipes import RECIPES, Pretrain, Recipe
@@ -52,7 +51,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
 
     run.seed_all(options.seed)
     model = build(recipe)
-    weights = pretrained_weights(recipe.weights) if recipe.weights else None
+    weights = pretrained_weights(recipe.weights, recipe.model) if recipe.weights else None
     fresh = load_backbone(model.backbone, weights) if weights else []
     model.to(world.device, memory_format=torch.channels_last)
     crop_pair = [torch.zeros(1, 3, side, side) for side in (recipe.template_px, recipe.search_px)]
@@ -66,7 +65,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     peaks = [group["lr"] for group in optimizer.param_groups]
 
     folder = run.open_run("sbt", name, recipe, options, world)
-    data = open_data(recipe, root, folder / "unreadable.txt" if world.main else None)
+    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.main else None)
     transform = pairs.PairTransform(
         recipe.template_px, recipe.search_px, recipe.template_factor, recipe.search_factor, recipe.centre_jitter,
         recipe.scale_jitter, recipe.grey, recipe.flip, recipe.brightness, recipe.published,
@@ -83,7 +82,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
 
     samples = pairs.Pairs(
         data.train, transform, length=recipe.pairs_per_epoch, max_gap=recipe.max_gap,
-        report=folder / "unreadable.txt",
+        weights=trackers.shares(recipe), report=folder / "unreadable.txt",
     )
     batches = pairs.pairs_loader(
         samples, recipe.batch, min(steps, options.stop_at or steps), seed=options.seed, start=start,
@@ -146,7 +145,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
             }
         epoch, rest = divmod(step, steps_per_epoch)
         if data.val and ((rest == 0 and epoch % recipe.eval_every == 0) or step == steps):
-            held_back = pairs.Pairs(data.val, transform, length=recipe.val_pairs, limit=0)
+            held_back = pairs.Pairs({"val": data.val}, transform, length=recipe.val_pairs, limit=0)
             scores = validate(model, held_back, recipe, world, options.workers)
             values |= {f"val/{key}": value for key, value in scores.items()}
             model.train()
@@ -165,7 +164,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     if world.size > 1:
         dist.barrier()  # the checkpoint is whole before anyone reads it
     rows = trackers.compare(PAPER, folder, data.test, world, baselines=report, each=bool(recipe.held_out))
-    rows = rows or [run.metric("loss", values["loss"], "")]
+    rows = rows or [run.metric("loss", run.read_log(folder)[-1]["loss"], "")]
     if world.main:
         if report:
             figures.draw(folder, model, data, recipe, world)

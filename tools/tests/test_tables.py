@@ -138,3 +138,28 @@ def test_records_without_a_place_for_them(home):
 ])
 def test_figures(value, sd, text):
     assert tables.figure(value, sd) == text
+
+
+def test_the_trackers_share_a_table_of_real_sequences(home):
+    values = {
+        "sbt": {"otb/Man auc": 31.26, "otb/Man auc, still": 9.0, "otb auc": 50.0, "otb fps": 7.0, "otb fps_model": 9.0},
+        "dualtfr": {"otb/Man auc": 40.0, "otb/Bolt auc": 20.0, "otb/Bolt auc, still": 11.0},
+    }
+    for paper, scores in values.items():
+        (home / paper / "results").mkdir(parents=True)
+        (home / paper / "recipes.py").write_text("RECIPES = {'real_small': None}")
+        metrics = [metric(name, value, "%") for name, value in scores.items()]
+        (home / paper / "results/real_small-seed0.json").write_text(json.dumps(record(paper=paper, metrics=metrics)))
+        (home / paper / "README.md").write_text(
+            f"{tables.START}\n{tables.END}\nbetween\n{tables.REAL_START}\nold\n{tables.REAL_END}\nAfter.\n")
+    assert len(tables.update(home, write=True)) == 3 and not tables.update(home, write=True)
+    for paper in values:
+        text = (home / paper / "README.md").read_text()
+        assert text.startswith(f"{tables.START}\n| recipe |") and text.endswith(f"{tables.REAL_END}\nAfter.\n")
+        assert text.partition("between\n")[2].splitlines()[1:-2] == [
+            "|  | SBT | DualTFR | still |", "|---|---:|---:|---:|",
+            "| otb/Man auc | 31.3 | 40.0 | 9.0 |", "| otb/Bolt auc | – | 20.0 | 11.0 |",
+            "| mean of the 2 | – | 30.0 | 10.0 |",
+            "| otb frames/s, with reading | 7.0 | – | – |", "| otb frames/s, the tracker alone | 9.0 | – | – |", "",
+            "%, a single training each: `real_small` for OTB, `real_small_otb` for the others.",
+        ]

@@ -18,7 +18,7 @@ from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
 from common.metrics import classification, tracker_demo, trackers
 from papers.dualtfr import ablation, bench, contract, loss, pretrain, train
-from papers.dualtfr.data import open_data, transform
+from papers.dualtfr.data import transform
 from papers.dualtfr.evaluate import PAPER, build, weights_of
 from papers.dualtfr.recipes import RECIPES, Pretrain
 
@@ -64,7 +64,7 @@ def _scores(folder):
 
 
 def test_overfits_one_pair(data):
-    found = open_data(LIVELY, data)
+    found = pairs.open_data(LIVELY, data)
     (batch,) = pairs.pairs_loader(pairs.Pairs(found.train, transform(LIVELY), length=1), 1, 1, seed=3)
     torch.manual_seed(0)
     model = build(RECIPES["tiny"])
@@ -100,6 +100,18 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, data):
     rates = [row["lr"] for row in run.read_log(whole)]
     assert rates == pytest.approx([1e-3, 2e-3, 2e-3, 2e-3, 2e-4, 2e-4])
     assert [row["step"] for row in run.read_log(whole) if "val/loss" in row] == [3, 6]
+
+
+def test_a_training_without_a_validation_split_ends_and_ends_again(tmp_path, data):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "train").symlink_to(data / "train")
+    recipe = dataclasses.replace(LIVELY, epochs=1)
+    folder = _train(tmp_path / "runs", alone, recipe, report=True)
+    scores = _scores(folder)
+    assert set(scores) == {"loss"} and scores["loss"] == run.read_log(folder)[-1]["loss"]
+    (folder / "results.json").unlink()  # killed after the last step
+    assert _train(tmp_path / "runs", alone, recipe, resume="auto") == folder and _scores(folder) == scores
 
 
 def test_accumulation_is_the_whole_batch(tmp_path, data):
@@ -153,7 +165,7 @@ def test_a_run_is_reported_evaluated_and_shown(tmp_path, data, monkeypatch, caps
     assert not any(m["comparable"] for m in results["metrics"])
     assert [m["name"] for m in results["metrics"]] == [
         "got10k ao", "got10k ao, still", "got10k ao, correlation",
-        "got10k fps_model", "pairs iou",
+        "got10k fps", "got10k fps_model", "pairs iou",
     ]
     assert {p.name for p in folder.glob("*.png")} == {"curves.png", "tracks.png", "matches.png"}
 
@@ -214,11 +226,11 @@ def test_data_sets_without_splits_are_held_out_whole(tmp_path, data):
     (otb / "groundtruth_rect.txt").write_text("\n".join(["20,30,40,50"] * 20) + "\n")
     shutil.copytree(data / "train", tmp_path / "LaSOT", symlinks=True)  # one split alone is all there is
     recipe = dataclasses.replace(LIVELY, datasets=("lasot",), held_out=("otb",))
-    found = open_data(recipe, tmp_path)
+    found = pairs.open_data(recipe, tmp_path)
     assert [s.name for s in found.test] == ["Box"] and not found.val and len(found.train["lasot"]) == 3
     assert found.describe("mine") == "mine: 3 training sequences, 1 test sequences"
-    with pytest.raises(run.UserError, match="no folders for vot; it has got10k, lasot, otb"):
-        open_data(dataclasses.replace(recipe, held_out=("vot",)), tmp_path)
+    with pytest.raises(run.UserError, match="no folder for vot; it has got10k, lasot, otb"):
+        pairs.open_data(dataclasses.replace(recipe, held_out=("vot",)), tmp_path)
     folder = _train(tmp_path / "runs", tmp_path, dataclasses.replace(recipe, epochs=1))
     assert {"otb auc", "otb/Box auc"} <= _scores(folder).keys()
 
@@ -270,14 +282,17 @@ def test_bench_times_the_parts_of_the_network(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # what is timed, not how fast
     bench.main()
-    (folder,) = tmp_path.glob("dualtfr/bench/*")
-    rows = {m["name"]: m for m in _results(folder)["metrics"]}
+    (record,), (page,) = tmp_path.glob("dualtfr_micro_*.json"), tmp_path.glob("dualtfr_micro_*.md")
+    found = json.loads(record.read_text())
+    rows = {row["name"]: row for row in found["rows"]}
     assert rows["fps, eager"]["value"] > 0 and rows["fps, eager"]["paper_value"] == 40
     assert [name for name in rows if name.startswith("part")] == [
         "part: crop", "part: patch embedding", "part: stage 1, 2 LAB", "part: stage 2, 2 LAB", "part: stage 3, 2 GAB",
         "part: position and 4 CABs", "part: head", "part: choice of the box",
     ]
-    assert _results(folder)["flops"] < 31_924_224  # the template's share is left out
+    flops = bench.frame_flops(build(RECIPES["tiny"]), RECIPES["tiny"])
+    assert 0 < flops < 31_924_224 and f", {flops / 1e6:,.0f} M multiply-adds" in found["stamp"]  # without the template
+    assert "| part: head |" in page.read_text() and found["environment"]["command"] in page.read_text()
     monkeypatch.setattr(sys, "argv", ["bench", "--variant", "huge"])
     with pytest.raises(run.UserError, match="no variant 'huge'"):
         bench.main()
@@ -292,6 +307,7 @@ def test_bench_times_the_parts_of_the_network(monkeypatch, tmp_path, capsys):
     (["tiny", "--model", "dualtfr_huge"], "no variant 'dualtfr_huge'; there are dualtfr, dualtfr_micro"),
     (["tiny", "--weights", "resnet9000"], "a run folder, a file of weights or the name of a timm model"),
     (["tiny", "--weights", "/nowhere/swin.safetensors"], "no checkpoint at /nowhere/swin.safetensors"),
+    (["tiny", "--shares", "0.5", "0.5"], "expected a probability above 0 for each of got10k"),
     (["tiny", "--resume", "/nowhere"], "not a run folder"),
     (["tiny", "--device", "cuda"], "no CUDA device"),
     (["ablation", "--contenders", "cab9"], "no contender 'cab9'"),

@@ -9,7 +9,7 @@ import torch
 from common.data import pairs, tracking
 from common.data.tiny.sequences import sequences
 from common.run import UserError
-from papers.maml_tracker.data import VideoSets, context_side, corners, crop_around, cut, open_data, sets, targets, zooms
+from papers.maml_tracker.data import VideoSets, context_side, corners, crop_around, cut, sets, targets, zooms
 from papers.maml_tracker.recipes import RECIPES
 
 TINY, FULL = RECIPES["tiny"], RECIPES["retina"]
@@ -34,7 +34,7 @@ def sample(box, sequence, frame=None):
 
 @pytest.fixture(scope="module")
 def data():
-    return open_data(TINY, sequences())
+    return pairs.open_data(TINY, sequences())
 
 
 def test_a_square_target_measures_its_anchor_in_the_middle():
@@ -113,14 +113,14 @@ def test_sets_of_a_batch(data):
 def test_data_sets(data, tmp_path):
     assert data.describe("sequences") == "sequences: 60 training sequences, 6 test sequences"
     held = dataclasses.replace(TINY, datasets=("got10k",), held_out=("otb",))
-    with pytest.raises(UserError, match="no folders for got10k, otb"):
-        open_data(held, tmp_path)
+    with pytest.raises(UserError, match="no folder for got10k, otb"):
+        pairs.open_data(held, tmp_path)
     (tmp_path / "GOT-10k").symlink_to(sequences() / "train")
     (tmp_path / "OTB" / "Square" / "img").mkdir(parents=True)
     from PIL import Image
 
     Image.fromarray(frame_with_square((9, 9, 20, 20))).save(tmp_path / "OTB" / "Square" / "img" / "0001.jpg")
     (tmp_path / "OTB" / "Square" / "groundtruth_rect.txt").write_text("10,10,20,20\n")
-    found = open_data(held, tmp_path)
+    found = pairs.open_data(held, tmp_path)
     assert [s.name for s in found.test] == ["Square"] and len(found.train["got10k"]) == 60
     assert isinstance(found.test[0], tracking.Sequence)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from common import run
+from common.data import pairs
 from common.data.tiny.sequences import sequences
 from common.metrics import tracker_demo, trackers
 from papers.maml_tracker import comparison, train
-from papers.maml_tracker.data import VideoSets, open_data
+from papers.maml_tracker.data import VideoSets
 from papers.maml_tracker.evaluate import PAPER
 from papers.maml_tracker.maml import multi_step_weights
 from papers.maml_tracker.model import build
@@ -105,8 +106,7 @@ def test_every_variant_trains(tmp_path, two_videos, changes):
 
 def test_one_video_is_learned_by_heart():
     torch.manual_seed(0)
-    data, recipe = open_data(SHORT, sequences()), dataclasses.replace(SHORT, negatives=0.0)
-    from common.data import pairs
+    data, recipe = pairs.open_data(SHORT, sequences()), dataclasses.replace(SHORT, negatives=0.0)
 
     sample = pairs.Pairs(data.train, VideoSets(recipe), length=1, max_gap=5)[0, 0]
     support, target = train.sets({key: value[None] for key, value in sample.items()}, 0, WORLD.device)
@@ -164,7 +164,7 @@ def test_a_run_is_reported_evaluated_and_shown(tmp_path, two_videos, monkeypatch
     folder = _train(tmp_path, two_videos, report=True)
     results = json.loads((folder / "results.json").read_text())
     assert [m["name"] for m in results["metrics"]] == [
-        "got10k ao", "got10k ao, still", "got10k ao, correlation", "got10k fps_model"]
+        "got10k ao", "got10k ao, still", "got10k ao, correlation", "got10k fps", "got10k fps_model"]
     assert not any(m["comparable"] for m in results["metrics"])
     assert {p.name for p in folder.glob("*.png")} == {
         "curves.png", "gradient_steps.png", "responses.png", "tracks.png"}
@@ -188,14 +188,21 @@ def test_a_run_is_reported_evaluated_and_shown(tmp_path, two_videos, monkeypatch
 @pytest.mark.slow
 def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos):
     recipe = dataclasses.replace(
-        SHORT, contenders=("detection", "detection_long", "maml"), seeds=2, epochs=1, drop_epochs=())
+        SHORT, contenders=("detection", "detection_long", "maml", "fixed_rate"), seeds=2, epochs=1, drop_epochs=())
     options = run.Options(out=tmp_path, data=two_videos, resume="auto")
     comparison.compare("smoke", recipe, dataclasses.replace(options, stop_at=2), WORLD)
     folder = comparison.compare("smoke", recipe, options, WORLD)
     metrics = {m["name"]: m for m in json.loads((folder / "results.json").read_text())["metrics"]}
     assert metrics["maml: score"]["seeds"] == [0, 1]
-    for kept in folder.glob("seed*/maml_tracker/detection/*/comparison.json"):
-        assert any(json.loads(kept.read_text())["detection"]["rate"] == pytest.approx(r) for r in comparison.RATES)
+    rates = {"detection": [], "fixed_rate": []}
+    for seed in (0, 1):  # meta-training starts from the rate that was chosen for the detector, and keeps it if told so
+        for contender, its in rates.items():
+            (kept,) = folder.glob(f"seed{seed}/maml_tracker/{contender}/*/comparison.json")
+            its.append(json.loads(kept.read_text())[contender]["rate"])
+        (config,) = folder.glob(f"seed{seed}/maml_tracker/maml/*/config.json")
+        assert json.loads(config.read_text())["recipe"]["rate"] == rates["detection"][-1]
+    assert rates["detection"] == rates["fixed_rate"] and set(rates["detection"]) <= set(comparison.RATES)
+    assert next(iter(metrics)) == "detection: score"
     assert metrics["maml, no steps: score"]["value"] >= 0 and "still: score" in metrics
     assert "| maml, first frame only |" in (folder / "report.md").read_text()
     with pytest.raises(run.UserError, match="no contender 'x'"):
@@ -210,6 +217,7 @@ def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos):
     (["tiny", "--head", "yolo"], "no 'yolo'; there are retina, fcos"),
     (["tiny", "--imagenet"], "the narrow backbone has no ImageNet weights"),
     (["tiny", "--start", "/nowhere.pth"], "no checkpoint at /nowhere.pth"),
+    (["tiny", "--shares", "0.5", "0.5"], "expected a probability above 0 for each of got10k"),
     (["tiny", "--resume", "/nowhere"], "not a run folder"),
     (["tiny", "--granularity", "per_pixel"], "per_tensor, per_filter"),
     (["tiny", "--multi-step", "none"], "uniform, annealed, last"),

@@ -12,7 +12,7 @@ from common.data import crops as crops_module
 from common.metrics.trackers import hann_window, keep_inside
 from common.run import UserError, World
 from papers.sbt import load_official
-from papers.sbt.evaluate import build, follow, take
+from papers.sbt.evaluate import build, follow, official, take
 from papers.sbt.loss import assign, terms, total, weight_sum
 from papers.sbt.model import Prediction
 from papers.sbt.official import convert
@@ -204,4 +204,5 @@ def test_the_authors_weights_need_a_recipe_that_errs_as_they_do():
         take(weights, build(RECIPES["full"]))
     network = build(RECIPES["authors_base"])
     network.load_state_dict(take(weights, network))
+    assert official(weights) and not official(network.state_dict())  # whose scores may be called comparable
     assert follow(network, RECIPES["authors_base"], World(0, 1, torch.device("cpu"), None)).published

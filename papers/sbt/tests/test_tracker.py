@@ -83,6 +83,16 @@ def test_bf16_leaves_the_trained_weights_alone():
         assert torch.equal(tensor, before[name]) and tensor.dtype == torch.float32
 
 
+def test_an_answer_that_is_not_finite_leaves_the_box_where_it_is():
+    network = Brightest()
+    tracker, frame = SBTTracker(network, template_size=64, search_size=128), frame_with(20, 20, 24, 18)
+    tracker.init(frame, (20, 20, 24, 18))
+    for logit, share in ((float("nan"), 0.5), (0.0, float("nan")), (0.0, float("inf"))):
+        found = Prediction(torch.full((1, 256, 2), logit), torch.full((1, 256, 4), share))
+        network.predict = lambda z, x, found=found: found
+        assert tracker.track(frame) == ((20, 20, 24, 18), 0.0)
+
+
 def test_an_empty_box_is_refused():
     tracker = SBTTracker(Brightest())
     with pytest.raises(run.UserError, match="empty or not finite"):

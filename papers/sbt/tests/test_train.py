@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 
 from common import run
-from common.data import tracking
+from common.data import pairs, tracking
 from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
 from common.metrics import tracker_demo, trackers
-from papers.sbt import ablation, pretrain, train
-from papers.sbt.data import open_data
+from papers.sbt import ablation, figures, pretrain, train
 from papers.sbt.evaluate import PAPER
 from papers.sbt.recipes import RECIPES
 
@@ -146,11 +145,15 @@ def test_a_loss_that_explodes_stops_the_run_before_the_weights_are_touched(tmp_p
 
 
 def test_a_run_can_be_evaluated_and_drawn(tmp_path, data, monkeypatch, capsys):
+    draw, training = figures.draw_scores, []
+    monkeypatch.setattr(figures, "draw_scores", lambda path, model, *rest: (
+        training.append(model.training), draw(path, model, *rest)))
     folder = train.train("smoke", LIVELY, run.Options(data=data, out=tmp_path / "runs"), WORLD)
     scores = _scores(folder)
+    assert training == [False]
     results = json.loads((folder / "results.json").read_text())
     assert set(scores) == {"got10k ao", "got10k ao, still", "got10k ao, correlation"}
-    assert not any(m["comparable"] for m in results["metrics"]) and len(results["metrics"]) == 4
+    assert not any(m["comparable"] for m in results["metrics"]) and len(results["metrics"]) == 5
     assert {p.name for p in folder.glob("*.png")} == {"curves.png", "tracks.png", "scores.png"}
 
     out = tmp_path / "again"
@@ -219,6 +222,33 @@ def test_an_ablation_resumes_and_reports_all_contenders(tmp_path, data):
     assert "| interleaved | 4" in (folder / "report.md").read_text()
 
 
+def test_a_training_without_a_validation_split_ends_and_ends_again(tmp_path, data):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "train").symlink_to(data / "train")
+    recipe = dataclasses.replace(LIVELY, epochs=1, pairs_per_epoch=8)
+    folder = train.train("smoke", recipe, run.Options(data=alone, out=tmp_path / "runs"), WORLD)
+    scores = _scores(folder)
+    assert set(scores) == {"loss"} and scores["loss"] == run.read_log(folder)[-1]["loss"]
+    (folder / "results.json").unlink()  # killed after the last step
+    assert _train(tmp_path / "runs", alone, recipe, resume="auto") == folder and _scores(folder) == scores
+    with pytest.raises(run.UserError, match="scored on a validation split"):
+        ablation.compare("ablation", RECIPES["ablation"], run.Options(data=alone, out=tmp_path), WORLD)
+
+
+@pytest.mark.parametrize("shares, first", [((1.0, 3.0), 0.25), ((), 0.5)])
+def test_data_sets_are_drawn_by_their_shares(tmp_path, data, monkeypatch, shares, first):
+    root, seen = tmp_path / "two", []
+    root.mkdir()
+    for name in ("got10k", "lasot"):  # another folder of the same kind will do
+        (root / name).symlink_to(data)
+    keep = pairs.pairs_loader
+    monkeypatch.setattr(pairs, "pairs_loader", lambda samples, *a, **k: seen.append(samples) or keep(samples, *a, **k))
+    recipe = dataclasses.replace(LIVELY, datasets=("got10k", "lasot"), shares=shares)
+    _train(tmp_path, root, recipe, stop_at=1)
+    assert seen[0].shares.tolist() == [first, 1 - first]
+
+
 def test_contenders_are_what_they_are_called():
     blocks = {name: c.get("model_args", {}).get("cross_blocks") for name, c in ablation.contenders("sbt_base").items()}
     assert blocks["none"][2] == () and blocks["one"][2] == (2,) and blocks["interleaved"] is None
@@ -227,26 +257,19 @@ def test_contenders_are_what_they_are_called():
         ablation.member(RECIPES["tiny"], "both")
 
 
-def test_tables_of_ablations_and_of_single_sequences(tmp_path):
-    scores = {"otb auc": 30.0, "otb auc, still": 20.0, "otb/Man auc": 31.25, "otb/Man auc, still": 9.0, "otb fps": 7.0}
-    metrics = {
-        "real_small-seed0": [run.metric(name, value, "%") for name, value in scores.items()],
-        "ablation-seed3": [
-            run.metric("none iou", 50.0, "%") | {"seeds": [3]}, run.metric("none ao", 20.0, "%") | {"seeds": [3]},
-            run.metric("none params", 1234, "parameters"), run.metric("none flops", 2e6, "multiply-adds"),
-        ],
-    }
-    for name, its in metrics.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps({"data": f"data of {name}", "metrics": its}))
+def test_the_table_of_ablations(tmp_path):
+    metrics = [
+        run.metric("none iou", 50.0, "%") | {"seeds": [3]}, run.metric("none ao", 20.0, "%") | {"seeds": [3]},
+        run.metric("none params", 1234, "parameters"), run.metric("none flops", 2e6, "multiply-adds"),
+    ]
+    (tmp_path / "ablation-seed3.json").write_text(json.dumps({"data": "its data", "metrics": metrics}))
     readme = tmp_path / "README.md"
-    markers = [f"<!-- {name}:{end} -->\n" for name in ("ablation", "sequences") for end in ("start", "end")]
-    readme.write_text("".join(["before\n", *markers[:2], "between\n", *markers[2:], "after\n"]))
+    readme.write_text("before\n<!-- ablation:start -->\n<!-- ablation:end -->\nafter\n")
     for _ in range(2):  # written again, it stays the same
-        ablation.write_tables(readme, tmp_path)
+        ablation.write_table(readme, tmp_path)
         text = readme.read_text()
-        assert text.count("| otb/Man auc | 31.2 | 9.0 |") == text.count("| none | 1,234 | 2.0 M | 50.0 | 20.0 |") == 1
-        assert "fps" not in text and "one training, seed 3" in text and text.startswith("before\n")
-        assert text.count("between") == text.count("after") == 1
+        assert text.count("| none | 1,234 | 2.0 M | 50.0 | 20.0 |") == 1 and "one training, seed 3" in text
+        assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n")
 
 
 def test_held_out_data_sets_train_nothing(tmp_path, data):
@@ -261,13 +284,13 @@ def test_held_out_data_sets_train_nothing(tmp_path, data):
         (folder / "img" / f"{i:04d}.jpg").symlink_to(path.resolve())
     np.savetxt(folder / "groundtruth_rect.txt", source.boxes[:22] + (1, 1, 0, 0), fmt="%.3f", delimiter=",")
     recipe = dataclasses.replace(LIVELY, datasets=("got10k",), held_out=("otb",))
-    opened = open_data(recipe, root)
+    opened = pairs.open_data(recipe, root)
     assert {s.dataset for found in opened.train.values() for s in found} == {"got10k"}
     assert [s.name for s in opened.test] == ["Thing"] and not opened.val
     scores = _scores(_train(tmp_path / "runs", root, recipe, stop_at=0))
     assert set(scores) == {"otb auc", "otb/Thing auc"}
     with pytest.raises(run.UserError, match="no folder for vot; it has got10k, otb"):
-        open_data(dataclasses.replace(recipe, held_out=("vot",)), root)
+        pairs.open_data(dataclasses.replace(recipe, held_out=("vot",)), root)
 
 
 @pytest.mark.parametrize("argv, message", [
@@ -280,6 +303,7 @@ def test_held_out_data_sets_train_nothing(tmp_path, data):
     (["tiny", "--search-px", "100"], "search_size 100 is not a multiple of the stride 8"),
     (["tiny", "--head", "correlation", "--model", "no_such_net"], "cannot build no_such_net"),
     (["tiny", "--weights", "/nowhere.pth"], "no checkpoint at /nowhere.pth"),
+    (["tiny", "--shares", "0.5", "0.5"], "expected a probability above 0 for each of got10k"),
     (["pretrain"], "meant for ImageNet-1K"),
 ])
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):

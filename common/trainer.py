@@ -1,0 +1,173 @@
+"""transformers' Trainer in a run folder, for the papers that train language models.
+
+A paper's ``train.py`` says what is trained and how: model, batches, and what it prescribes of `arguments`. It overrides
+`Trainer` where its loss or its optimizer is its own. Here is what joins transformers to run.py: seeds, log, stop,
+resumption, and DeepSpeed. Checkpoints are transformers' own, ``checkpoints/checkpoint-N/``, with two changes: of the
+weights they hold those that are trained, as safetensors, and one without `WHOLE`, written last, does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from torch.utils.data import DataLoader
+
+from common import run
+
+WHOLE = "whole.json"
+
+
+def arguments(
+    folder: Path, options: run.Options, world: run.World, *, batch: int, steps: int, chunks: int = 1, **prescribed: Any
+) -> transformers.TrainingArguments:
+    """What the paper prescribes, in transformers' words, and how a run folder wants the rest.
+
+    `batch` is the global batch, which every process takes in so many `chunks`. Logging, saving and evaluation are
+    `Progress`'s to decide.
+    """
+    return transformers.TrainingArguments(
+        output_dir=str(folder / "checkpoints"), max_steps=steps, gradient_accumulation_steps=chunks,
+        per_device_train_batch_size=math.ceil(batch / world.size / chunks), bf16=world.amp is not None,
+        use_cpu=world.device.type == "cpu", seed=options.seed, torch_compile=options.compile,
+        dataloader_num_workers=options.workers, remove_unused_columns=False, logging_steps=options.log_every,
+        logging_nan_inf_filter=False, save_strategy="no", save_total_limit=2, eval_strategy="no", report_to="none",
+        disable_tqdm=True, **prescribed,
+    )
+
+
+def deepspeed_config(paper: Path, name: str) -> str | None:
+    """File of the DeepSpeed configuration `name` in the folder of a paper; None without a name."""
+    if not name:
+        return None
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        import deepspeed
+    except ImportError:
+        message = f"this recipe needs deepspeed (make setup PAPER={paper.name}); to do without: --deepspeed ''"
+        raise run.UserError(message) from None
+    if dist.is_initialized():
+        deepspeed.init_distributed()  # joins our group; else ZeRO-3 takes itself for alone while weights are loaded
+    return str(paper / "scripts" / f"{name}.json")
+
+
+class Progress(transformers.TrainerCallback):
+    """Log, checkpoints and stop of a run, and the seed of every step; where a resumed run goes on."""
+
+    def __init__(
+        self, folder: Path, options: run.Options, world: run.World, *, batch: int, steps: int, per_epoch: int,
+        eval_every: int = 0,
+    ):
+        """`eval_every`: steps between losses on the Trainer's `eval_dataset`; 0: never."""
+        self.options, self.world, self.batch, self.steps, self.eval_every = options, world, batch, steps, eval_every
+        self.save_every = options.checkpoint_every or per_epoch
+        self.checkpoint = _newest_checkpoint(folder) if options.resume else None
+        self.start, self.before = 0, 0.0  # steps, and seconds they took, of the processes before this one
+        if self.checkpoint:
+            self.start = int(self.checkpoint.name.split("-")[1])
+            self.before = json.loads((self.checkpoint / WHOLE).read_text())["wall_s"]
+        self.step, self.began = self.start, time.perf_counter()
+        self.log = run.Log(folder, world, steps=steps, start=self.start)
+
+    @property
+    def wall_s(self) -> float:
+        return self.before + time.perf_counter() - self.began
+
+    @property
+    def throughput(self) -> float | None:
+        """Samples per second since this process started."""
+        return (self.step - self.start) * self.batch / (self.wall_s - self.before) or None
+
+    def on_step_begin(self, args, state, control, **_):
+        run.seed_all(self.options.seed, state.global_step + 1, self.world.rank)
+
+    def on_step_end(self, args, state, control, **_):
+        self.step = state.global_step
+        last = self.step in (self.steps, self.options.stop_at)
+        control.should_log |= last
+        control.should_save |= last or self.step % self.save_every == 0
+        if self.eval_every:
+            control.should_evaluate = self.step % self.eval_every == 0 or self.step == self.steps
+        control.should_training_stop |= last
+        self.log.step(self.step)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" in logs:
+            values = {"loss": logs["loss"], "lr": logs["learning_rate"], "samples_per_s": self.throughput}
+            more = {key: float(value) for key, value in logs.items() if key not in ("loss", "learning_rate", "epoch")}
+            self.log.step(self.step, values | more)
+        elif "eval_loss" in logs:
+            self.log.step(self.step, {"val/loss": logs["eval_loss"]})
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    found = [path.parent for path in (folder / "checkpoints").glob(f"checkpoint-*/{WHOLE}")]
+    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+class Trainer(transformers.Trainer):
+    """transformers' Trainer, fed in an order that follows from the seed, whose checkpoints hold what is trained."""
+
+    def __init__(self, batches: DataLoader, progress: Progress, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.batches, self.progress = batches, progress
+        self.remove_callback(transformers.PrinterCallback)
+        self.add_callback(progress)
+
+    def run_steps(self) -> bool:
+        """Trains from the newest checkpoint on; whether the last step was reached, and not --stop-at before it."""
+        progress = self.progress
+        self.train(resume_from_checkpoint=str(progress.checkpoint) if progress.checkpoint else None)
+        progress.log.close()
+        if progress.step < progress.steps:
+            folder = Path(self.args.output_dir).parent
+            progress.log.say(f"stopped at step {progress.step} of {progress.steps}; go on with --resume {folder}")
+        return progress.step >= progress.steps
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self.batches  # shared out between the ranks already
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not loss.isfinite():
+            raise run.UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last good checkpoint is in "
+                f"{self.args.output_dir}. Lower the learning rate or --clip-norm"
+            )
+        return loss
+
+    def whole_weights(self) -> dict[str, torch.Tensor]:
+        """All weights, whole, on the main process; ZeRO-3 gathers what it has scattered."""
+        if self.is_deepspeed_enabled:
+            return self.accelerator.get_state_dict(self.deepspeed)
+        return self.model.state_dict()
+
+    def _trained(self) -> list[str]:
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        weights = self.model.state_dict() if state_dict is None else state_dict
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        run.save_weights(Path(output_dir) / "model.safetensors", {name: weights[name] for name in self._trained()})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        weights = run.load_weights(Path(resume_from_checkpoint) / "model.safetensors")
+        missing, unexpected = self.model.load_state_dict(weights, strict=False)
+        if unexpected or not set(missing).isdisjoint(self._trained()):
+            raise run.UserError(f"{resume_from_checkpoint} holds other weights than this recipe trains")
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if dist.is_initialized():
+            dist.barrier()  # every rank has written its part
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            run.write_json(folder / WHOLE, {"wall_s": self.progress.wall_s})
