@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,11 +117,12 @@ def main() -> None:
     if args.recipe not in RECIPES:
         raise UserError(f"no recipe {args.recipe!r}; there are {', '.join(RECIPES)}")
     world = run.start_world(run.Options(device=args.device))
+    environment = run.environment()
     found = {
-        "command": run.command(sys.orig_argv),
+        "command": environment["command"],
         "about": f"{args.recipe}: {args.batch} pairs of an image and {args.text} tokens, random weights, "
-                 f"{run.hardware()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, revision "
-                 f"{run.git_revision()[:7]}, {run.environment()['time']}",
+                 f"{environment['hardware']}, {environment['threads']} thread(s), torch {torch.__version__}, revision "
+                 f"{environment['git'][:7]}, {environment['time']}",
         "rows": measure(args, world),
     }
     args.out.mkdir(parents=True, exist_ok=True)

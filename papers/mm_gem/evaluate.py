@@ -89,10 +89,15 @@ class Tools:
 
     def _inputs(self, batch: Sequence[Any]) -> tuple[Tensor, Tensor]:
         pairs = [source if isinstance(source, tuple) else (source, None) for source in batch]
-        opened = [_opened(image) for image, _ in pairs]
-        boxes = [[box or (0, 0, *image.size)] for image, (_, box) in zip(opened, pairs)]
-        found = self.processor(images=opened, boxes=boxes).to(self.world.device)
-        return found["pixel_values"], found["boxes"]
+        keys = [image if isinstance(image, Path) else id(image) for image, _ in pairs]
+        opened = {key: _opened(image) for key, (image, _) in dict(zip(keys, pairs)).items()}  # each but once
+        place = {key: i for i, key in enumerate(opened)}
+        rows = [
+            self.processor.scaled(opened[key], box or (0, 0, *opened[key].size), place[key])
+            for key, (_, box) in zip(keys, pairs)
+        ]
+        device = self.world.device
+        return self.processor.pixels(list(opened.values())).to(device), torch.tensor(rows, device=device)
 
 
 def _opened(image: Image.Image | Path | Callable[[], Image.Image]) -> Image.Image:

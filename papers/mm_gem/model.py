@@ -36,10 +36,11 @@ MAX_SCALE = 100.0  # 1 / tau stays below
 
 
 class MMGEMConfig(PreTrainedConfig):
-    """Any vision encoder that gives a grid of features and any causal language model that transformers knows.
+    """A vision encoder of transformers whose last hidden state is a map, or the patches of a grid after any class and
+    register tokens, and a causal language model.
 
-    visual_width: C. class_token: the encoder's first feature is a class token, and dropped. standardize: give every
-        feature of the map mean 0 and variance 1 over its width, for encoders that do not end in a norm [ours].
+    visual_width: C. standardize: give every feature of the map mean 0 and variance 1 over its width, for encoders that
+        do not end in a norm [ours].
     grid: g [ours]; 0 keeps the map's own resolution.
     joint_width: D [ours].
     emb_token_id, cap_token_id: [EMB] and [CAP], the two ids added to the LLM's vocabulary; end_token_id ends a caption.
@@ -54,7 +55,6 @@ class MMGEMConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None
     visual_width: int = 1024
-    class_token: bool = True
     standardize: bool = False
     grid: int = 4
     joint_width: int = 768
@@ -181,10 +181,11 @@ class MMGEMModel(PreTrainedModel):
             options["interpolate_pos_encoding"] = True
         features = tower(pixel_values.to(tower.dtype), **options).last_hidden_state
         if features.dim() == 3:  # a transformer's tokens
-            features = features[:, 1:] if self.config.class_token else features
-            if hasattr(tower, "post_layernorm"):  # CLIP's, which transformers applies to the class token alone
+            H, W = height // patch, width // patch
+            features = features[:, -H * W :]  # without class and register tokens, which stand before the patches
+            if tower.config.model_type == "clip_vision_model":  # transformers applies it to the class token alone
                 features = tower.post_layernorm(features)
-            features = features.mT.unflatten(2, (height // patch, width // patch))
+            features = features.mT.unflatten(2, (H, W))
         if features.shape[1] != self.config.visual_width:
             expected = self.config.visual_width
             raise UserError(f"the vision encoder gives features of width {features.shape[1]}, not {expected}")
@@ -284,7 +285,6 @@ class MMGEMModel(PreTrainedModel):
             boxes = whole_images(len(pixel_values), pixel_values.shape[2:], pixel_values.device)
         if len(boxes) != len(input_ids):
             raise UserError(f"{len(input_ids)} texts, but {len(boxes)} images or regions")
-        self.clamp_temperature()
         input_ids, end = self._texts(input_ids, attention_mask)
         if chunk and chunk < len(input_ids):
             rows = zip(boxes.split(chunk), input_ids.split(chunk), end.split(chunk))
@@ -302,7 +302,7 @@ class MMGEMModel(PreTrainedModel):
             keys = None
             if self.config.duplicates:
                 keys = text_keys(input_ids, torch.arange(input_ids.shape[1], device=end.device) <= end[:, None])
-            scale = self.log_scale.exp()
+            scale = self._bounded_log_scale().exp()
             out.loss_emb = sum(contrastive(v, t, scale, keys))  # L_v2t + L_t2v, not their mean
             out.image_embeds, out.text_embeds, out.logits_per_image = v, t, scale * v @ t.mT
             out.logits_per_text = out.logits_per_image.mT
@@ -313,15 +313,18 @@ class MMGEMModel(PreTrainedModel):
             out.loss = out.loss + out.loss_gen
         return out
 
-    @torch.no_grad()
-    def clamp_temperature(self) -> None:
-        """Keeps 1 / tau between 1 and 100, as CLIP does."""
-        self.log_scale.clamp_(0, math.log(MAX_SCALE))
+    def _bounded_log_scale(self) -> Tensor:
+        """log(1 / tau) in float32, 1 / tau between 1 and 100 as in CLIP.
+
+        Here and not in the parameter, which may be DeepSpeed's bf16 copy of the one that is trained. So beyond a bound
+        there is no gradient: a parameter that a step carried over it goes no further, and does not come back.
+        """
+        return self.log_scale.float().clamp(0, math.log(MAX_SCALE))
 
     @property
     def temperature(self) -> float:
         """tau."""
-        return 1 / min(self.log_scale.exp().item(), MAX_SCALE)
+        return 1 / self._bounded_log_scale().exp().item()
 
     @torch.no_grad()
     def generate(self, pixel_values: Tensor, boxes: Tensor | None = None, **kwargs: Any) -> Any:

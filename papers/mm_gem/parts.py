@@ -77,10 +77,9 @@ def config(
         emb, cap, end = processor.emb_token_id, processor.cap_token_id, processor.tokenizer.eos_token_id
     return MMGEMConfig(
         text_config=text, vision_config=vision, emb_token_id=emb, cap_token_id=cap, end_token_id=end,
-        visual_width=WIDTHS.get(recipe.vision) or vision.hidden_size,
-        class_token=vision.model_type == "clip_vision_model", standardize=recipe.standardize, grid=recipe.grid,
-        joint_width=recipe.joint_width, max_text_length=recipe.max_text_length, objectives=recipe.objectives,
-        duplicates=recipe.duplicates,
+        visual_width=WIDTHS.get(recipe.vision) or vision.hidden_size, standardize=recipe.standardize,
+        grid=recipe.grid, joint_width=recipe.joint_width, max_text_length=recipe.max_text_length,
+        objectives=recipe.objectives, duplicates=recipe.duplicates,
     )
 
 
@@ -114,7 +113,8 @@ def build(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype = torch.
 
 
 def continued(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype) -> MMGEMModel:
-    """Stage 1's model, whole, with this recipe's objectives. `UserError` if a tensor or a special token differs."""
+    """Stage 1's model, whole, with this recipe's objectives. `UserError` if its shape is not the recipe's, or a tensor
+    or a special token differs."""
     path = Path(recipe.start)
     path = path / "model" if (path / "model").is_dir() else path
     if not (path / "config.json").is_file():
@@ -122,6 +122,9 @@ def continued(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype) -> 
     model, info = MMGEMModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
     if wrong := {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}:
         raise UserError(f"--start {path} does not fit: {wrong}")
+    for name in ("grid", "joint_width", "standardize"):
+        if (found := getattr(model.config, name)) != getattr(recipe, name):
+            raise UserError(f"--start {path} was made with {name}={found}, not {getattr(recipe, name)}")
     ids = (model.config.emb_token_id, model.config.cap_token_id)
     if ids != (processor.emb_token_id, processor.cap_token_id):
         raise UserError(f"--start {path} was trained with another tokenizer: its [EMB] and [CAP] are {ids}")

@@ -28,9 +28,12 @@ class MMGEMProcessor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, max_text_length: int = 512, chat_template=None):
         if image_processor is not None:
-            crop = image_processor.crop_size
-            image_processor.size = {"height": crop["height"], "width": crop["width"]}
-            image_processor.do_center_crop = False
+            side = getattr(image_processor, "crop_size", None) or getattr(image_processor, "size", None) or {}
+            size = {key: side.get(key) for key in ("height", "width")}
+            if None in size.values():
+                kind = type(image_processor).__name__
+                raise UserError(f"{kind} has neither a crop_size nor a size with height and width: {side}")
+            image_processor.size, image_processor.do_center_crop = size, False
         if tokenizer is not None:
             missing = [token for token in (EMB, CAP) if token not in tokenizer.get_vocab()]
             if missing:

@@ -3,12 +3,13 @@
     python -m papers.mm_gem.search embed FOLDER [--checkpoint RUN] [--index pictures.index]
     python -m papers.mm_gem.search find "two red circles ." [--checkpoint RUN] [--index pictures.index]
 
-FAISS searches. Its exact index serves a million pictures; for more, --kind takes FAISS's own notation.
+FAISS searches. Its exact index serves a million pictures; for more there is --kind HNSW32.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Embed:
     index: Path = Path("pictures.index")
     """Folder to write."""
     kind: str = "Flat"
-    """FAISS's name of the index: Flat is exact; HNSW32 or IVF4096,Flat are faster for millions of pictures."""
+    """FAISS's name of the index: Flat is exact; HNSW32 is faster for millions of pictures."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -143,7 +144,7 @@ def main() -> None:
         print(f"{len(index.names):,} pictures in {args.index}")
         return
     index = Index.load(args.index)
-    query = tools.images([Path(args.query)]) if Path(args.query).is_file() else tools.texts([args.query])
+    query = tools.images([Path(args.query)]) if os.path.isfile(args.query) else tools.texts([args.query])
     found = index.nearest(query[0], args.count)
     for name, similarity in found:
         print(f"{similarity:6.3f}  {name}")

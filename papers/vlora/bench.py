@@ -13,7 +13,6 @@ import copy
 import gc
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ class Arguments:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     text: tuple[int, ...] = (32, 128, 256)
     """Text tokens."""
-    visual: tuple[int, ...] = (64, 576)
+    visual: tuple[int, ...] = (64, 256, 576)
     """Visual features of an image."""
     batch: tuple[int, ...] = (1,)
     """Images, each with its own question, prefilled at once."""
@@ -229,12 +228,12 @@ def measure(args: Arguments, device: torch.device) -> list[dict[str, Any]]:
                 cases[f"{name}_products"] = products(ours.language_model, batch * (text + more))
             times = seconds(cases, device)
             row |= {f"{name}_ms": 1e3 * statistics.median(each) for name, each in times.items()}
-            for kind in ("", "_graph", "_products")[:: 1 if args.graphs else 2]:
+            for kind in ["", "_products", *(["_graph"] if args.graphs else [])]:
                 pairs = zip(times[f"vlora{kind}"], times[f"tokens{kind}"])
                 row[f"ratio{kind}"] = statistics.median(a / b for a, b in pairs)
             work = batch * flops.vlora(ours.config, text), batch * flops.visual_tokens(theirs.config, text)
-            row |= {"flops_ratio": work[0] / work[1], "vlora_gflops": work[0] / row["vlora_ms"] / 1e6,
-                    "tokens_gflops": work[1] / row["tokens_ms"] / 1e6}
+            row |= {"flops_ratio": work[0] / work[1], "vlora_flops": work[0], "tokens_flops": work[1],
+                    "vlora_gflops": work[0] / row["vlora_ms"] / 1e6, "tokens_gflops": work[1] / row["tokens_ms"] / 1e6}
             rows.append(row)
             print("  ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
     return rows
@@ -255,24 +254,27 @@ def applications(size: str, device: torch.device) -> list[dict[str, float]]:
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The paper's figure 4 (cost ratio against visual tokens, by text length), and the measured times."""
-    figure, (counts, times) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    """Against visual tokens, by text length: the paper's figure 4 (cost ratio); operations and time as measured."""
+    figure, (ratio, counts, times) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     config = official.config(**official.VARIANTS["vlora_7b"])
-    for color, (text, points) in zip(("tab:blue", "tab:orange", "tab:green"), flops.FIGURE_4.items()):
-        counts.plot(points.keys(), points.values(), "x", color=color, label=f"{text} text tokens, paper's figure")
+    for i, (text, points) in enumerate(flops.FIGURE_4.items()):
+        ratio.plot(points.keys(), points.values(), "x", color=f"C{i}", label=f"{text} text tokens, paper's figure")
         ratios = []
         for config.num_features in points:
             ratios.append(flops.paper_ratio(config, text))
-        counts.plot(points.keys(), ratios, color=color, label=f"{text}, released generator counted")
-        for style, batch in zip(("-", "--"), sorted({row["batch"] for row in rows})):
-            found = [row for row in rows if (row["text"], row["batch"]) == (text, batch)]
-            x = [row["visual"] for row in found]
-            times.plot(x, [row["ratio"] for row in found], style, color=color, marker=".",
-                       label=f"{text}, batch {batch}")
-            times.plot(x, [row["flops_ratio"] for row in found], ":", color=color)
-    counts.set_title("operations at 7B, VLoRA / LLaVA", fontsize=10)
-    times.set_title("prefill time, measured (dotted: operations)", fontsize=10)
-    for axis in (counts, times):
+        ratio.plot(points.keys(), ratios, color=f"C{i}", label=f"{text}, released generator counted")
+    batch = min(row["batch"] for row in rows)
+    for i, text in enumerate(sorted({row["text"] for row in rows})):
+        found = [row for row in rows if (row["text"], row["batch"]) == (text, batch)]
+        x = [row["visual"] for row in found]
+        for name, label, style in (("vlora", "VLoRA", "-"), ("tokens", "visual tokens", "--")):
+            style = {"color": f"C{i}", "linestyle": style, "marker": ".", "label": f"{text} text tokens, {label}"}
+            counts.plot(x, [row[f"{name}_flops"] / 1e9 for row in found], **style)
+            times.plot(x, [row[f"{name}_ms"] for row in found], **style)
+    ratio.set_title("operations at 7B, VLoRA / LLaVA", fontsize=10)
+    counts.set_title(f"operations of a prefill, GFLOPs, batch {batch}", fontsize=10)
+    times.set_title(f"time of that prefill, ms, {run.hardware()}", fontsize=10)
+    for axis in (ratio, counts, times):
         axis.set_xlabel("visual tokens")
         axis.set_ylim(0)
         axis.legend(frameon=False, fontsize=7)
@@ -324,11 +326,12 @@ def main() -> None:
     device = run.start_world(run.Options(device=args.device, precision="fp32")).device
     if args.graphs and device.type != "cuda":
         raise UserError("--graphs needs a GPU")
+    environment = run.environment()
     found = {
-        "command": run.command(sys.orig_argv),
+        "command": environment["command"],
         "about": f"{args.size} shapes, random weights, {'bf16' if device.type == 'cuda' else 'float32'}, "
-                 f"{run.hardware()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, revision "
-                 f"{run.git_revision()[:7]}, {run.environment()['time']}",
+                 f"{environment['hardware']}, {environment['threads']} thread(s), torch {torch.__version__}, revision "
+                 f"{environment['git'][:7]}, {environment['time']}",
         "rows": measure(args, device), "applications": applications(args.size, device), "operations": operations(),
         "bounds": flops.bounds(official.config(**official.VARIANTS["vlora_7b"]), configs("7b", 576)[1]),
     }

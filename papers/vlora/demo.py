@@ -1,7 +1,7 @@
 """Chat about a picture: ``python -m papers.vlora.demo photo.jpg --question "What is this?"``.
 
 Without a question, questions are read from the terminal, one a line; the picture's weights are computed once for all of
-them and stay merged into the language model meanwhile.
+them.
 """
 
 from __future__ import annotations

@@ -99,6 +99,22 @@ def test_boxes_follow_their_image_through_resizing(tools):
         tools.processor(boxes=[[(0, 0, 1, 1)]])
 
 
+def test_an_image_with_several_boxes_is_encoded_once(tools, tmp_path, monkeypatch):
+    pictures = [Image.effect_noise((64, 48), 80), Image.effect_noise((40, 40), 80)]
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    for picture, file in zip(pictures, files):
+        picture.save(file)
+    sources = [(files[0], (1, 2, 30, 40)), files[1], (files[0], (9, 9, 60, 48)), (files[1], (0, 5, 20, 20))]
+    alone = torch.cat([tools.images([source]) for source in sources])
+    told = [tools.describe([source], new_tokens=6)[0] for source in sources]
+    seen, encode = [], tools.model.feature_map
+    monkeypatch.setattr(tools.model, "feature_map", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    torch.testing.assert_close(tools.images(sources), alone, rtol=0, atol=1e-6)
+    assert tools.describe(sources, new_tokens=6) == told and seen == [2, 2]
+    again = [(pictures[0].convert("RGB"), (1, 2, 30, 40)), pictures[1].convert("RGB")]
+    torch.testing.assert_close(tools.images(again), alone[:2], rtol=0, atol=1e-6)
+
+
 def test_an_index_finds_its_own_pictures(tools, tmp_path):
     pytest.importorskip("faiss", reason="needs faiss-cpu")
     files = [row.image for row in open_captions(scenes(train=64, val=24, root=tmp_path / "scenes"), "val").rows]

@@ -1,5 +1,6 @@
 """What must hold for MM-GEM's model by its description; no reference code is public."""
 
+import copy
 import json
 import math
 import subprocess
@@ -10,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModel, AutoProcessor
+import transformers
+from PIL import Image
+from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from common import parity
 from common.run import ROOT, UserError
 from papers.mm_gem import parts
 from papers.mm_gem.losses import contrastive, text_keys
-from papers.mm_gem.model import MMGEMConfig, PoolAggregator, whole_images
+from papers.mm_gem.model import MMGEMConfig, MMGEMModel, PoolAggregator, whole_images
 from papers.mm_gem.recipes import RECIPES
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -132,6 +135,7 @@ def test_duplicates_are_positives(processor):
 def test_the_loss_is_the_sum_of_two_that_start_at_chance(model, batch):
     out = model(**batch)
     close(out.loss, out.loss_emb + out.loss_gen, 0)
+    assert out.loss_emb.item() == pytest.approx(2 * math.log(4), abs=0.5)
     assert out.loss_gen.item() == pytest.approx(math.log(46), abs=0.3)
 
 
@@ -158,12 +162,21 @@ def test_caption_loss_is_that_of_the_words_alone(model, processor, batch):
     close(model(pixel_values=image, **text).loss_gen, -(first[word] + then[model.config.end_token_id]) / 2)
 
 
-def test_temperature_stays_within_its_clamp(model, batch):
-    with torch.no_grad():
-        model.log_scale.fill_(50.0)
+@pytest.mark.parametrize(("rate", "tau"), [(1e4, 0.01), (-1e4, 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_temperature_stays_within_its_clamp(model, batch, rate, tau, dtype):
+    """A step with a huge rate; and what trains it may be a float32 copy, of which the model's is cast, as in ZeRO."""
+    master = model.log_scale.detach().clone().requires_grad_()
+    optimizer = torch.optim.AdamW([master], lr=abs(rate))
+    master.grad = torch.full_like(master, -rate)
+    optimizer.step()
+    model.to(dtype).log_scale.data.copy_(master)
     out = model.train()(**batch)
-    assert out.loss.isfinite() and model.temperature == pytest.approx(0.01)
-    assert out.logits_per_image.abs().max() <= 100.001
+    assert out.loss.isfinite() and model.temperature == pytest.approx(tau)
+    cosines = out.image_embeds @ out.text_embeds.mT
+    close(out.logits_per_image, cosines / tau, 1e-4)
+    out.loss.backward()
+    assert model.log_scale.grad.item() == 0, "no gradient, so no drift"
 
 
 def test_chunks_give_the_same_loss_and_gradients(model, batch):
@@ -202,6 +215,17 @@ def test_captions_depend_on_the_image(model):
     images = torch.randn(2, 3, 64, 64)
     a, b = model.language_model(inputs_embeds=model._prefix(model.cells(images))).logits[:, -1]
     assert (a - b).abs().max() > 1e-4
+
+
+def test_without_an_image_the_llm_is_the_base_llm(model, batch):
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(copy.deepcopy(parts.CONFIGS["tiny"])).eval()  # as `parts.build` begins
+    ids = batch["input_ids"][:, :-1].clamp(max=base.config.vocab_size - 1)
+    model(**batch).loss.backward()
+    model.generate(batch["pixel_values"], max_new_tokens=3)
+    found = model.language_model(ids).logits
+    assert found.shape[-1] == base.config.vocab_size + 2
+    torch.testing.assert_close(found[..., : base.config.vocab_size], base(ids).logits)
 
 
 def test_greedy_generation_equals_a_loop_with_and_without_cache(model, batch):
@@ -289,6 +313,42 @@ def test_regions_do_not_see_each_other(model, batch):
         alone = box.clone()
         alone[0] = 0
         close(model.encode_region(images[int(box[0])][None], alone[None])[0], row)
+
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "image_size": 32, "patch_size": 8}
+
+
+@pytest.mark.parametrize(("vision", "images", "before", "last_norm"), [
+    (transformers.CLIPVisionConfig, transformers.CLIPImageProcessor(crop_size=32), 1, "post_layernorm"),
+    (transformers.ViTConfig, transformers.ViTImageProcessor(size={"height": 32, "width": 32}), 1, None),
+    (transformers.DeiTConfig, transformers.DeiTImageProcessor(crop_size=32), 2, None),
+    (transformers.Dinov2Config, transformers.BitImageProcessor(crop_size=32), 1, None),
+    (transformers.Dinov2WithRegistersConfig, transformers.BitImageProcessor(crop_size=32), 5, None),
+    (transformers.SiglipVisionConfig, transformers.SiglipImageProcessor(size={"height": 32, "width": 32}), 0, None),
+])
+def test_vision_encoders(processor, vision, images, before, last_norm):
+    """The map holds the patches in their grid, without the tokens before them, at the encoder's size and at others."""
+    reader = type(processor)(images, processor.tokenizer, max_text_length=64)
+    pixels = reader.pixels([Image.effect_noise((50, 20), 80), Image.effect_noise((32, 32), 80)])
+    assert pixels.shape == (2, 3, 32, 32)
+    config = MMGEMConfig(
+        text_config=parts.CONFIGS["tiny"], vision_config=vision(**SHAPE), visual_width=32, max_text_length=64,
+    )
+    model = MMGEMModel(config).eval()
+    tokens = model.vision_tower(pixels).last_hidden_state
+    assert tokens.shape[1] == before + 16
+    tokens = model.vision_tower.get_submodule(last_norm)(tokens) if last_norm else tokens
+    maps = model.feature_map(pixels)
+    close(maps[:, :, 2, 1], tokens[:, before + 4 * 2 + 1])
+    assert model.encode_image(pixels).shape == (2, 768)
+    assert model.feature_map(torch.randn(1, 3, 48, 40)).shape == (1, 32, 6, 5)
+
+
+def test_an_image_processor_without_a_size_is_refused(processor):
+    free = transformers.CLIPImageProcessor(do_center_crop=False, crop_size=None, size={"shortest_edge": 32})
+    with pytest.raises(UserError, match="CLIPImageProcessor has neither a crop_size nor a size with height and width"):
+        type(processor)(free, processor.tokenizer)
 
 
 # Use -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,10 @@ def test_the_second_stage_takes_the_first_ones_model(tmp_path, finished):
     second = dataclasses.replace(RECIPES["tiny_stage2"], start=str(finished))
     model = parts.build(second, parts.processor(second))
     torch.testing.assert_close(model.state_dict(), load(finished, WORLD).model.state_dict(), rtol=0, atol=0)
+    for name, other in (("grid", 8), ("joint_width", 32), ("standardize", True)):
+        changed = dataclasses.replace(second, **{name: other})
+        with pytest.raises(UserError, match=f"was made with {name}=.*, not {other}"):
+            parts.build(changed, parts.processor(changed))
     with pytest.raises(UserError, match="holds no model"):
         parts.build(dataclasses.replace(second, start=str(tmp_path)), parts.processor(second))
 
@@ -111,6 +116,7 @@ def test_commands(tmp_path, data, finished, monkeypatch, capsys):
     hits = spoken(search, "find", picture, "--checkpoint", finished, "--count", 3).splitlines()
     assert hits[0] == f" 1.000  {picture.resolve()}" and len(hits) == 4 and Image.open("hits.png").width > 100
     assert spoken(search, "find", "two red circles .", "--checkpoint", finished).count("val/") == 8
+    assert spoken(search, "find", "two red circles . " * 15, "--checkpoint", finished).count("val/") == 8  # no path
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pictures in empty; expected files ending in"):
         spoken(search, "embed", "empty", "--checkpoint", finished)
@@ -172,6 +178,27 @@ def test_two_processes_train_like_one(tmp_path, data, finished, how, free_port):
     for name, weight in _weights(finished).items():
         torch.testing.assert_close(_weights(folder)[name], weight, rtol=1e-2, atol=2e-3, msg=name)
     assert _scores(folder).keys() == _scores(finished).keys()
+
+
+def test_boxes_keep_their_digits_under_deepspeed():
+    """transformers casts a batch's numbers to DeepSpeed's bf16, in which there is no image 257."""
+    trainer = object.__new__(train.GemTrainer)
+    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
+    trainer.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+    trainer.args, trainer.is_deepspeed_enabled = SimpleNamespace(device=torch.device("cpu")), True
+    batch = {"pixel_values": torch.zeros(1), "boxes": torch.tensor([[257.0, 3.3, 100.7, 220.1, 223.9]])}
+    prepared = trainer._prepare_inputs(dict(batch))
+    assert prepared["pixel_values"].dtype == torch.bfloat16 and torch.equal(prepared["boxes"], batch["boxes"])
+    assert "boxes" not in trainer._prepare_inputs({"pixel_values": torch.zeros(1)})
+
+
+def test_a_missing_validation_split_is_found_before_the_training(tmp_path, data):
+    root = shutil.copytree(data, tmp_path / "data")
+    for file in (root / "annotations").glob("*_val.json"):
+        file.unlink()
+    with pytest.raises(UserError, match="has no captions for 'val'"):
+        _train(tmp_path / "runs", root)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(("change", "message"), [

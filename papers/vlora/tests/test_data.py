@@ -174,7 +174,9 @@ def test_what_is_missing_is_named(tmp_path, root):
     mixture = tmp_path / "llava_v1_5_mix665k.json"
     mixture.write_text((root / "conversations_train.json").read_text())
     assert len(open_talks(tmp_path, "train", RECIPES["finetune_7b"])) == 40
-    assert not has_split(tmp_path, "val", RECIPES["finetune_7b"])
+    (tmp_path / "train-000000.tar").touch()
+    for stage in ("finetune_7b", "pretrain_7b"):
+        assert not has_split(tmp_path, "val", RECIPES[stage])
     (tmp_path / "conversations_val.json").write_text("[]")
     with pytest.raises(UserError, match="expected a list of conversations"):
         has_split(tmp_path, "val", RECIPES["finetune_7b"])

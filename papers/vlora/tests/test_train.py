@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -246,6 +247,19 @@ def test_unreadable_images_are_passed_over_and_named(tmp_path, data):
     (root / "val" / "000002.png").write_bytes(b"no picture")
     with pytest.raises(run.UserError, match="cannot evaluate"):
         _train(tmp_path / "2", root, SMALL)
+
+
+def test_training_needs_no_validation_split(tmp_path, data):
+    """LLaVA's mixture has none; malformed conversations are passed over and named."""
+    root = shutil.copytree(data, tmp_path / "mixture")
+    (root / "conversations_val.json").unlink()
+    path = root / "conversations_train.json"
+    path.write_text(json.dumps([{"id": "no turns"}, *json.loads(path.read_text())]))
+    folder = _train(tmp_path, root, dataclasses.replace(SMALL, steps=3, eval_every=1))
+    assert _results(folder).keys() == {"training loss"} and not json.loads((folder / "answers.json").read_text())
+    assert "entry 0: malformed" in (folder / "unreadable.txt").read_text()
+    assert not any("val/loss" in row for row in run.read_log(folder))
+    evaluate.load(folder, WORLD.device)
 
 
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path, data):
