@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ class Arguments:
 
 def main(paper: str, configs: Path, checkpoint: str) -> None:
     """Command line of a paper. `checkpoint`: the setting that takes the weights' file, such as
-    "model.backbone.checkpoint"."""
+    "model.backbone.checkpoint"; a configuration's `checkpoint_in` lists others."""
     args = tyro.cli(Arguments, prog=f"python -m papers.{paper}.downstream.train", description=__doc__)
     try:
         from mmengine.runner import Runner
@@ -76,11 +77,12 @@ def load(args: Arguments, folder: Path, configs: Path, checkpoint: str):
         raise UserError(f"no data folder {args.data}")
     config = Config.fromfile(path)
     root = config.data_root.rstrip("/")
-    config = Config(_moved(config.to_dict(), root, str(args.data.resolve())))
+    moved = _moved(config.to_dict(), root, str(args.data.resolve()))
+    config = Config(moved, format_python_code=False)  # laying out the copies it writes would take half a minute
     changes = dict(change.split("=", 1) for change in args.change)
     config.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in changes.items()})
     if args.checkpoint:
-        config.merge_from_dict({checkpoint: args.checkpoint})
+        config.merge_from_dict(dict.fromkeys(config.get("checkpoint_in", [checkpoint]), args.checkpoint))
     if config.get("pictures"):
         _first_pictures(config, folder)
     config.work_dir, config.resume = str(folder), bool(args.resume)
@@ -117,6 +119,7 @@ def _first_pictures(config, folder: Path) -> None:
 
 
 def metrics(scores: dict[str, float]) -> list[dict[str, Any]]:
-    """Rows of results.json, in percent; of COCO's many AP the three that papers print."""
-    found = {name.split("/")[-1]: float(value) * (100 if "mAP" in name else 1) for name, value in scores.items()}
-    return [run.metric(name, value, "%") for name, value in found.items() if not name.endswith(("_s", "_m", "_l"))]
+    """Rows of results.json, in percent; of COCO's and VOC's many AP the three that papers print."""
+    found = {name.split("/")[-1]: float(value) * (100 if "AP" in name else 1) for name, value in scores.items()}
+    left_out = re.compile(r".*_[sml]|AP(?!50|75)\d\d")
+    return [run.metric(name, value, "%") for name, value in found.items() if not left_out.fullmatch(name)]

@@ -13,8 +13,8 @@ stamp=".venv/.installed-mm-$(cat constraints.txt "$0" | cksum | cut -d' ' -f1)"
 [ -e "$stamp" ] && exit 0
 
 # opencv-python is left out on purpose: opencv-python-headless, which the environment has, is the same module.
-pip install -q -c constraints.txt addict ftfy ninja packaging prettytable psutil pycocotools pyyaml rich scipy shapely \
-  termcolor terminaltables tqdm yapf || fail "what the mm packages need could not be installed; the lines above say why"
+pip install -q -c constraints.txt addict ftfy ninja packaging prettytable psutil pycocotools pyyaml regex rich scipy \
+  shapely six termcolor terminaltables tqdm yapf || fail "what the mm packages need could not be installed; the lines above say why"
 
 key="$(.venv/bin/python -c "
 import sys, torch

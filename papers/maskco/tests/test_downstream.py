@@ -1,13 +1,20 @@
 """A backbone trained here under mmdetection and mmsegmentation. Skipped where they are not installed (tools/mm.sh)."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 from common import downstream, run
 
 pytest.importorskip("mmengine", reason="detection and segmentation are not installed: tools/mm.sh")
 
+from mmdet.datasets import CocoDataset
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
 
 from papers.maskco.downstream import pretrained, train  # noqa: F401 (the first registers)
 from papers.maskco.export import export
@@ -43,3 +50,111 @@ def test_a_configuration_builds_its_model(name, tmp_path):
     assert model.backbone.init_cfg["type"] == "MaskCo" and model.backbone.init_cfg["checkpoint"] == "here"
     assert all(p.requires_grad for p in model.parameters())
     assert str(tmp_path / "data") in str(config.train_dataloader)
+
+
+# Training at full scale, but for the pictures' size, and the number of steps and proposals.
+_ONE_STEP = [
+    "train_cfg.max_iters=1", "default_hooks.checkpoint.save_last=False", "train_dataloader.batch_size=2",
+    "train_dataloader.num_workers=0", "train_dataloader.persistent_workers=False",
+    "train_cfg.val_begin=2", "test_dataloader.num_workers=0", "test_dataloader.persistent_workers=False",
+    "test_dataloader.dataset.pipeline.1.scale=(96,64)",
+]
+_FEW = [
+    "model.train_cfg.rpn_proposal.nms_pre=50", "model.train_cfg.rcnn.sampler.num=16",
+    "model.test_cfg.rpn.nms_pre=50", "model.test_cfg.rpn.max_per_img=16", "model.test_cfg.rcnn.score_thr=0.0",
+]
+SMALL = {
+    "mask_rcnn_1x": [*_FEW, "train_dataloader.dataset.pipeline.2.scales=[(96,64)]"],
+    "faster_rcnn_voc": [*_FEW, *(f"train_dataloader.dataset.datasets.{i}.pipeline.3.scales=[(96,64)]" for i in (0, 1))],
+    "fcn_voc": [
+        "model.data_preprocessor.size=(64,64)",
+        *(f"train_dataloader.dataset.datasets.{i}.pipeline.{change}" for i in (0, 1)
+          for change in ("2.scale=(96,64)", "3.crop_size=(64,64)", "6.size=(64,64)")),
+    ],
+}
+SCORES = {
+    "mask_rcnn_1x": {f"{kind}_mAP{at}" for kind in ("bbox", "segm") for at in ("", "_50", "_75")},
+    "faster_rcnn_voc": {"mAP", "AP50", "AP75"},
+    "fcn_voc": {"aAcc", "mIoU", "mAcc"},
+}
+
+
+def write(path, content: str | np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content) if isinstance(content, str) else Image.fromarray(content).save(path)
+
+
+def pictures(folder, names: list[str], seed: int) -> None:
+    for i, name in enumerate(names):
+        write(folder / f"{name}.jpg", np.random.default_rng(seed + i).integers(0, 256, (64, 96, 3), np.uint8))
+
+
+def coco(folder) -> None:
+    """Two pictures with a box each, in COCO's layout."""
+    polygon = [10, 8, 70, 8, 70, 50, 10, 50]
+    truth = dict(
+        images=[dict(id=i, file_name=f"{i}.jpg", width=96, height=64) for i in (1, 2)],
+        annotations=[
+            dict(id=i, image_id=i, category_id=i, iscrowd=0, bbox=[10, 8, 60, 42], area=2520, segmentation=[polygon])
+            for i in (1, 2)
+        ],
+        categories=[dict(id=i, name=name) for i, name in enumerate(CocoDataset.METAINFO["classes"], 1)],
+    )
+    for split in ("train", "val"):
+        pictures(folder / f"{split}2017", ["1", "2"], 0)
+        write(folder / f"annotations/instances_{split}2017.json", json.dumps(truth))
+
+
+def voc(folder) -> None:
+    """Two pictures of each year, one box difficult, with masks, in the layout of VOCdevkit/VOC<year>."""
+    box = "<bndbox><xmin>11</xmin><ymin>9</ymin><xmax>71</xmax><ymax>51</ymax></bndbox>"
+    for year in (2007, 2012):
+        home, names = folder / f"VOC{year}", [f"{year}_1", f"{year}_2"]
+        pictures(home / "JPEGImages", names, year)
+        for i, name in enumerate(names):
+            write(home / f"Annotations/{name}.xml", f"<annotation><size><width>96</width><height>64</height></size>"
+                  f"<object><name>cat</name><difficult>{i}</difficult>{box}</object></annotation>")
+            mask = np.zeros((64, 96), np.uint8)
+            mask[8:50, 10:70] = 8
+            write(home / f"SegmentationClass/{name}.png", mask)
+            write(home / f"SegmentationClassAug/{name}.png", mask)
+        for part in ("Main/trainval", "Main/test", "Segmentation/train", "Segmentation/aug", "Segmentation/val"):
+            write(home / f"ImageSets/{part}.txt", "\n".join(names))
+
+
+@pytest.fixture(scope="module")
+def resnet50(tmp_path_factory):
+    """An export with every tensor unlike what a network starts with."""
+    torch.manual_seed(0)
+    network = build_backbone("resnet50")
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.mul_(1 + 0.1 * torch.rand_like(tensor))
+    folder = tmp_path_factory.mktemp("export")
+    export(network, "resnet50", folder, 224, 0.875)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_a_step_at_full_scale_starts_from_the_export(name, resnet50, tmp_path):
+    data = tmp_path / "data"
+    coco(data) if name == "mask_rcnn_1x" else voc(data)
+    arguments = downstream.Arguments(
+        name, data / "VOC2012" if name == "fcn_voc" else data, checkpoint=str(resnet50), change=_ONE_STEP + SMALL[name],
+    )
+    runner = Runner.from_cfg(downstream.load(arguments, tmp_path / "run", train.CONFIGS, train.CHECKPOINT))
+    model = runner.model
+    model.init_weights()
+    loaded = {k.removeprefix("backbone.").removeprefix("roi_head.shared_head."): v.clone()
+              for k, v in model.state_dict().items() if k.startswith(("backbone.", "roi_head.shared_head."))}
+    exported = load_file(resnet50 / "model.safetensors")
+    assert loaded.keys() == exported.keys()
+    assert all(torch.equal(loaded[name], exported[name]) for name in exported)
+    truths = [sample["data_samples"] for sample in runner.train_dataloader.dataset]
+    assert name == "fcn_voc" or [len(truth.gt_instances) for truth in truths] == [1] * len(truths)
+    runner.train()
+    loss = runner.message_hub.get_scalar("train/loss").current()
+    assert 0 < loss < 20
+    assert not torch.equal(model.backbone.conv1.weight, exported["conv1.weight"])
+    assert {row["name"] for row in downstream.metrics(runner.test())} == SCORES[name]

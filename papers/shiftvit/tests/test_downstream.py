@@ -42,15 +42,3 @@ def test_a_configuration_builds_its_model(name, tmp_path):
     assert isinstance(model.backbone, backbone.Backbone)
     assert str(tmp_path / "data") in str(config.train_dataloader) and "'data/" not in str(config.train_dataloader)
     assert all(p.requires_grad for p in model.parameters())
-
-
-def test_mistakes_are_one_line(tmp_path):
-    with pytest.raises(run.UserError, match="no configuration 'yolo'; there are mask_rcnn_1x"):
-        load(tmp_path, "yolo", tmp_path)
-    with pytest.raises(run.UserError, match="no data folder"):
-        load(tmp_path, "mask_rcnn_1x", tmp_path / "gone")
-
-
-def test_scores_are_percentages():
-    scores = downstream.metrics({"coco/bbox_mAP": 0.25, "coco/bbox_mAP_50": 0.5, "coco/bbox_mAP_s": 0.1, "mIoU": 31.0})
-    assert {m["name"]: m["value"] for m in scores} == {"bbox_mAP": 25.0, "bbox_mAP_50": 50.0, "mIoU": 31.0}

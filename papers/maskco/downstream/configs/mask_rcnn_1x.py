@@ -24,7 +24,10 @@ train_dataloader = dict(sampler=dict(type="InfiniteSampler"), dataset=dict(pipel
 train_cfg = dict(type="IterBasedTrainLoop", max_iters=90_000, val_interval=10_000)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
-optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.02, momentum=0.9, weight_decay=1e-4))
+optim_wrapper = dict(
+    type="OptimWrapper", optimizer=dict(type="SGD", lr=0.02, momentum=0.9, weight_decay=1e-4),
+    paramwise_cfg=dict(norm_decay_mult=0.0),
+)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),
     dict(type="MultiStepLR", milestones=[60_000, 80_000], gamma=0.1, by_epoch=False),
