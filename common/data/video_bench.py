@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from common import run
-from common.data.video import SUFFIXES, VideoFile
+from common.data.video import SLACK, SUFFIXES, VideoFile
 
 Reader = Callable[[Path, Callable[[int], np.ndarray]], np.ndarray]  # (file, total -> indices) -> (n, H, W, 3) RGB
 FRAMES, STRIDES = 16, (1, 2, 3, 4, 5)
@@ -47,7 +47,9 @@ def by_opencv(path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
             break
         if i in wanted:
             found[i] = cv2.cvtColor(video.retrieve()[1], cv2.COLOR_BGR2RGB)
-    return np.stack([found[i] for i in indices.tolist()])
+    if not found or max(wanted) > max(found) + SLACK:
+        raise OSError(f"OpenCV reads {path} up to frame {max(found, default=-1)} only")
+    return np.stack([found.get(i, found[max(found)]) for i in indices.tolist()])
 
 
 def by_decord(path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
