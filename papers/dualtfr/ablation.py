@@ -113,10 +113,18 @@ def table(metrics: list[dict[str, Any]]) -> str:
     scores = [key for key in next(iter(rows.values())) if key != "parameters"]
     lines = [f"| | parameters | {' | '.join(scores)} |", "|---" * (2 + len(scores)) + "|"]
     for contender, row in rows.items():
-        cells = [f"{row[k]['value']:.1f} ± {row[k].get('spread', 0):.1f} {row[k]['unit']}".strip() for k in scores]
+        cells = [_cell(row[key]) for key in scores]
         lines.append(f"| {CONTENDERS[contender][0]} | {row['parameters']['value']:,} | {' | '.join(cells)} |")
-    seeds = ", ".join(map(str, metrics[0]["seeds"]))
-    return "\n".join([*lines, "", f"Mean ± sample standard deviation over seeds {seeds}.", ""])
+    seeds = metrics[0]["seeds"]
+    told = f"Mean ± sample standard deviation over seeds {', '.join(map(str, seeds))}." if len(seeds) > 1 else (
+        f"One training each, seed {seeds[0]}."
+    )
+    return "\n".join([*lines, "", told, ""])
+
+
+def _cell(metric: dict[str, Any]) -> str:
+    spread = f" ± {metric['spread']:.1f}" if "spread" in metric else ""
+    return f"{metric['value']:.1f}{spread} {metric['unit']}".strip()
 
 
 def draw(path: Path, metrics: list[dict[str, Any]]) -> None:
