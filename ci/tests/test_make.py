@@ -25,7 +25,7 @@ def test_a_gpu_each_gets_a_process():
     _, one = _make("reproduce", "PAPER=shiftvit")
     _, eight = _make("reproduce", "PAPER=shiftvit", "RECIPE=imagenet_tiny", "GPUS=8", "ARGS=--seed 1")
     assert "-m  papers.shiftvit.train tiny" in one and "torch.distributed" not in one
-    assert "--nproc-per-node 8 -m papers.shiftvit.train imagenet_tiny" in eight and "--seed 1" in eight
+    assert "--nproc-per-node 8 -m -- papers.shiftvit.train imagenet_tiny" in eight and "--seed 1" in eight
 
 
 def test_an_unknown_paper_gets_the_list():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, LlamaConfig, PreTrainedConfig, TimmWrapperConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from common.data import pretrained
 from common.data.tiny.scenes import word_tokenizer
@@ -97,13 +99,13 @@ def build(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype = torch.
     whole model that `recipe.start` names."""
     if recipe.start:
         return continued(recipe, processor, dtype)
-    try:
+    try:  # random parts by their classes: from_config scatters them for ZeRO-3, and then initializes CLIP's wrongly
         llm = (
-            transformers.AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS["tiny"])) if recipe.llm == "tiny"
+            transformers.LlamaForCausalLM(copy.deepcopy(CONFIGS["tiny"])) if recipe.llm == "tiny"
             else transformers.AutoModelForCausalLM.from_pretrained(folder(recipe.llm), dtype=dtype)
         )
         vision = (
-            transformers.AutoModel.from_config(copy.deepcopy(TOWERS["tiny"])) if recipe.vision == "tiny"
+            transformers.CLIPVisionModel(copy.deepcopy(TOWERS["tiny"])) if recipe.vision == "tiny"
             else load_vision_tower(folder(recipe.vision), dtype)
         )
     except (OSError, ValueError) as error:  # what transformers and the hub's client raise
@@ -138,9 +140,19 @@ def add_tokens(llm: transformers.PreTrainedModel, vocabulary: int) -> None:
     if vocabulary <= before:  # some LLMs have spare rows
         return
     llm.resize_token_embeddings(vocabulary, mean_resizing=False)
-    with torch.no_grad():
-        for table in (llm.get_input_embeddings(), llm.get_output_embeddings()):
-            table.weight[before:] = table.weight[:before].float().mean(0).to(table.weight.dtype)
+    tables = [llm.get_input_embeddings().weight, llm.get_output_embeddings().weight]
+    with torch.no_grad(), _gathered(tables):
+        for table in tables:
+            table[before:] = table[:before].float().mean(0).to(table.dtype)
+
+
+def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager:
+    """In it they are whole where ZeRO-3 has scattered them; what the first process writes is kept."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
 
 
 def load_vision_tower(name: str, dtype: torch.dtype) -> transformers.PreTrainedModel:

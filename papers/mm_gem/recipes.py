@@ -77,8 +77,8 @@ class Recipe:
     """[ours]"""
     gradient_checkpointing: bool = True
     """[ours] In the language model."""
-    deepspeed: Literal["", "zero2"] = "zero2"
-    """[ours] scripts/zero2.json; empty: plain DDP, or one process."""
+    deepspeed: Literal["", "zero2", "zero3"] = "zero2"
+    """[ours] scripts/zero2.json or zero3.json; empty: plain DDP, or one process."""
     eval_rows: int = 5000
     """Most validation images that are used, with all their regions."""
     beams: int = 3

@@ -69,7 +69,7 @@ def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, A
     groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = rates.get(name.split(".")[0], recipe.lr), parameter.dim() > 1
+            key = rates.get(name.split(".")[0], recipe.lr), len(_shape(parameter)) > 1
             groups.setdefault(key, []).append(parameter)
     return [
         {"params": members, "lr": lr, "weight_decay": recipe.weight_decay if decays else 0.0}
@@ -77,10 +77,16 @@ def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, A
     ]
 
 
+def _shape(parameter: torch.nn.Parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)  # of what ZeRO-3 has scattered, and of what is whole
+
+
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, evaluates and reports one run; returns its folder."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if recipe.tune == "lora" and recipe.deepspeed == "zero3":  # peft's token rows then need a GPU: never run
+        raise run.UserError("--tune lora trains with --deepspeed zero2 or '', not zero3")
     root = data_folder(recipe, options.data)
     rows = Rows(open_captions(root, "train"), open_regions(root, "train") if recipe.region_share else [])
     held_out = open_captions(root, "val"), open_regions(root, "val", needed=False)
@@ -101,12 +107,14 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         deepspeed=deepspeed_config(Path(__file__).parent, recipe.deepspeed),
         ddp_find_unused_parameters=recipe.objectives != "both",
     )
+    # After the arguments: with ZeRO-3 the two networks' weights are scattered as they are loaded.
     run.seed_all(options.seed)
     bf16_weights = recipe.deepspeed and world.amp is not None  # DeepSpeed keeps the float32 ones itself
-    model = parts.build(recipe, processor, torch.bfloat16 if bf16_weights else torch.float32)
-    params = sum(p.numel() for p in model.parameters())
+    dtype = torch.bfloat16 if bf16_weights else torch.float32
+    model = parts.build(recipe, processor, dtype)
+    params = sum(_shape(p).numel() for p in model.parameters())
     parts.choose_trained(model, recipe)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained = sum(_shape(p).numel() for p in model.parameters() if p.requires_grad)
 
     progress = Progress(folder, options, world, batch=recipe.batch, steps=steps, per_epoch=per_epoch)
     share = recipe.batch // world.size
@@ -127,16 +135,20 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         return folder
 
     wall_s, throughput, peak = progress.wall_s, progress.throughput, run.peak_memory_bytes()
-    if world.main:
-        parts.merge(model, recipe)
-        model.save_pretrained(folder / "model")
-        processor.save_pretrained(folder / "model")
+    weights = trainer.whole_weights()
     del trainer, model, batches, args
-    unset_hf_deepspeed_config()
+    unset_hf_deepspeed_config()  # what is loaded from here on is whole
     gc.collect()
     if not world.main:
         return folder
 
+    model = parts.build(recipe, processor, dtype)
+    parts.choose_trained(model, recipe)
+    model.load_state_dict(weights)
+    parts.merge(model, recipe)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    del model, weights
     scores, said = evaluate(load(folder, world), *held_out, recipe)
     scores["training loss"] = [row["loss"] for row in run.read_log(folder) if "loss" in row][-1], "nats"
     run.write_json(folder / "said.json", {key: value for key, value in said.items() if key != "similarity"})

@@ -9,5 +9,5 @@ cd "$(dirname "$0")/../../.."
 : "${DATA:?DATA=folder with LaSOT/, GOT-10k/, TrackingNet/ and COCO/}" "${RECIPE:=retina}" "${GPUS:=8}"
 : "${PYTHON:=.venv/bin/python}"
 set -x
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m papers.maml_tracker.train "$RECIPE" \
+exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m -- papers.maml_tracker.train "$RECIPE" \
   --data "$DATA" --workers 8 --log-every 50 --checkpoint-every 500 --resume auto "$@"

@@ -11,5 +11,5 @@ set -x
 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m papers.mm_gem.train stage1 \
   --data "$PAIRS" --out "$RUNS" --workers 10 --micro-batch 64 --checkpoint-every 500 --resume auto "$@"
 first="$(ls -d "$RUNS"/mm_gem/stage1/*/ | tail -1)"
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m papers.mm_gem.train stage2 \
+exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m -- papers.mm_gem.train stage2 \
   --start "$first" --data "$REGIONS" --out "$RUNS" --workers 10 --micro-batch 64 --checkpoint-every 500 --resume auto "$@"

@@ -161,18 +161,48 @@ def test_lora_trains_little_and_is_merged(tmp_path, data):
     assert rows == [processor.emb_token_id, processor.cap_token_id]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["ddp", "zero2"])
-def test_two_processes_train_like_one(tmp_path, data, finished, how, free_port):
-    changes = ["--batch", "16", "--steps", "6", "--image-steps", "3", "--eval-rows", "8"]
-    words = [*changes, "--micro-batch", "3"] if how == "ddp" else [*changes, "--deepspeed", how]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port),
-               "-m", "papers.mm_gem.train", "smoke", "--data", str(data), "--out", str(tmp_path), "--log-every", "1",
-               "--device", "cpu", *words]
+def test_scattered_weights_are_grouped_by_their_whole_shapes():
+    model = parts.build(SMOKE, parts.processor(SMOKE))
+    groups = train.parameter_groups(model, SMOKE)
+    for parameter in model.parameters():  # as ZeRO-3 leaves it
+        parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
+    for group, scattered in zip(groups, train.parameter_groups(model, SMOKE), strict=True):
+        assert scattered["weight_decay"] == group["weight_decay"]
+        assert [*map(id, scattered["params"])] == [*map(id, group["params"])]
+
+
+def _two_processes(tmp_path, data, port, *words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
+               "-m", "--", "papers.mm_gem.train", "smoke", "--data", str(data), "--out", str(tmp_path),
+               "--log-every", "1", "--device", "cpu", "--batch", "16", "--eval-rows", "8", *words]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (folder,) = (tmp_path / "mm_gem" / "smoke").iterdir()
+    return folder
+
+
+@pytest.mark.slow
+def test_zero3_trains_a_loaded_model_like_one_process(tmp_path, data, finished, free_port):
+    """Weights are scattered as they are loaded, chunks are computed again, and what is saved is whole."""
+    alone = _train(tmp_path / "alone", data, dataclasses.replace(SMOKE, start=str(finished), steps=4, image_steps=1))
+    words = ["--start", str(finished), "--steps", "4", "--image-steps", "1", "--deepspeed", "zero3",
+             "--micro-batch", "3", "--gradient-checkpointing"]
+    _two_processes(tmp_path / "two", data, free_port, *words, "--stop-at", "2")
+    folder = _two_processes(tmp_path / "two", data, free_port, *words, "--resume", "auto")
+    losses = [[row["loss"] for row in run.read_log(each) if "loss" in row] for each in (alone, folder)]
+    assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-3)
+    torch.testing.assert_close(_weights(folder), _weights(alone), rtol=1e-2, atol=2e-3)
+    assert json.loads((folder / "results.json").read_text())["params"] == sum(
+        parameter.numel() for parameter in load(folder, WORLD).model.parameters()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ddp", "zero2"])
+def test_two_processes_train_like_one(tmp_path, data, finished, how, free_port):
+    words = ["--micro-batch", "3"] if how == "ddp" else ["--deepspeed", how]
+    folder = _two_processes(tmp_path, data, free_port, "--steps", "6", "--image-steps", "3", *words)
     losses = [[row["loss"] for row in run.read_log(each) if "loss" in row] for each in (finished, folder)]
     assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-3)
     for name, weight in _weights(finished).items():
@@ -204,6 +234,7 @@ def test_a_missing_validation_split_is_found_before_the_training(tmp_path, data)
 @pytest.mark.parametrize(("change", "message"), [
     ({"batch": 65}, "global batch of 65 is larger than the 64 training samples"),
     ({"dataset": "COCO captions"}, "meant for COCO captions: give their folder"),
+    ({"tune": "lora", "deepspeed": "zero3"}, "not zero3"),
 ])
 def test_bad_settings_are_refused(tmp_path, data, change, message):
     recipe = dataclasses.replace(SMOKE, image_steps=6, **change)
