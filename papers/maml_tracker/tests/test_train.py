@@ -212,7 +212,7 @@ def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos):
 @pytest.mark.parametrize("argv, message", [
     (["retina"], "meant for LaSOT, GOT-10k, TrackingNet, COCO: give the sequences' folder with --data"),
     (["tiny", "--data", "/nowhere"], "no data folder /nowhere"),
-    (["real_small", "--data", "/nowhere"], "no folders for coco, got10k, lasot, otb, vot"),
+    (["real_small", "--data", "/nowhere"], "no folder for coco, got10k, lasot, otb, vot"),
     (["tiny", "--batch", "4000"], "larger than the 320"),
     (["tiny", "--head", "yolo"], "no 'yolo'; there are retina, fcos"),
     (["tiny", "--imagenet"], "the narrow backbone has no ImageNet weights"),
