@@ -21,12 +21,13 @@ from typing import Any
 import jsonschema
 import tyro
 
+from common.readme import filled, markers
 from common.run import ROOT, SCHEMA, UserError
 from common.run import main as run_main
 from tools.list import recipes
 
-START, END = "<!-- results:start -->", "<!-- results:end -->"
-REAL_START, REAL_END = "<!-- real:start -->", "<!-- real:end -->"
+START, END = markers("results")
+REAL_START, REAL_END = markers("real")
 # Trackers, and the records of their small trainings on real videos: tested on OTB, and the other way round.
 TRACKERS = {"sbt": "SBT", "dualtfr": "DualTFR", "maml_tracker": "Retina-MAML"}
 REAL = ("real_small-seed0.json", "real_small_otb-seed0.json")
@@ -59,23 +60,16 @@ def update(papers: Path, *, write: bool) -> list[Path]:
         records = read_records(folder)
         readme = folder / "README.md"
         text = readme.read_text() if readme.is_file() else ""
-        new = _between(START, END, text, table(records))
+        new = filled(text, "results", table(records))
         if new is None and (records or START in text):
             raise UserError(f"{readme}: add these two lines where the results belong:\n{START}\n{END}")
-        new = _between(REAL_START, REAL_END, new or text, real) or new
+        new = filled(new or text, "real", real) or new
         if new not in (None, text):
             stale.append((readme, new))
     if write:
         for readme, new in stale:
             readme.write_text(new)
     return [readme for readme, _ in stale]
-
-
-def _between(start: str, end: str, text: str, content: str) -> str | None:
-    """`text` with `content` between two marker lines; None if it lacks them."""
-    before, _, rest = text.partition(start)
-    _, found, after = rest.partition(end)
-    return f"{before}{start}\n{content}{end}{after}" if found else None
 
 
 def read_records(folder: Path) -> list[Record]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import run
+from common import readme, run
 from common.data.video import open_videos
 from papers.ctp import contract, evaluate
 from papers.ctp.official import load_backbone
@@ -163,6 +163,4 @@ def records() -> str:
 
 
 if __name__ == "__main__":
-    readme, start, end = Path(__file__).with_name("README.md"), "<!-- compare:start -->\n", "<!-- compare:end -->"
-    before, _, rest = readme.read_text().partition(start)
-    readme.write_text(before + start + records() + end + rest.partition(end)[2])
+    readme.fill(Path(__file__).with_name("README.md"), "compare", records())

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import figures, run
+from common import figures, readme, run
 from papers.dualtfr.model import VARIANTS
 from papers.dualtfr.recipes import Recipe
 from papers.dualtfr.train import train
@@ -146,6 +146,4 @@ def records() -> str:
 
 
 if __name__ == "__main__":
-    readme, start, end = Path(__file__).with_name("README.md"), "<!-- ablation:start -->\n", "<!-- ablation:end -->"
-    before, _, rest = readme.read_text().partition(start)
-    readme.write_text(before + start + records() + end + rest.partition(end)[2])
+    readme.fill(Path(__file__).with_name("README.md"), "ablation", records())

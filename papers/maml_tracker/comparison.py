@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from common import run
+from common import readme, run
 from common.data import pairs
 from common.metrics import trackers
 from papers.maml_tracker.evaluate import PAPER
@@ -187,6 +187,4 @@ def records() -> str:
 
 
 if __name__ == "__main__":
-    readme, start, end = Path(__file__).with_name("README.md"), "<!-- comparison:start -->\n", "<!-- comparison:end -->"
-    before, _, rest = readme.read_text().partition(start)
-    readme.write_text(before + start + records() + end + rest.partition(end)[2])
+    readme.fill(Path(__file__).with_name("README.md"), "comparison", records())

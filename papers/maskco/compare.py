@@ -11,10 +11,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from common import readme
 from papers.maskco.recipes import RECIPES
 
 HERE = Path(__file__).parent
-START, END = "<!-- compare:start -->", "<!-- compare:end -->"
 SCORES = ("probe_top1", "probe_map", "random_probe_top1", "random_probe_map", "contrast_top1", "contrast_rank")
 
 
@@ -45,12 +45,5 @@ def _cell(found: list[dict[str, Any]], name: str) -> str:
     return f"{statistics.mean(values):.1f}{spread} %"
 
 
-def main() -> None:
-    readme = HERE / "README.md"
-    before, _, rest = readme.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{START}\n{table()}{END}{after}")
-
-
 if __name__ == "__main__":
-    main()
+    readme.fill(HERE / "README.md", "compare", table())

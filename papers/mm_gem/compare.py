@@ -11,8 +11,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from common import readme
+
 HERE = Path(__file__).parent
-START, END = "<!-- compare:start -->", "<!-- compare:end -->"
 # Recipes that differ in nothing but their objectives.
 FAMILIES = (
     ("tiny",), ("objectives_both", "objectives_embedding", "objectives_generation"),
@@ -54,12 +55,5 @@ def _cell(metrics: list[dict[str, Any] | None]) -> str:
     return f"{statistics.mean(values):.{places}f}{spread} {metrics[0]['unit']}".strip()
 
 
-def main() -> None:
-    readme = HERE / "README.md"
-    before, _, rest = readme.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{START}\n{tables()}{END}{after}")
-
-
 if __name__ == "__main__":
-    main()
+    readme.fill(HERE / "README.md", "compare", tables())

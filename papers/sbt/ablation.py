@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import run
+from common import readme, run
 from common.data import pairs
 from common.metrics import trackers
 from papers.sbt.figures import draw_ablation
@@ -131,13 +131,11 @@ def table(metrics: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"%, {over} {', '.join(map(str, seeds))}.", ""])
 
 
-def write_table(readme: Path, results: Path) -> None:
+def write_table(path: Path, results: Path) -> None:
     """Rewrites what stands between the README's marker lines: a table of each record, under its data."""
-    start, end = "<!-- ablation:start -->\n", "<!-- ablation:end -->"
-    before, _, rest = readme.read_text().partition(start)
-    records = [json.loads(path.read_text()) for path in sorted(results.glob("ablation*.json"))]
+    records = [json.loads(file.read_text()) for file in sorted(results.glob("ablation*.json"))]
     made = "\n".join(f"{record['data']}:\n\n{table(record['metrics'])}" for record in records)
-    readme.write_text(before + start + made + end + rest.partition(end)[2])
+    readme.fill(path, "ablation", made)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import run
+from common import readme, run
 from papers.smlpnet.figures import draw_sharing
 from papers.smlpnet.model import MIXINGS
 from papers.smlpnet.recipes import Recipe
@@ -98,6 +98,4 @@ def records() -> str:
 
 
 if __name__ == "__main__":
-    readme, start, end = Path(__file__).with_name("README.md"), "<!-- sharing:start -->\n", "<!-- sharing:end -->"
-    before, _, rest = readme.read_text().partition(start)
-    readme.write_text(before + start + records() + end + rest.partition(end)[2])
+    readme.fill(Path(__file__).with_name("README.md"), "sharing", records())

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import run
+from common import readme, run
 from common.data import images
 from common.metrics import classification
 from papers.spach.evaluate import PAPER
@@ -113,6 +113,4 @@ def records() -> str:
 
 
 if __name__ == "__main__":
-    readme, start, end = Path(__file__).with_name("README.md"), "<!-- battle:start -->\n", "<!-- battle:end -->"
-    before, _, rest = readme.read_text().partition(start)
-    readme.write_text(before + start + records() + end + rest.partition(end)[2])
+    readme.fill(Path(__file__).with_name("README.md"), "battle", records())

@@ -11,10 +11,10 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from common import readme
 from papers.vlora.recipes import RECIPES
 
 HERE = Path(__file__).parent
-START, END = "<!-- controls:start -->", "<!-- controls:end -->"
 EXCHANGED, PRIOR = ", images exchanged", ", prior"
 
 
@@ -56,12 +56,5 @@ def _cell(metrics: list[dict | None]) -> str:
     return f"{text}{spread} {metrics[0]['unit']}".strip()
 
 
-def main() -> None:
-    readme = HERE / "README.md"
-    before, _, rest = readme.read_text().partition(START)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{START}\n{table()}{END}{after}")
-
-
 if __name__ == "__main__":
-    main()
+    readme.fill(HERE / "README.md", "controls", table())

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
-from common import run
+from common import readme, run
 from common.data.tiny.digits import digits
 from common.data.tiny.scenes import scenes
 from papers.maskco import compare, contract, data, demo, evaluate, train
@@ -372,4 +372,5 @@ def test_the_comparisons_table(tmp_path):
     ]
     (tmp_path / "none").mkdir()
     assert compare.table(tmp_path / "none") == ""
-    assert f"{compare.START}\n{compare.table()}{compare.END}" in (compare.HERE / "README.md").read_text(), "stale"
+    text = (compare.HERE / "README.md").read_text()
+    assert text == readme.filled(text, "compare", compare.table()), "stale"
