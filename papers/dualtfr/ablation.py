@@ -1,7 +1,7 @@
 """What the cross attention blocks, the kinds of block and the pre-training are worth: the paper's ablations in small.
 
-``python -m papers.dualtfr.train ablation [--pretrained RUN]`` trains every contender with every seed; ``--resume auto``
-goes on where it was killed. ``python -m papers.dualtfr.ablation`` writes the README's table anew from
+``python -m papers.dualtfr.train ablation`` trains every contender with every seed, and with ``--pretrained RUN`` one more,
+whose branches start from that pre-training; ``--resume auto`` goes on where it was killed. ``python -m papers.dualtfr.ablation`` writes the README's table anew from
 results/ablation*.json.
 """
 
@@ -56,7 +56,8 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World) -
     folder. What is finished stays finished when a killed comparison is resumed."""
     if recipe.seeds < 1:
         raise run.UserError(f"--seeds {recipe.seeds}: expected at least 1")
-    members = {contender: member(recipe, contender) for contender in recipe.contenders}
+    added = ("pretrained",) if recipe.pretrained and "pretrained" not in recipe.contenders else ()
+    members = {contender: member(recipe, contender) for contender in recipe.contenders + added}
     folder = run.open_run("dualtfr", name, recipe, options, world)
     seeds = list(range(options.seed, options.seed + recipe.seeds))
     found: dict[str, list[Path]] = {contender: [] for contender in members}

@@ -156,7 +156,7 @@ RECIPES = {
         contenders=(
             "cab0", "cab1", "cab2", "cab4", "early", "between", "local", "no_bias", "no_reference", "no_position",
         ),
-        seeds=2, pairs_per_epoch=960, epochs=5, batch=16, lr=1e-3, drop_epoch=4, eval_every=5,
+        seeds=2, epochs=4, drop_epoch=3, eval_every=4,
     ),
     "real_small": replace(
         _REAL, about="micro model on generated and real sequences and COCO objects, tested on the OTB folder",
