@@ -1,8 +1,8 @@
 """What the cross attention blocks, the kinds of block and the pre-training are worth: the paper's ablations in small.
 
-``python -m papers.dualtfr.train ablation`` trains every contender with every seed, and with ``--pretrained RUN`` one more,
-whose branches start from that pre-training; ``--resume auto`` goes on where it was killed. ``python -m papers.dualtfr.ablation`` writes the README's table anew from
-results/ablation*.json.
+``python -m papers.dualtfr.train ablation`` trains every contender with every seed, and with ``--pretrained RUN`` one
+more, whose branches start from that pre-training; ``--resume auto`` goes on where it was killed.
+``python -m papers.dualtfr.ablation`` writes the README's table anew from results/ablation*.json.
 """
 
 from __future__ import annotations

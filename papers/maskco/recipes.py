@@ -90,9 +90,10 @@ _TINY = Recipe(
     blur=0.0, overlap_px=14, region_px=(8, 14), mph_width=64, queue=512, momentum=0.99, epochs=20, batch=64, lr=0.1,
     eval_every=4, eval_crop=1.0,
 )
+# The queue must hold fewer keys than there are pictures: a picture would be its own negative.
 _MINI = replace(
     _TINY, dataset="pictures", input_size_px=64, overlap_px=26, region_px=(16, 24), crop_area=(0.2, 1.0), flip=0.5,
-    blur=0.5, blur_px=(0.1, 0.6), epochs=40, eval_every=10,
+    blur=0.5, blur_px=(0.1, 0.6), queue=256, epochs=100, eval_every=25,
 )
 _COCO = Recipe("", dataset="COCO", epochs=800, lr=0.3, eval_every=10)
 

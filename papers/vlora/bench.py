@@ -100,7 +100,9 @@ def operations() -> list[dict[str, float]]:
 
 def prefill_vlora(model: VLoRAForConditionalGeneration, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     weights = model.generator(features)[0]
-    return model(ids, perceptual_weights=weights, use_cache=True, logits_to_keep=1).logits
+    places = torch.arange(1, ids.shape[1], device=ids.device).expand(len(ids), -1)
+    ids = ids[:, 1:]  # generate leaves the image's slot out as well: `VLoRAForConditionalGeneration.prompt`
+    return model(ids, position_ids=places, perceptual_weights=weights, use_cache=True, logits_to_keep=1).logits
 
 
 def prefill_tokens(
@@ -224,7 +226,7 @@ def measure(args: Arguments, device: torch.device) -> list[dict[str, Any]]:
             row |= {f"{name}_mb": peak_bytes(function, device) / 1e6 for name, function in cases.items()}
             if args.graphs:
                 cases |= {f"{name}_graph": graphed(function) for name, function in list(cases.items())}
-            for name, more in (("vlora", 1), ("tokens", visual)):
+            for name, more in (("vlora", 0), ("tokens", visual)):
                 cases[f"{name}_products"] = products(ours.language_model, batch * (text + more))
             times = seconds(cases, device)
             row |= {f"{name}_ms": 1e3 * statistics.median(each) for name, each in times.items()}

@@ -51,8 +51,8 @@ def merging(config: VLoRAConfig) -> int:
 
 
 def vlora(config: VLoRAConfig, text: int, **kwargs: int) -> int:
-    """VLoRA's prefill: generator, the text with its dead slot, the weights beside."""
-    return generator(config) + language_model(config.text_config, text + 1, **kwargs) + beside(config, text + 1)
+    """VLoRA's prefill: generator, the text without the image's slot, the weights beside."""
+    return generator(config) + language_model(config.text_config, text, **kwargs) + beside(config, text)
 
 
 def projector(config: Any) -> int:
@@ -93,7 +93,7 @@ def bounds(ours: VLoRAConfig, theirs: Any, text: int = 32) -> list[dict[str, Any
     generated = len(ours.weight_types) * len(ours.sites) * ours.text_config.hidden_size * ours.rank
     for batch, target in TARGET.items():
         work = {  # factors are written and read
-            "vlora_ms": (batch * vlora(ours, text), bytes_moved(ours, batch, text + 1, 2 * batch * generated)),
+            "vlora_ms": (batch * vlora(ours, text), bytes_moved(ours, batch, text, 2 * batch * generated)),
             "tokens_ms": (
                 batch * visual_tokens(theirs, text), bytes_moved(theirs, batch, text + theirs.num_features, 0)
             ),

@@ -304,6 +304,20 @@ class VLoRAForConditionalGeneration(VisionLanguageModel):
             attention_mask = attention_mask.masked_fill(marks, 0)
         return input_ids.masked_fill(marks, 0), attention_mask, position_ids
 
+    def prompt(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What decoding needs of a prompt: tokens, mask and positions (B, L - placeholders of a row).
+
+        No token sees a placeholder's slot, so it is left out, and leaves a gap in the positions. It stays, as token 0
+        (its id need not be in the vocabulary), where rows would differ in length, or are continued from it.
+        """
+        marks = self.placeholders(input_ids)
+        position_ids = positions(attention_mask) if position_ids is None else position_ids
+        if (marks.sum(1) == marks[0].sum()).all() and not marks[:, -1].any():
+            return tuple(x[~marks].view(len(x), -1) for x in (input_ids, attention_mask, position_ids))
+        return input_ids.masked_fill(marks, 0), attention_mask.masked_fill(marks, 0), position_ids
+
     def perceive(self, input_ids: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         """The perceptual weights of a batch's rows, (B, T, S, d, r): all that is needed of its images."""
         self.check_images(input_ids, pixel_values)
@@ -355,23 +369,26 @@ class VLoRAForConditionalGeneration(VisionLanguageModel):
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if perceptual_weights is None and pixel_values is not None:
             perceptual_weights = self.perceive(input_ids, pixel_values)
-        kwargs.setdefault("position_ids", positions(attention_mask))
-        marks = self.placeholders(input_ids)
-        kwargs |= {"attention_mask": attention_mask.masked_fill(marks, 0)}
+        ids, mask, kwargs["position_ids"] = self.prompt(input_ids, attention_mask, kwargs.pop("position_ids", None))
+        dropped = input_ids.shape[1] - ids.shape[1]
+        kwargs |= {key: kwargs[key] - dropped for key in ("max_length", "min_length") if kwargs.get(key)}
+        kwargs |= {"attention_mask": mask}
         within = contextlib.nullcontext()
         if perceptual_weights is not None:
             if apply == "auto":
-                apply = application.cheaper(self, perceptual_weights, input_ids, kwargs)
+                apply = application.cheaper(self, perceptual_weights, ids, kwargs)
             if apply == "merge":
                 within = self.merged(perceptual_weights)
             else:  # repeated by generate for beams and several sequences of a row
-                kwargs["perceptual_weights"] = perceptual_weights.expand(len(input_ids), -1, -1, -1, -1)
-        # Token 0 stands in for the placeholder, whose id need not be in the vocabulary.
+                kwargs["perceptual_weights"] = perceptual_weights.expand(len(ids), -1, -1, -1, -1)
         with within:
-            out = super().generate(input_ids.masked_fill(marks, 0), **kwargs)
+            out = super().generate(ids, **kwargs)
         sequences = out if isinstance(out, torch.Tensor) else out.sequences
         prompt = input_ids.repeat_interleave(len(sequences) // len(input_ids), 0)
-        sequences[:, : input_ids.shape[1]] = prompt
+        sequences = torch.cat([prompt, sequences[:, ids.shape[1] :]], 1)
+        if isinstance(out, torch.Tensor):
+            return sequences
+        out.sequences = sequences
         return out
 
 

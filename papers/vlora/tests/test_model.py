@@ -360,6 +360,28 @@ def test_a_padded_batch_generates_as_its_rows_alone(batch, build):
 
 
 @torch.no_grad()
+def test_decoding_leaves_the_slot_of_an_image_out(batch):
+    ids, pixels, _ = batch
+    model = _vlora()
+    whole = torch.ones_like(ids[:1])
+    short, mask, places = model.prompt(ids[:1], whole)
+    mark = int(model.placeholders(ids[:1])[0].int().argmax())
+    kept = [i for i in range(ids.shape[1]) if i != mark]
+    assert torch.equal(short, ids[:1, kept]) and places.tolist() == [kept] and mask.shape == short.shape
+    weights = model.perceive(ids[:1], pixels[:1])
+    out = model(short, attention_mask=mask, position_ids=places, perceptual_weights=weights).logits
+    torch.testing.assert_close(out, model(ids[:1], pixels[:1]).logits[:, kept], atol=1e-5, rtol=1e-5)
+
+    last = torch.cat([ids[:1, kept], ids[:1, mark : mark + 1]], 1)  # the answer begins where the image stands
+    same, mask, _ = model.prompt(last, whole)
+    assert torch.equal(same[:, :-1], ids[:1, kept]) and mask[0, -1] == 0 and mask.shape == last.shape
+    options = dict(max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert torch.equal(model.generate(last, pixels[:1], **options), _by_hand(model, last, pixels[:1], 4))
+    longest = ids.shape[1] + 3
+    assert model.generate(ids[:1], pixels[:1], max_length=longest, eos_token_id=None).shape[1] == longest
+
+
+@torch.no_grad()
 def test_beams_and_several_sequences(batch):
     ids, pixels, _ = batch
     model, options = _vlora(), dict(max_new_tokens=5, do_sample=False, eos_token_id=None)
