@@ -2,9 +2,9 @@
 
     .venv/bin/python -m papers.maskco.scripts.mini_sets COCO IMAGENETTE OUT
 
-Writes OUT/many_objects and OUT/one_object, with train/ and val/ in each: as many pictures in one as in the other, reduced to a shorter
-side of 160 px, for on a CPU reading large ones takes longer than learning from crops of 64 px. Training pictures of the
-image folder are taken evenly from its classes; validation pictures come from its validation split.
+Writes OUT/many_objects and OUT/one_object, with train/ and val/ in each: as many pictures in one as in the other,
+reduced to a shorter side of 160 px, for on a CPU reading large ones takes longer than learning from crops of 64 px.
+Training pictures of the image folder are taken evenly from its classes; validation pictures are of its own split.
 """
 
 import random
@@ -27,7 +27,7 @@ def main(coco: Path, folder: Path, out: Path, /) -> None:
     count = len(many) - VALIDATION
     one = {split: images.open_images(folder, split) for split in ("train", "val")}
     if count < 1 or len(one["train"]) < count or len(one["val"]) < VALIDATION:
-        raise run.UserError(f"{coco} has {len(many)} pictures; needed are more than {VALIDATION}, and as many in {folder}")
+        raise run.UserError(f"{coco} has {len(many)} pictures: more than {VALIDATION}, and as many in {folder}, needed")
     write(many[:count], out / "many_objects" / "train")
     write(many[count:], out / "many_objects" / "val")
     write(evenly(one["train"], count), out / "one_object" / "train")
