@@ -64,7 +64,7 @@ def open_data(recipe: Any, root: str | Path, report: Path | None = None) -> Data
     folders = tracking.folders(root)
     if not recipe.held_out and len(recipe.datasets) == 1:
         folders = {recipe.datasets[0]: Path(root)} | folders
-    if missing := {*recipe.datasets, *recipe.held_out} - {*folders, "sequences"}:
+    if missing := {*recipe.datasets, *recipe.held_out} - {*folders, *({"sequences"} & {*recipe.datasets})}:
         raise UserError(f"{root} has no folder for {', '.join(sorted(missing))}; it has {', '.join(folders) or 'none'}")
     train = {}
     for name in recipe.datasets:
@@ -78,7 +78,10 @@ def open_data(recipe: Any, root: str | Path, report: Path | None = None) -> Data
         else:
             train[name] = tracking.open_sequences(folders[name], "train", limit=0.01, report=report)
     if recipe.held_out:
-        return Data(train, [], [s for name in recipe.held_out for s in tracking.open_sequences(folders[name])])
+        test = [s for name in recipe.held_out for s in tracking.open_sequences(folders[name])]
+        if unknown := [s.name for s in test if not np.isfinite(s.boxes[1:]).all(1).any()]:
+            raise UserError(f"held out for tests, but without boxes beyond the first frame: {', '.join(unknown[:3])}")
+        return Data(train, [], test)
     has_val = "got10k" in train and (folders["got10k"] / "val" / "list.txt").is_file()
     val = tracking.open_sequences(folders["got10k"], "val") if has_val else []
     return Data(train, val, val)

@@ -74,6 +74,8 @@ class Sequence:
     visible: np.ndarray
     """(N,) bool: annotated, w and h > 0, and by the benchmark's labels neither absent nor covered."""
     offset: int = 0
+    absent: np.ndarray | None = None
+    """(N,) bool, LaSOT and GOT-10k: by the benchmark's labels alone, whatever the box."""
     cover: np.ndarray | None = None
     """(N,) int, GOT-10k: eighths of the target that are visible; frames with 0 are not scored."""
     size: tuple[int, int] | None = None
@@ -81,6 +83,11 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def middle(self) -> int:
+        """Of the frames with a visible target, the one in the middle."""
+        seen = np.flatnonzero(self.visible)
+        return int(seen[len(seen) // 2])
 
 
 def read_frame(path: Path) -> np.ndarray:
@@ -218,7 +225,7 @@ def _layout(root: Path) -> tuple[str, dict[str | None, Jobs]]:
 
 
 def _got10k(folder: Path, check: bool) -> Sequence:
-    boxes, cover, absent = _table(folder / "groundtruth.txt", 4), None, False
+    boxes, cover, absent = _table(folder / "groundtruth.txt", 4), None, None
     first_only = "_Test_" in folder.name  # the rest of its boxes is on the server
     frames, boxes = _numbered(folder, "{:08d}.jpg", 1, boxes, check, first_only)
     if not first_only:
@@ -295,12 +302,16 @@ def box_around(line: str) -> list[float]:
 # Text files -----------------------------------------------------------------------------------------------
 
 
-def _sequence(name: str, dataset: str, frames, boxes: np.ndarray, absent=False, *, offset: int = 0, **more) -> Sequence:
+def _sequence(
+    name: str, dataset: str, frames, boxes: np.ndarray, absent: np.ndarray | None = None, *, offset: int = 0, **more
+) -> Sequence:
     """Checks frames against boxes as the file has them, and takes off the file's `offset`."""
     if len(frames) != len(boxes):
         raise ValueError(f"{name}: {len(frames)} frames, but {len(boxes)} boxes")
-    seen = np.isfinite(boxes).all(1) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0) & ~np.asarray(absent)
-    return Sequence(name, dataset, frames, boxes - (offset, offset, 0, 0), seen, offset, **more)
+    seen = np.isfinite(boxes).all(1) & (boxes[:, 2] > 0) & (boxes[:, 3] > 0)
+    if absent is not None:
+        seen &= ~absent
+    return Sequence(name, dataset, frames, boxes - (offset, offset, 0, 0), seen, offset, absent, **more)
 
 
 def _numbered(
@@ -361,7 +372,8 @@ def _natural(path: Path) -> list:
 def main(folder: Path, /) -> None:
     """Prints what a data folder holds; says what is expected where it holds nothing usable."""
     if (folder / "annotations").is_dir():
-        found = {split: open_coco(folder, split) for split in ("train", "val")}
+        splits = [s for s in ("train", "val") if (folder / "annotations" / f"instances_{s}2017.json").is_file()]
+        found = {split: open_coco(folder, split) for split in splits or ["train"]}
     else:
         splits = _layout(folder)[1] if folder.is_dir() else [None]
         found = {split: open_sequences(folder, split) for split in splits}

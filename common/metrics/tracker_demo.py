@@ -44,7 +44,7 @@ def main(paper: Paper) -> None:
     """The command line of ``papers.<name>.demo``: draws the boxes a tracker gives into a video."""
     args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.demo", description="A target, followed.")
     done = sorted(Path("runs", paper.name).glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
-    finished = [p.parent for p in done if (p.parent / "checkpoints").is_dir()]
+    finished = [p.parent for p in done if (p.parent / "checkpoints").is_dir() and p.parts[-3] in paper.recipes]
     if not (args.checkpoint or finished):
         command = f"make reproduce PAPER={paper.name}"
         raise UserError(f"no finished run under runs/{paper.name}; make one with {command}, or give --checkpoint")
@@ -65,6 +65,7 @@ def first_box(source: Path, box: str | None) -> Box:
     """
     if box is None:
         found = [p for folder in (source, source.parent) for p in sorted(folder.glob("groundtruth*.txt"))]
+        found = [p for p in found if p.stat().st_size]  # the first of OTB's Human4 is empty
         if not (source.is_dir() and found):
             raise UserError(f"where is the target in the first frame of {source}? Give --box x,y,w,h")
         box = str(found[0])
@@ -141,6 +142,10 @@ def _frames(source: Path) -> tuple[Iterator[np.ndarray], int]:
         files.sort(key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
         if not files and (source / "img").is_dir():
             return _frames(source / "img")
+        otb = source.parent if source.name == "img" else source
+        if otb.name in data.OTB_RANGES and any(otb.glob("groundtruth_rect*.txt")):
+            first, last = data.OTB_RANGES[otb.name]
+            files = [path for path in files if first <= int(path.stem) <= (last or int(path.stem))]
         return map(data.read_frame, files), 25
     video = av.open(str(source))
     if not video.streams.video:

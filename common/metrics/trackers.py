@@ -38,8 +38,8 @@ from common.run import UserError, World
 Box = tuple[float, float, float, float]
 # How a data set's sequences are scored unless asked otherwise. VOT's own measures are its toolkit's (see vot.py).
 RULES = {"otb": "otb", "vot": "otb", "lasot": "lasot", "trackingnet": "trackingnet", "got10k": "got10k"}
-# Sequences of the test sets that need no server, under the rules whose figures papers print.
-WHOLE = {("otb", "otb"): 100, ("lasot", "lasot"): 280, ("lasot", "lasot_pytracking"): 280}
+# Sequences of the test sets that need no server.
+WHOLE = {"otb": 100, "lasot": 280}
 COLORS = {"truth": "lime", "tracker": "red", "still": "white", "correlation": "deepskyblue"}
 PANELS = {"success": ("auc", "ao"), "precision": ("precision",), "norm_precision": ("norm_precision",)}
 
@@ -92,6 +92,8 @@ class Result:
     size: tuple[int, int]
     """(width, height) of the first frame"""
     settings: dict[str, Any]
+    hardware: str
+    """what the seconds were measured on"""
 
 
 def evaluate(
@@ -138,10 +140,12 @@ def _follow(tracker: Tracker, sequence: data.Sequence, settings: dict[str, Any],
         else:
             tracker.init(frame, first)
             box, value, size = first, np.nan, frame.shape[1::-1]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # or reading the next frame would hide what the tracker still computes
         rows.append([*map(float, box), float(value), time.perf_counter() - read, read - began])
         bar.update()
     table = np.array(rows)
-    return Result(table[:, :4], *table.T[4:], size, settings)
+    return Result(table[:, :4], *table.T[4:], size, settings, run.hardware())
 
 
 def _path(sequence: data.Sequence, out: Path) -> Path:
@@ -158,7 +162,7 @@ def _finished(sequence: data.Sequence, out: Path, settings: Mapping[str, Any]) -
 
 
 def _write_result(path: Path, result: Result) -> None:
-    header = {"frames": len(result.boxes), "size": result.size, "settings": result.settings}
+    header = {"frames": len(result.boxes)} | {key: getattr(result, key) for key in ("size", "settings", "hardware")}
     table = np.column_stack([result.boxes, result.scores, result.seconds, result.read_seconds]).tolist()
     rows = [",".join(map(repr, row)) for row in table]
     _write_whole(path, "\n".join([f"# {json.dumps(header)}", *rows, "# end", ""]).encode())
@@ -172,7 +176,7 @@ def read_result(path: Path) -> Result:
         table = np.array([row.split(",") for row in rows], dtype=np.float64)
         if end != "# end" or table.shape != (header["frames"], 7):
             raise ValueError("not whole")
-        return Result(table[:, :4], *table.T[4:], tuple(header["size"]), header["settings"])
+        return Result(table[:, :4], *table.T[4:], tuple(header["size"]), header["settings"], header["hardware"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no result file: {error}") from None
 
@@ -226,8 +230,8 @@ def score(sequences: Sequence[data.Sequence], out: Path, rule: str | None = None
         visible = None
         if rule == "got10k" and sequence.cover is not None:
             visible = np.asarray(sequence.cover) > 0
-        elif rule.startswith("lasot"):
-            visible = sequence.visible
+        elif rule.startswith("lasot") and sequence.absent is not None:
+            visible = ~sequence.absent
         truth, boxes = sequence.boxes + to_file, result.boxes + to_file
         tracks.append(tracking.Track(sequence.name, truth, boxes, visible, result.size))
     try:
@@ -237,8 +241,12 @@ def score(sequences: Sequence[data.Sequence], out: Path, rule: str | None = None
 
 
 def speed(sequences: Sequence[data.Sequence], out: Path) -> dict[str, float]:
-    """{'fps': with reading, 'fps_model': in the tracker alone}: frames per second of one process, starts included."""
-    found = results(sequences, out)
+    """{'fps': with reading, 'fps_model': in the tracker alone}: frames per second of one process, starts included.
+
+    Nothing if all results were made on another machine."""
+    found = [result for result in results(sequences, out) if result.hardware == run.hardware()]
+    if not found:
+        return {}
     frames = sum(len(r.boxes) for r in found)
     model, read = (sum(x.sum() for x in column) for column in zip(*((r.seconds, r.read_seconds) for r in found)))
     return {"fps": float(frames / (model + read)), "fps_model": float(frames / model)}
@@ -373,7 +381,9 @@ def compare(
     for dataset in dict.fromkeys(sequence.dataset for sequence in sequences):
         its = [sequence for sequence in sequences if sequence.dataset == dataset]
         for label, (candidate, about, out) in _entrants(tracker, settings, folder / "tracking", baselines).items():
-            summary, speeds_of_it = measure(candidate, its, out, settings=about, world=world)
+            summary, speeds_of_it = measure(
+                candidate, its, out, settings=about, world=world, rule=paper.rule(dataset)
+            )
             headline = next(iter(summary.scores))  # ao or auc
             rows += metrics(dataset, {headline: summary.scores[headline]}, recipe, label=label)
             for name, scores in summary.sequences.items() if each else ():
@@ -415,6 +425,11 @@ class Paper:
     """(state dict of a file, ours or the authors', and the network) -> state dict of the network"""
     official: Callable[[Mapping[str, torch.Tensor]], bool] = lambda _weights: False
     """Whether a file's state dict is the authors': of files, the scores of these alone stand beside the paper's."""
+    rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """How its figures are scored, by data set, where that is not the data set's own rule."""
+
+    def rule(self, dataset: str) -> str:
+        return (RULES | dict(self.rules))[dataset]
 
     def load(self, checkpoint: Path, name: str | None, world: World) -> tuple[Tracker, Any, dict[str, Any], bool]:
         """(tracker, recipe, settings for `evaluate`, may its scores stand beside the paper's?).
@@ -428,7 +443,10 @@ class Paper:
                 raise UserError(f"{checkpoint} is no run folder with a whole checkpoint")
             _, weights, state = found
             config = json.loads((checkpoint / "config.json").read_text())
-            recipe = type(next(iter(self.recipes.values())))(**config["recipe"])
+            try:
+                recipe = type(next(iter(self.recipes.values())))(**config["recipe"])
+            except TypeError as error:
+                raise UserError(f"{checkpoint} is no tracker's run of this version: {error}") from None
             network, comparable = self.build(recipe), bool(state.get("comparable", False))
             network.load_state_dict(weights["model"])
         else:
@@ -485,7 +503,7 @@ class Arguments:
     split: str | None = None
     """train, val or test, where the data have splits."""
     rule: str | None = None
-    """How to score, if not as the data's benchmark does: one of common.metrics.tracking.RULES."""
+    """How to score, if not as the paper's figures are: one of common.metrics.tracking.RULES."""
     out: Path | None = None
     """Folder of results, kept and completed; default: tracking/ in the run folder, or beside the file."""
     baselines: bool = False
@@ -506,10 +524,11 @@ def main(paper: Paper) -> None:
         raise UserError(f"no checkpoint at {args.checkpoint}")
     tracker, recipe, settings, comparable = paper.load(args.checkpoint, args.recipe, world)
     sequences = data.open_sequences(data_folder(recipe, args.data), args.split or (None if args.data else "val"))
-    dataset, rule = dataset_of(sequences), args.rule or RULES[dataset_of(sequences)]
+    dataset = dataset_of(sequences)
+    rule = args.rule or paper.rule(dataset)
     folder = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
     out = args.out or folder / "tracking"
-    comparable = comparable and WHOLE.get((dataset, rule)) == len(sequences)
+    comparable = comparable and WHOLE.get(dataset) == len(sequences) and rule == paper.rule(dataset)
 
     rows, summaries = [], {}
     for label, (candidate, its_settings, place) in _entrants(tracker, settings, out, args.baselines).items():
@@ -528,7 +547,8 @@ def main(paper: Paper) -> None:
     print(f"{len(sequences)} sequences, {sum(map(len, sequences))} frames, rule {rule}, {args.checkpoint}")
     if summaries[paper.name]:
         its = {row["name"].split(maxsplit=1)[1]: row["paper_value"] for row in rows if row["paper_value"] is not None}
-        plot(out / f"{dataset}.png", summaries, {f"{paper.name}, the paper": its})
+        note = "" if comparable else ", not comparable"
+        plot(out / f"{dataset}.png", summaries, {f"{paper.name}, the paper{note}": its})
     else:
         print(f"no ground truth here: hand in {out / dataset}.zip at the benchmark's server")
     about = {"checkpoint": str(args.checkpoint), "sequences": len(sequences), "rule": rule, "metrics": rows}

@@ -83,6 +83,19 @@ def test_evaluate_of_a_file(tmp_path, otb, monkeypatch, capsys):
     assert all(row.keys() == results for row in rows.values())
 
 
+def test_a_papers_figures_have_their_rule(tmp_path, otb, monkeypatch):
+    run.save_weights(weights := tmp_path / "w.safetensors", WEIGHTS)
+    monkeypatch.setitem(trackers.WHOLE, "otb", 1)
+    for rules, asked, rule, comparable in (
+        ({}, [], "otb", True), ({"otb": "lasot"}, [], "lasot", True),
+        ({"otb": "lasot"}, ["--rule", "otb"], "otb", False),
+    ):
+        monkeypatch.setattr(sys, "argv", ["evaluate", str(weights), "--recipe", "plain", "--data", str(otb), *asked])
+        trackers.main(replace(PAPER, official=lambda _: True, rules=rules))
+        told = json.loads((tmp_path / "tracking" / "evaluation.json").read_text())
+        assert told["rule"] == rule and any(row["comparable"] for row in told["metrics"]) == comparable
+
+
 def test_evaluate_of_a_run(tmp_path, otb, monkeypatch):
     config = {"paper": "nobody", "recipe_name": "plain", "recipe": {"speed_px": 3.0}}
     run.write_json(tmp_path / "config.json", config)
@@ -140,11 +153,15 @@ def test_only_the_whole_test_set_and_a_faithful_training_are_comparable(
     (["w.safetensors", "--recipe", "plain", "--rule", "vot"], "no rule 'vot'; there are otb, lasot"),
     (["bad.safetensors", "--recipe", "plain"], "does not fit the recipe plain"),
     (["."], "is no run folder with a whole checkpoint"),
+    (["pretrained"], "pretrained is no tracker's run of this version: .*'classes'"),
 ])
 def test_mistakes_in_an_evaluation(tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)
     run.save_weights(Path("w.safetensors"), WEIGHTS)
     run.save_weights(Path("bad.safetensors"), {"weight": torch.zeros(2, 1)})
+    Path("pretrained").mkdir()
+    run.write_json(Path("pretrained/config.json"), {"recipe": {"classes": 10}})
+    run.save_checkpoint(Path("pretrained"), 5, {"model": WEIGHTS}, {})
     with pytest.raises(UserError, match=message):
         evaluate_line(monkeypatch, *argv)
 
@@ -202,6 +219,16 @@ def test_where_the_target_is(tmp_path):
     for wrong in ("1,2,3", "1,2,0,4", "a,b,c,d", "nan,1,2,3", str(tmp_path / "missing.txt")):
         with pytest.raises(UserError, match="--box is x,y,w,h"):
             tracker_demo.first_box(tmp_path, wrong)
+
+
+def test_a_sequence_of_otb_that_is_a_part_of_its_folder(tmp_path, otb):
+    """BlurCar3 begins with the third frame; Human4's box is in its second file."""
+    folder = (otb / "Square").rename(otb / "BlurCar3")
+    (folder / "groundtruth_rect.1.txt").write_text("")
+    for source in (folder, folder / "img"):
+        assert tracker_demo.first_box(source, None) == (10, 12, 20, 16)
+        frames, _ = tracker_demo._frames(source)
+        np.testing.assert_array_equal(next(frames), data.read_frame(folder / "img" / "0003.jpg"))
 
 
 def test_mistakes_in_a_demo(tmp_path):

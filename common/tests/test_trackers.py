@@ -179,11 +179,14 @@ def test_two_processes_share_the_sequences(tmp_path, free_port):
 # Scores and files -----------------------------------------------------------------------------------------
 
 
-def put(sequences, out, boxes, seconds=0.1, read=0.3):
+def put(sequences, out, boxes, seconds=0.1, read=0.3, hardware=None):
     """Result files with these boxes."""
     for sequence, its in zip(sequences, boxes):
         n = len(sequence)
-        result = trackers.Result(np.array(its, float), np.ones(n), np.full(n, seconds), np.full(n, read), (80, 60), {})
+        result = trackers.Result(
+            np.array(its, float), np.ones(n), np.full(n, seconds), np.full(n, read), (80, 60), {},
+            hardware or run.hardware(),
+        )
         trackers._write_result(trackers._path(sequence, out), result)
 
 
@@ -194,7 +197,7 @@ def test_each_data_set_has_its_rule_and_its_frames(tmp_path):
         ("got10k", "got10k", {"cover": cover}), ("otb", "otb", {"offset": 1}), ("lasot", "lasot", {"offset": 1}),
         ("trackingnet", "trackingnet", {}), ("vot", "otb", {}),
     ):
-        visible = cover > 0
+        visible, more = cover > 0, more | ({"absent": cover == 0} if dataset == "lasot" else {})
         one = [data.Sequence("s0", dataset, sequence.frames, sequence.boxes, visible, **more)]
         boxes = sequence.boxes.copy()
         boxes[2] += 500  # lost where the target is hidden; TrackingNet counts IoU 0 at its threshold 0
@@ -204,7 +207,8 @@ def test_each_data_set_has_its_rule_and_its_frames(tmp_path):
         whole = {"got10k": 100, "trackingnet": 80.5}.get(dataset, 2000 / 21 * 4 / 5)
         assert summary.scores["ao" if rule == "got10k" else "auc"] == pytest.approx(whole)
     boxes[2] = sequence.boxes[2]  # right, but LaSOT calls the target absent
-    put(lasot := [data.Sequence("s0", "lasot", sequence.frames, sequence.boxes, visible)], tmp_path, [boxes])
+    lasot = [data.Sequence("s0", "lasot", sequence.frames, sequence.boxes, visible, absent=~visible)]
+    put(lasot, tmp_path, [boxes])
     assert trackers.score(lasot, tmp_path, "otb").scores["auc"] == pytest.approx(2000 / 21)
     assert trackers.score(lasot, tmp_path, "lasot").scores["auc"] == pytest.approx(2000 / 21 * 4 / 5)
 
@@ -223,6 +227,9 @@ def test_speed_counts_frames_over_all_their_time(tmp_path):
     sequences = make_sequences(tmp_path, lengths=(4, 6))
     put(sequences, tmp_path, [s.boxes for s in sequences], seconds=0.01, read=0.03)
     assert trackers.speed(sequences, tmp_path) == pytest.approx({"fps": 25, "fps_model": 100})
+    put(sequences[:1], tmp_path, [sequences[0].boxes], seconds=9, hardware="another machine")
+    assert trackers.speed(sequences, tmp_path) == pytest.approx({"fps": 25, "fps_model": 100}), "its seconds count"
+    assert trackers.speed(sequences[:1], tmp_path) == {}
 
 
 def test_archives_are_the_benchmarks(tmp_path):

@@ -119,6 +119,8 @@ def test_lasot(tmp_path):
     found = tracking.open_sequences(tmp_path)
     assert [s.name for s in found] == ["cat-2", "cat-10", "monkey-17"] and [len(s.frames) for s in found] == [3, 3, 3]
     assert found[0].visible.tolist() == [True, False, False] and found[0].boxes[0].tolist() == [4, 5, 10, 10]
+    assert found[0].absent.tolist() == [False, False, True], "the toolkit's rule asks the labels alone"
+    assert found[0].middle() == 0
     with pytest.raises(UserError, match=r"testing_set\.txt"):
         tracking.open_sequences(tmp_path, "test")
     (tmp_path / "testing_set.txt").write_text("cat-10\n")
@@ -484,3 +486,11 @@ def test_held_out_data_sets_train_nothing(small, tmp_path):
     data = pairs.open_data(SimpleNamespace(datasets=("sequences",), held_out=("lasot",)), tmp_path)
     assert len(data.train["sequences"]) == 60 and not data.val and len(data.test) == 6
     assert data.describe("mine") == "mine: 60 training sequences, 6 test sequences"
+    with pytest.raises(UserError, match="has no folder for sequences"):
+        pairs.open_data(SimpleNamespace(datasets=("lasot",), held_out=("sequences",)), tmp_path)
+    hidden = tmp_path / "got10k" / "test" / "GOT-10k_Test_000001"
+    _frames(hidden, ["00000001.jpg", "00000002.jpg"])
+    (hidden / "groundtruth.txt").write_text("5,6,10,10\n")
+    (hidden.parent / "list.txt").write_text(f"{hidden.name}\n")
+    with pytest.raises(UserError, match="without boxes beyond the first frame: GOT-10k_Test_000001"):
+        pairs.open_data(SimpleNamespace(datasets=("lasot",), held_out=("got10k",)), tmp_path)

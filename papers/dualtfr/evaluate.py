@@ -29,6 +29,12 @@ def build(recipe: Recipe) -> DualTFR:
             f"crops of {recipe.template_px} and {recipe.search_px} px: expected multiples of the network's stride, "
             f"{model.backbone.reduction}"
         )
+    grid = recipe.search_px // model.backbone.reduction
+    try:
+        for block in model.backbone.stages[-1].blocks:
+            block.extent((grid, grid))
+    except ValueError as error:
+        raise run.UserError(f"--search-px {recipe.search_px}: {error}") from None
     return model
 
 

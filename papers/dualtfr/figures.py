@@ -37,7 +37,7 @@ def matches(
         5, len(sequences), figsize=(1.8 * len(sequences), 9), squeeze=False, layout="constrained"
     )
     for column, sequence in zip(axes.T, sequences):
-        number = len(sequence) // 2
+        number = sequence.middle()
         frames = [tracking.read_frame(sequence.frames[i]) for i in (0, number)]
         box = sequence.boxes[number]
         aside = 0.35 * recipe.centre_jitter * np.array([box[2], -box[3], 0, 0])

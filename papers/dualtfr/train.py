@@ -160,13 +160,13 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     if world.main:
         if data.val:
             rows.append(run.metric("pairs iou", 100 * run.read_log(folder)[-1]["val/iou"], "%"))
-        if report:
-            figures.draw(folder, model, data, recipe, world)
         run.write_results(folder, {
             "paper": "dualtfr", "recipe": name, "data": data.describe(recipe.dataset), "metrics": rows,
             "params": params, "flops": flops, "wall_s": wall_s, "peak_mem_bytes": run.peak_memory_bytes(),
             "throughput": seen / (wall_s - began) if seen else None, "seed": options.seed,
         })
+        if report:
+            figures.draw(folder, model, data, recipe, world)
     return folder
 
 
@@ -181,7 +181,9 @@ def validate(
     model: torch.nn.Module, data: pairs.Data, recipe: Recipe, grid: int, world: run.World, workers: int = 0
 ) -> dict[str, float]:
     """The loss and its terms over all validation pairs, which are the same every time."""
-    samples = pairs.Pairs(data.val and {"val": data.val}, transform(recipe), length=recipe.val_pairs, limit=0)
+    samples = pairs.Pairs(
+        data.val and {"val": data.val}, transform(recipe), length=recipe.val_pairs, max_gap=recipe.max_gap, limit=0
+    )
     mine = range(world.rank, len(samples), world.size)
     batches = [[(i, i) for i in mine[at : at + 32]] for at in range(0, len(mine), 32)]
     sums, totals = (torch.zeros(n, device=world.device, dtype=torch.float64) for n in (4, 2))

@@ -1,4 +1,4 @@
-"""A third detector as a tracker: torchvision's SSDlite, as it is. ``python -m papers.maml_tracker.any_detector``"""
+"""A third detector, meta-trained: torchvision's SSDlite as it is. ``python -m papers.maml_tracker.any_detector``"""
 
 from functools import partial
 

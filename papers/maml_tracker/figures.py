@@ -59,8 +59,8 @@ def draw_responses(
         rows, len(sequences), figsize=(1.8 * len(sequences), 1.9 * rows), squeeze=False, layout="constrained"
     )
     for column, sequence in zip(axes.T, sequences):
-        first, frame = (tracking.read_frame(sequence.frames[i]) for i in (0, len(sequence) // 2))
-        box, truth = sequence.boxes[0], sequence.boxes[len(sequence) // 2]
+        first, frame = (tracking.read_frame(sequence.frames[i]) for i in (0, sequence.middle()))
+        box, truth = sequence.boxes[0], sequence.boxes[sequence.middle()]
         around = [crop_around(box, recipe, zoom) for zoom in zooms(recipe)]
         support = _crops([cut(first, crop) for crop in around], [corners(crop, box) for crop in around], world)
         crop = crop_around(truth, recipe, shift_px=(0.6 * recipe.shift_px, -0.4 * recipe.shift_px))

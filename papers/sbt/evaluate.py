@@ -61,7 +61,7 @@ def take(weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> dict[
 
 PAPER = trackers.Paper(
     "sbt", {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)}, build, follow, take,
-    official,
+    official, rules={"lasot": "lasot_pytracking"},
 )
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def draw_scores(
     """
     figure, axes = figures.plt.subplots(3, len(sequences), figsize=(1.8 * len(sequences), 5.4), layout="constrained")
     for column, sequence in zip(np.reshape(axes, (3, -1)).T, sequences):
-        number = len(sequence) // 2
+        number = sequence.middle()
         first, frame = (tracking.read_frame(sequence.frames[i]) for i in (0, number))
         box = sequence.boxes[number]
         aside = box + (0.8 * box[2], -0.6 * box[3], 0, 0)

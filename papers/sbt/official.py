@@ -72,12 +72,15 @@ def load_backbone(backbone: torch.nn.Module, state_dict: Mapping[str, torch.Tens
     """Starts a tracker's backbone from pre-trained weights; returns the names that stay as they were initialised.
 
     Takes the classifier that the recipe `pretrain` makes (its fourth stage and classes are left behind), a tracker of
-    ours or the authors', and timm's PVTv2 (its surplus blocks are left behind: a base has 10 of B3's 18 in stage 3).
+    ours or the authors', and timm's PVTv2 (its surplus blocks are left behind: a base has 10 of B3's 18 in stage 3); a
+    `correlation.Siamese` takes those of its own timm network.
     `UserError` if a tensor has another shape, or no tensor fits at all.
     """
     weights = {_rename(name, PVT_NAMES): tensor for name, tensor in convert(state_dict).items()}
-    weights = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
     own = backbone.state_dict()
+    weights = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
+    if "body" in dict(backbone.named_children()):  # correlation.Siamese keeps timm's network under that name
+        weights = {f"body.{name.removeprefix('body.')}": tensor for name, tensor in weights.items()}
     found = {name: tensor for name, tensor in weights.items() if name in own and not name.startswith("head.")}
     wrong = [
         f"{name} {list(tensor.shape)}, expected {list(own[name].shape)}" for name, tensor in found.items()

@@ -11,6 +11,7 @@ import torch
 
 from common.data import crops
 from common.metrics.trackers import Box, hann_window, keep_inside
+from common.run import UserError
 
 
 def best_token(logits: torch.Tensor, boxes: torch.Tensor, window: torch.Tensor, weight: float) -> torch.Tensor:
@@ -64,7 +65,11 @@ class SBTTracker:
         precision: torch.dtype = torch.float32, speed: Literal["eager", "compile", "graph"] = "eager",
         published: bool = False,
     ):
+        if speed not in ("eager", "compile", "graph"):
+            raise UserError(f"no --speed {speed!r}; there are eager, compile and graph")
         weights = next(model.parameters())
+        if speed == "graph" and weights.device.type != "cuda":
+            raise UserError("--speed graph is a CUDA graph and needs a GPU; there are eager and compile")
         self.device, self.precision = weights.device, precision
         self.model = model if weights.dtype == precision else copy.deepcopy(model).to(precision)
         self.template_size, self.template_factor = template_size, template_factor

@@ -304,6 +304,7 @@ def test_bench_times_the_parts_of_the_network(monkeypatch, tmp_path, capsys):
     (["tiny", "--data", "/nowhere"], "no data folder /nowhere"),
     (["tiny", "--batch", "4000"], "larger than the 3200"),
     (["tiny", "--search-px", "60"], "expected multiples of the network's stride, 8"),
+    (["tiny", "--search-px", "96"], "--search-px 96: a map of 12x12 tokens"),
     (["tiny", "--model", "dualtfr_huge"], "no variant 'dualtfr_huge'; there are dualtfr, dualtfr_micro"),
     (["tiny", "--weights", "resnet9000"], "a run folder, a file of weights or the name of a timm model"),
     (["tiny", "--weights", "/nowhere/swin.safetensors"], "no checkpoint at /nowhere/swin.safetensors"),
