@@ -79,6 +79,8 @@ def load(args: Arguments, folder: Path, configs: Path, checkpoint: str):
     root = config.data_root.rstrip("/")
     moved = _moved(config.to_dict(), root, str(args.data.resolve()))
     config = Config(moved, format_python_code=False)  # laying out the copies it writes would take half a minute
+    if wrong := [change for change in args.change if "=" not in change]:
+        raise UserError(f"--change takes setting=value, got {wrong[0]!r}")
     changes = dict(change.split("=", 1) for change in args.change)
     config.merge_from_dict({key: DictAction._parse_iterable(value) for key, value in changes.items()})
     if args.checkpoint:
@@ -105,6 +107,8 @@ def _moved(value: Any, root: str, data: str) -> Any:
 def _first_pictures(config, folder: Path) -> None:
     """COCO annotations of the first training pictures alone, for training and for the test on the same ones."""
     source = Path(config.data_root, config.train_dataloader.dataset.ann_file)
+    if not source.is_file():
+        raise UserError(f"no {source}: expected COCO's annotations/ beside train2017/ and val2017/")
     whole = json.loads(source.read_text())
     boxes = [box for box in whole["annotations"] if not box["iscrowd"]]
     wanted = sorted({box["image_id"] for box in boxes})[: config.pictures]

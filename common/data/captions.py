@@ -11,6 +11,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from common.data import cache_dir
-from common.data.images import SUFFIXES
+from common.data.images import SUFFIXES, webdataset_key
 from common.run import UserError
 
 EXPECTED = """expected
@@ -86,7 +87,7 @@ class CaptionShards(Dataset):
         name = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
         self.index = cache_dir("webdataset") / f"captions-{name}.npy"
         if not self.index.exists():
-            part = self.index.with_suffix(".part.npy")
+            part = self.index.with_suffix(f".{os.getpid()}.part.npy")  # every process may be at it
             np.save(part, self._scan())
             part.replace(self.index)
         self.rows = np.load(self.index, mmap_mode="r")
@@ -99,7 +100,7 @@ class CaptionShards(Dataset):
             try:
                 with tarfile.open(shard) as tar:
                     for member in tar:
-                        key, _, suffix = member.name.partition(".")
+                        key, suffix = webdataset_key(member.name)
                         kind = texts if suffix == "txt" else images if f".{suffix.lower()}" in SUFFIXES else {}
                         kind[key] = (member.offset_data, member.size)
             except tarfile.TarError as error:
@@ -176,11 +177,11 @@ def _annotations(root: Path, kind: str, split: str) -> list[tuple[Path, dict[str
     if not root.is_dir():
         raise UserError(f"no data folder {root}: {EXPECTED.format(root=root)}")
     home, table = root / "annotations", root / "annotations" / "caption_split.csv"
-    found = []
-    for path in sorted(home.glob(f"{kind}_*.json")):
-        folder = root / path.stem.removeprefix(f"{kind}_")
-        if table.exists() or folder.name.startswith(SAME[split]):
-            found.append((folder, _read(path)))
+    names = sorted(path.stem.removeprefix(f"{kind}_") for path in home.glob(f"{kind}_*.json"))
+    if not table.exists():  # of the split's two names the first that is there
+        named = ([name for name in names if name.startswith(word)] for word in SAME[split])
+        names = next((some for some in named if some), [])
+    found = [(root / name, _read(home / f"{kind}_{name}.json")) for name in names]
     if table.exists():
         with open(table, newline="") as file:
             chosen = {(row["folder"], row["file"]) for row in csv.DictReader(file) if row["split"] in SAME[split]}

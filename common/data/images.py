@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Sequence
@@ -121,6 +122,13 @@ def _unpickle_arrays(path: Path) -> dict:
         raise UserError(f"{path} is truncated or no CIFAR batch: {error}") from None
 
 
+def webdataset_key(member: str) -> tuple[str, str]:
+    """("v1.0/7", "jpg") of a shard's member v1.0/7.jpg: the key ends at the first dot of the file's own name."""
+    folder, slash, name = member.rpartition("/")
+    key, _, suffix = name.partition(".")
+    return folder + slash + key, suffix
+
+
 class WebDataset(Images):
     """Tar shards of ``KEY.jpg`` + ``KEY.cls`` (class index as text), read at random through an index.
 
@@ -148,7 +156,7 @@ class WebDataset(Images):
             try:
                 with tarfile.open(shard) as tar:
                     for member in tar:
-                        key, _, suffix = member.name.partition(".")
+                        key, suffix = webdataset_key(member.name)
                         if f".{suffix.lower()}" in SUFFIXES:
                             images[key] = (member.offset_data, member.size)
                         elif suffix == "cls":
@@ -161,7 +169,9 @@ class WebDataset(Images):
             rows += [[number, *images[key], labels[key]] for key in images]
         if not rows:
             raise UserError(f"no samples in {self.shards[0]} and its {len(self.shards) - 1} neighbours")
-        cached.write_text(json.dumps(rows))
+        part = cached.with_suffix(f".{os.getpid()}.part")  # every process may be at it
+        part.write_text(json.dumps(rows))
+        part.replace(cached)
         return rows
 
     def read(self, index: int) -> Image.Image:

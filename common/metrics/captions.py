@@ -125,4 +125,7 @@ def exact_match(answer: str, truths: Sequence[str]) -> bool:
 
 
 def _plain(answer: str) -> str:
-    return " ".join(word for word in tokenize(answer).split() if word not in ("a", "an", "the"))
+    """Without articles and punctuation, unless nothing else is there: the answer may be option "A"."""
+    plain = tokenize(answer)
+    words = [word for word in plain.split() if word not in ("a", "an", "the")]
+    return " ".join(words) or plain or answer.strip().lower()

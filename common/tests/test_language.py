@@ -69,7 +69,7 @@ def test_tokenize(text, tokens):
 
 @pytest.mark.parametrize("answer, truths, right", [
     ("Red.", ["red"], True), ("the red one", ["red one"], True), ("red blue", ["red"], False), ("", ["red"], False),
-    ("two", ["one", "two"], True),
+    ("two", ["one", "two"], True), ("A.", ["A"], True), ("", ["A"], False), ("the", ["A"], False), ("!", ["?"], False),
 ])
 def test_exact_match(answer, truths, right):
     assert metrics.exact_match(answer, truths) is right
@@ -158,6 +158,16 @@ def test_captions_of_both_splits(root):
     assert image.mode == "RGB" and image.size == (48, 48) and texts == data.captions(7) == rows[7].captions
 
 
+def test_of_the_two_names_of_a_split_one_counts(root, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for name, split in (("val2017", "val"), ("test2017", "train")):
+        content = (root / "annotations" / f"captions_{split}.json").read_text()
+        (tmp_path / "annotations" / f"captions_{name}.json").write_text(content)
+    found = {split: captions.read_captions(tmp_path, split) for split in ("val", "test")}
+    folders = {split: {row.image.parent.name for row in rows} for split, rows in found.items()}
+    assert folders == {"val": {"val2017"}, "test": {"test2017"}}
+
+
 def test_a_split_table_overrides_the_folders(root, tmp_path):
     (tmp_path / "annotations").mkdir()
     for split in ("train", "val"):
@@ -230,6 +240,14 @@ def test_caption_shards(tmp_path, monkeypatch):
         data[2]
     monkeypatch.setattr("tarfile.open", None)  # a second index would fail
     assert len(captions.CaptionShards(shards)) == 3
+
+
+def test_keys_of_shards_end_at_the_first_dot_of_a_files_name(tmp_path):
+    _shard(tmp_path / "a.tar", {
+        "./a": {"png": _png("red"), "txt": b"red"}, "v1.0/a": {"png": _png("lime"), "txt": b"green"},
+    })
+    data = captions.CaptionShards([tmp_path / "a.tar"])
+    assert [data.captions(i) for i in range(len(data))] == [("red",), ("green",)]
 
 
 def test_wrong_caption_shards(tmp_path):

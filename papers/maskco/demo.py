@@ -16,6 +16,7 @@ from common.data.tiny.digits import digits
 from common.run import UserError
 from common.run import main as run_main
 from papers.maskco import evaluate, figures
+from papers.maskco.recipes import RECIPES
 
 
 @dataclass
@@ -33,11 +34,12 @@ class Arguments:
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.maskco.demo", description=__doc__)
     finished = sorted(Path("runs", "maskco").glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
-    if not (args.checkpoint or finished):
+    own = [path.parent for path in finished if getattr(RECIPES.get(path.parts[-3]), "method", None) == "maskco"]
+    if not (args.checkpoint or own):
         raise UserError(
             "no finished run under runs/maskco; make one with make reproduce PAPER=maskco, or give --checkpoint"
         )
-    checkpoint = args.checkpoint or finished[-1].parent
+    checkpoint = args.checkpoint or own[-1]
     model, recipe, _ = evaluate.load_run(checkpoint)
     if recipe.method != "maskco":
         raise UserError(f"{checkpoint} was trained for {recipe.method}; the demo takes maskco")

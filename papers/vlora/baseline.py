@@ -74,7 +74,8 @@ class VisualTokensForConditionalGeneration(VisionLanguageModel):
         """As VLoRA's without a cache: logits (B, L, vocabulary), the placeholder's from the last visual token."""
         embeds, mask, slots = self.sequence(input_ids, pixel_values, attention_mask)
         if pixel_values is None and self.training:  # all processes of a parallel training must use all parameters
-            embeds = embeds + 0 * self.projector(embeds.new_zeros(1, self.config.visual_width)).to(embeds.dtype)
+            blank = self.projector(self.no_features()[:, :1].to(self.projector[0].weight.dtype))
+            embeds = embeds + 0 * blank.to(embeds.dtype)
         hidden = self.language_model.get_decoder()(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions(mask), use_cache=False
         ).last_hidden_state

@@ -24,6 +24,7 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
+from transformers.modeling_utils import local_torch_dtype
 
 from common import figures, run
 from common.run import ROOT, UserError
@@ -118,15 +119,10 @@ PREFILL = {VLoRAForConditionalGeneration: prefill_vlora, VisualTokensForConditio
 def models(size: str, visual: int, device: torch.device) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Both models with random weights around one and the same language model; bf16 on a GPU."""
     ours_config, theirs_config = configs(size, visual)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
-    try:
-        with device:
-            ours = VLoRAForConditionalGeneration(ours_config).eval()
-            llm = copy.copy(ours.language_model)
-            theirs = VisualTokensForConditionalGeneration(theirs_config, language_model=llm).eval()
-    finally:
-        torch.set_default_dtype(default)
+    with device, local_torch_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32):
+        ours = VLoRAForConditionalGeneration(ours_config).eval()
+        llm = copy.copy(ours.language_model)
+        theirs = VisualTokensForConditionalGeneration(theirs_config, language_model=llm).eval()
     for name, parameter in ours.named_parameters():
         if ".B_" in name:
             torch.nn.init.normal_(parameter, std=0.02)

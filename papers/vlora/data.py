@@ -86,6 +86,7 @@ class Encoded(Dataset):
 
 
 def caption_messages(prompt: str, text: str) -> list[dict[str, Any]]:
+    text = text.replace(conversations.IMAGE, "").strip()  # some of the web's captions hold the mark itself
     question = [{"type": "image"}, {"type": "text", "text": prompt}]
     return [{"role": "user", "content": question}, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
@@ -112,8 +113,9 @@ def open_talks(root: Path, split: str, recipe: Recipe, report: Path | None = Non
         rows = captions.read_captions(root, split)
         return CaptionTalks(captions.Captions(rows), recipe.prompt, split == "train")
     path = root / f"conversations_{split}.json"
-    if not path.exists() and split == "train" and len(only := list(root.glob("*.json"))) == 1:
-        (path,) = only
+    if not path.exists() and split == "train":
+        only = [found for found in root.glob("*.json") if not found.name.startswith("conversations_")]
+        path = only[0] if len(only) == 1 else path
     if not path.exists():
         raise UserError(f"{root} has no conversations for {split!r}: {EXPECTED.format(root=root)}")
     rows = conversations.read_conversations(path, root, strict=split != "train", report=report)
@@ -121,7 +123,7 @@ def open_talks(root: Path, split: str, recipe: Recipe, report: Path | None = Non
 
 
 def has_split(root: Path, split: str, recipe: Recipe) -> bool:
-    """Whether there is anything to evaluate on: LLaVA's mixture, for one, comes without a validation split."""
+    """Whether a split is there: LLaVA's mixture, for one, comes without validation."""
     try:
         open_talks(root, split, recipe)
     except UserError as error:

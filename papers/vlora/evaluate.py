@@ -25,7 +25,7 @@ from common import run
 from common.data.loader import progress
 from common.metrics import captions as metrics
 from common.run import UserError, World
-from papers.vlora.data import CaptionTalks, Talks, caption_messages, data_folder, open_talks
+from papers.vlora.data import CaptionTalks, Talks, caption_messages, data_folder, has_split, open_talks
 from papers.vlora.processing import IGNORED, TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import RECIPES, Recipe
 from papers.vlora.vision_language import VisionLanguageModel
@@ -64,10 +64,12 @@ def questions(talks: Talks | CaptionTalks, most: int) -> list[Question]:
 
 
 def exchanged(asked: Sequence[Question]) -> list[int]:
-    """For each question that of the same category whose image it gets instead; another image wherever there is one."""
+    """For each question that of the same category, about as many images, whose image it gets instead; another image
+    wherever there is one."""
     members = defaultdict(list)
     for i, question in enumerate(asked):
-        members[question.category].append(i)
+        count = len(question.images) if isinstance(question.images, tuple) else 1
+        members[question.category, count].append(i)
     other = list(range(len(asked)))
     for rows in members.values():
         for place, i in enumerate(rows):
@@ -98,14 +100,14 @@ def answer(
     model: VisionLanguageModel, processor: VLoRAProcessor, images: Sequence[list[Image.Image]],
     messages: Sequence[Sequence[dict[str, Any]]], world: World, new_tokens: int, **options: Any,
 ) -> list[str]:
-    """Greedy answers to conversations that end with a question; `options` go to generate."""
+    """Greedy answers to conversations that end with a question, unless `options` tell generate otherwise."""
     prompts = [processor.apply_chat_template(list(turns), add_generation_prompt=True) for turns in messages]
     batch = processor([image for each in images for image in each], prompts).to(world.device)
     with world.autocast():
-        out = model.generate(
-            **batch, max_new_tokens=new_tokens, do_sample=False, eos_token_id=stops(processor),
-            pad_token_id=processor.tokenizer.pad_token_id, **options,
-        )
+        out = model.generate(**batch, **{
+            "max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": stops(processor),
+            "pad_token_id": processor.tokenizer.pad_token_id, **options,
+        })
     new = out[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)]
 
@@ -264,7 +266,8 @@ def main() -> None:
     model, processor = load(args.checkpoint, world.device)
     root = data_folder(recipe, args.data)
     talks = open_talks(root, "val", recipe)
-    scores, samples = evaluate(model, processor, talks, recipe, world, open_talks(root, "train", recipe))
+    train = open_talks(root, "train", recipe) if has_split(root, "train", recipe) else None
+    scores, samples = evaluate(model, processor, talks, recipe, world, train)
     if world.main:
         for name, (value, unit) in scores.items():
             print(f"{name:>32} {value:8.3f} {unit}")

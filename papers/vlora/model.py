@@ -276,8 +276,7 @@ class VLoRAForConditionalGeneration(VisionLanguageModel):
                 self.check_images(input_ids, pixel_values)
             return self._rows(input_ids, *self.generator(self.visual_features(pixel_values)))
         if self.training:  # all processes of a parallel training must use all parameters
-            table = self.generator.pos_embed
-            A, B = self.generator(table.new_zeros(1, self.config.num_features, self.config.visual_width))
+            A, B = self.generator(self.no_features())
             return 0 * A, B
         return None, ()
 
@@ -305,16 +304,17 @@ class VLoRAForConditionalGeneration(VisionLanguageModel):
         return input_ids.masked_fill(marks, 0), attention_mask, position_ids
 
     def prompt(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None = None
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None = None,
+        keep: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What decoding needs of a prompt: tokens, mask and positions (B, L - placeholders of a row).
 
         No token sees a placeholder's slot, so it is left out, and leaves a gap in the positions. It stays, as token 0
-        (its id need not be in the vocabulary), where rows would differ in length, or are continued from it.
+        (its id need not be in the vocabulary), with `keep`, or where rows would differ in length or go on from it.
         """
         marks = self.placeholders(input_ids)
-        position_ids = positions(attention_mask) if position_ids is None else position_ids
-        if (marks.sum(1) == marks[0].sum()).all() and not marks[:, -1].any():
+        position_ids = positions(attention_mask) if position_ids is None else position_ids.expand_as(input_ids)
+        if not keep and (marks.sum(1) == marks[0].sum()).all() and not marks[:, -1].any():
             return tuple(x[~marks].view(len(x), -1) for x in (input_ids, attention_mask, position_ids))
         return input_ids.masked_fill(marks, 0), attention_mask.masked_fill(marks, 0), position_ids
 
@@ -369,9 +369,15 @@ class VLoRAForConditionalGeneration(VisionLanguageModel):
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if perceptual_weights is None and pixel_values is not None:
             perceptual_weights = self.perceive(input_ids, pixel_values)
-        ids, mask, kwargs["position_ids"] = self.prompt(input_ids, attention_mask, kwargs.pop("position_ids", None))
-        dropped = input_ids.shape[1] - ids.shape[1]
-        kwargs |= {key: kwargs[key] - dropped for key in ("max_length", "min_length") if kwargs.get(key)}
+        settings = kwargs.get("generation_config") or self.generation_config
+        # A cache that is handed in or out holds the slots, as `forward`'s does.
+        keep = kwargs.get("past_key_values") or kwargs.get("return_dict_in_generate", settings.return_dict_in_generate)
+        ids, mask, kwargs["position_ids"] = self.prompt(
+            input_ids, attention_mask, kwargs.pop("position_ids", None), keep=bool(keep)
+        )
+        for key in ("max_length", "min_length"):  # they count the prompt
+            if length := kwargs.get(key) or getattr(settings, key):
+                kwargs[key] = length - input_ids.shape[1] + ids.shape[1]
         kwargs |= {"attention_mask": mask}
         within = contextlib.nullcontext()
         if perceptual_weights is not None:

@@ -12,6 +12,7 @@ import torch
 import tyro
 from transformers import CLIPVisionConfig, LlamaConfig
 from transformers import initialization as init
+from transformers.modeling_utils import local_torch_dtype
 
 from common import run
 from common.run import UserError
@@ -122,7 +123,7 @@ def _alike(tensors) -> bool:
 def load_official(
     variant: str, state_dict: Mapping[str, torch.Tensor], **overrides: Any
 ) -> VLoRAForConditionalGeneration:
-    """The authors' network with these weights, in eval mode.
+    """The authors' network with these weights, in their type, in eval mode.
 
     `variant` is "vlora_7b", or any name if `overrides` give all of ``llm``, ``generator`` and ``vision`` (the authors'
     hyper-parameters: see `VARIANTS`). Unexpected, missing or misshaped tensors are one error that lists them all.
@@ -130,7 +131,7 @@ def load_official(
     parts = VARIANTS.get(variant, {}) | overrides
     if missing := {"llm", "generator", "vision"} - set(parts):
         raise UserError(f"no variant {variant!r} (there is {', '.join(VARIANTS)}), and no {', '.join(sorted(missing))}")
-    with init.no_init_weights():
+    with init.no_init_weights(), local_torch_dtype(next(iter(state_dict.values())).dtype):
         model = VLoRAForConditionalGeneration(config(**parts))
     model.load_state_dict(convert(state_dict, model), strict=True)
     return model.eval()

@@ -67,17 +67,20 @@ class VLoRAProcessor(ProcessorMixin):
 
     The token stands for a whole image. Its id may lie beyond the language model's vocabulary: the model never embeds
     it. `pad_to_square` pads images with the processor's mean colour before they are resized, as fine-tuning and
-    inference do; pre-training crops instead.
+    inference do; pre-training crops instead. `several_images`: as the model's.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, pad_to_square: bool = True):
+    def __init__(
+        self, image_processor=None, tokenizer=None, chat_template=None, pad_to_square: bool = True,
+        several_images: bool = False,
+    ):
         if tokenizer is not None:
             if IMAGE not in tokenizer.get_vocab():
                 tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
             self.image_token, self.image_token_id = IMAGE, tokenizer.convert_tokens_to_ids(IMAGE)
-        self.pad_to_square = pad_to_square
+        self.pad_to_square, self.several_images = pad_to_square, several_images
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -92,8 +95,10 @@ class VLoRAProcessor(ProcessorMixin):
         images, data = _flat(images), {}
         if text is not None:
             text = [text] if isinstance(text, str) else list(text)
-            if (marks := sum(each.count(IMAGE) for each in text)) != len(images):
-                raise UserError(f"{marks} marks {IMAGE} in the text, but {len(images)} images")
+            marks = [each.count(IMAGE) for each in text]
+            if sum(marks) != len(images):
+                raise UserError(f"{sum(marks)} marks {IMAGE} in the text, but {len(images)} images")
+            self._check(max(marks, default=0))
             data |= self.tokenizer(
                 text, padding=True, padding_side=padding_side, add_special_tokens=add_special_tokens,
                 return_tensors="pt", return_token_type_ids=False,
@@ -131,9 +136,16 @@ class VLoRAProcessor(ProcessorMixin):
         }
         if images := [image for images, _ in samples for image in images]:
             batch["pixel_values"] = self.pixels(images)
-        if (marks := int((batch["input_ids"] == self.image_token_id).sum())) != len(images):
-            raise UserError(f"{len(images)} images, but {marks} placeholders; is the maximal length too short?")
+        marks = (batch["input_ids"] == self.image_token_id).sum(1)
+        if marks.sum() != len(images):
+            raise UserError(f"{len(images)} images, but {marks.sum()} placeholders; is the maximal length too short?")
+        self._check(int(marks.max()))
         return batch
+
+    def _check(self, most: int) -> None:
+        """On a GPU the model does not count, which would make it wait."""
+        if most > 1 and not self.several_images:
+            raise UserError(f"{most} images in one row: the paper has one; with several_images=True more may pass")
 
     @property
     def model_input_names(self) -> list[str]:

@@ -106,6 +106,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             raise UserError(f"the vision tower gives features of shape {tuple(features.shape[1:])}, not {expected}")
         return features
 
+    def no_features(self) -> torch.Tensor:
+        """(1, V, D) features of a blank image, for training on text alone: under ZeRO-3 the weights of the tower are
+        gathered from all processes, and a process without images must not leave the others waiting."""
+        config = self.config.vision_config
+        if not any(hasattr(p, "ds_id") for p in self.vision_tower.parameters()):
+            return self.get_input_embeddings().weight.new_zeros(1, self.config.num_features, self.config.visual_width)
+        side = config.image_size
+        return self.visual_features(next(self.vision_tower.parameters()).new_zeros(1, config.num_channels, side, side))
+
     def placeholders(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, L) where an image stands."""
         return input_ids == self.config.image_token_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ def written_once(name: str, write: Callable[[Path], None], about: str, root: Pat
     root = root or cache_dir("tiny") / name
     if (root / "README.txt").exists():
         return root
-    part = root.with_name(f".{root.name}.part")
+    part = root.with_name(f".{root.name}.{os.getpid()}.part")  # every process may be at it
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write(part)

@@ -91,6 +91,9 @@ def test_image_marks_are_counted():
     processor, picture = _processor(), Image.new("RGB", (8, 8))
     with pytest.raises(UserError, match="1 marks <image> in the text, but 2 images"):
         processor([picture, picture], "<image> red")
+    with pytest.raises(UserError, match="2 images in one row: the paper has one"):
+        processor([picture, picture], "<image> <image> red")
+    assert len(_processor(several_images=True)([picture, picture], "<image> <image> red")["pixel_values"]) == 2
     cut = processor.encode(_talk("What color is it?", "red"), max_length=2)
     with pytest.raises(UserError, match="1 images, but 0 placeholders"):
         processor.collate([([picture], cut)])
@@ -178,6 +181,8 @@ def test_what_is_missing_is_named(tmp_path, root):
     for stage in ("finetune_7b", "pretrain_7b"):
         assert not has_split(tmp_path, "val", RECIPES[stage])
     (tmp_path / "conversations_val.json").write_text("[]")
+    mixture.unlink()
+    assert not has_split(tmp_path, "train", RECIPES["finetune_7b"]), "what is held out trains nothing"
     with pytest.raises(UserError, match="expected a list of conversations"):
         has_split(tmp_path, "val", RECIPES["finetune_7b"])
 
@@ -192,6 +197,12 @@ def test_exchanged_images_are_others(root):
         assert asked[j].category == asked[i].category
         alone = len({q.images for q in asked if q.category == asked[i].category}) == 1
         assert asked[j].images != asked[i].images or alone
+
+
+def test_exchanged_images_are_as_many():
+    kinds = [("a",), (), ("a", "b"), ("c",), (), ("d", "a")]
+    asked = [evaluate.Question(images, (), "all", ("x",)) for images in kinds]
+    assert [kinds[j] for j in evaluate.exchanged(asked)] == [("c",), (), ("d", "a"), ("a",), (), ("a", "b")]
 
 
 def test_scores_of_worked_out_answers():

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
+    GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -378,7 +379,23 @@ def test_decoding_leaves_the_slot_of_an_image_out(batch):
     options = dict(max_new_tokens=4, do_sample=False, eos_token_id=None)
     assert torch.equal(model.generate(last, pixels[:1], **options), _by_hand(model, last, pixels[:1], 4))
     longest = ids.shape[1] + 3
-    assert model.generate(ids[:1], pixels[:1], max_length=longest, eos_token_id=None).shape[1] == longest
+    for counted in ({"max_length": longest}, {"generation_config": GenerationConfig(max_length=longest)}):
+        assert model.generate(ids[:1], pixels[:1], eos_token_id=None, **counted).shape[1] == longest
+    assert model.prompt(ids[:1].repeat(2, 1), whole.repeat(2, 1), torch.arange(ids.shape[1])[None])[2].shape[0] == 2
+
+
+@torch.no_grad()
+def test_a_cache_handed_in_or_out_holds_the_slots(batch):
+    ids, pixels, _ = batch
+    model, options = _vlora(), dict(max_new_tokens=5, do_sample=False, eos_token_id=None)
+    expected = _by_hand(model, ids[:1], pixels[:1], 5)
+    head = ids.shape[1] - 3
+    cache = model(ids[:1, :head], pixels[:1], use_cache=True).past_key_values
+    weights = model.perceive(ids[:1], pixels[:1])
+    out = model.generate(ids[:1], perceptual_weights=weights, past_key_values=cache, **options)
+    assert torch.equal(out, expected)
+    out = model.generate(ids[:1], pixels[:1], return_dict_in_generate=True, **options)
+    assert torch.equal(out.sequences, expected) and out.past_key_values.get_seq_length() == expected.shape[1] - 1
 
 
 @torch.no_grad()
