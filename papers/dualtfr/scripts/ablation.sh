@@ -12,5 +12,4 @@ fi
 found="$(ls -d "$OUT"/dualtfr/pretrain_small/*/results.json 2>/dev/null | tail -1 || true)"
 [ -n "$found" ] || "$PYTHON" -m papers.dualtfr.train pretrain_small --data "$DATA" --out "$OUT" --resume auto
 run="$(dirname "$(ls -d "$OUT"/dualtfr/pretrain_small/*/results.json | tail -1)")"
-exec "$PYTHON" -m papers.dualtfr.train ablation --out "$OUT" --resume auto --pretrained "$run" \
-  --contenders cab0 cab1 cab2 cab4 early between local no_bias no_reference no_position pretrained
+exec "$PYTHON" -m papers.dualtfr.train ablation --out "$OUT" --resume auto --pretrained "$run"
