@@ -124,7 +124,7 @@ _SOURCE = "recalled, unverified; never to be compared"
 
 # A micro network and micro crops; from random weights, so one learning rate for all and a short warm-up. At the full
 # search area and jitter a few minutes of training leave the boxes too coarse to follow anything, and images mirrored
-# independently make matching harder. Crops and training are those of SBT's small recipes, so that the two compare.
+# independently make matching harder. Training is as long as that of SBT's small recipes, so that the two compare.
 _SMALL = Recipe(
     about="", model="dualtfr_micro", weights=None, dataset="sequences", template_px=32, search_px=64, search_factor=2.5,
     centre_jitter=1.0, scale_jitter=0.2, flip=0.0, pairs_per_epoch=3200, epochs=8, batch=32, lr=2e-3, backbone_lr=1.0,

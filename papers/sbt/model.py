@@ -367,9 +367,10 @@ VARIANTS = {
     "sbt_base": _variant((3, 4, 10, 3), range(2, 11, 2)),
     "sbt_large": _variant((3, 4, 18, 3), range(6, 19, 2)),
     "sbt_huge": _variant((3, 8, 27, 3), range(3, 28, 2)),
-    # Not in the paper: for tests and tiny runs.
+    # Not in the paper: for tests and tiny runs. Of small crops it reduces keys and values less.
     "sbt_micro": _variant(
         (1, 1, 4, 1), (2, 4), embed_dims=(32, 48, 64, 96), num_heads=(1, 2, 2, 3), mlp_ratios=(2, 2, 2, 2),
+        sr_ratios=(4, 2, 1, 1),
     ),
 }
 
