@@ -159,7 +159,7 @@ def _launch(out, data, processes, *words, port=None):
     command = [sys.executable, *(launch if processes > 1 else []), "-m", "papers.vlora.train", "smoke",
                "--data", str(data), "--out", str(out), *fields, *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return next(Path(out).glob("vlora/smoke/*"))
 
@@ -203,6 +203,17 @@ def test_two_processes_train_as_one(tmp_path, data, alone, how, free_port):
     assert {k: v.shape for k, v in connections[0].items()} == {k: v.shape for k, v in connections[1].items()}
     ours, theirs = _results(one), _results(two)
     assert ours.keys() == theirs.keys() and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_zero3_where_one_process_has_an_image_and_the_other_none(tmp_path, data, alone, free_port):
+    """The tower's weights are scattered as well: all processes gather them, or none."""
+    root = tmp_path / "mixed"
+    shutil.copytree(data, root)
+    talks = json.loads((root / "conversations_train.json").read_text())
+    (root / "conversations_train.json").write_text(json.dumps(talks[:4] + talks[-4:]))  # one batch, half of it text
+    words = [*alone[0], "--deepspeed", "zero3", "--micro-batch", "1", "--steps", "2"]
+    assert (_launch(tmp_path / "out", root, 2, *words, port=free_port) / "results.json").exists()
 
 
 @pytest.mark.parametrize("main, argv, message", [
