@@ -61,6 +61,11 @@ def test_mistakes_are_one_line(load, tmp_path):
         load(name="yolo")
     with pytest.raises(run.UserError, match="no data folder"):
         load(data=tmp_path / "gone")
+    with pytest.raises(run.UserError, match="--change takes setting=value, got 'lr'"):
+        load(change=["lr"])
+    (tmp_path / "data/annotations.json").unlink()
+    with pytest.raises(run.UserError, match=r"annotations\.json: expected COCO's annotations/"):
+        load()
 
 
 def test_scores_are_percentages():

@@ -207,7 +207,7 @@ def test_bad_annotations_are_left_out_of_training_up_to_a_limit(tmp_path, capsys
         tracking.open_sequences(tmp_path, "train", limit=0.01)
 
 
-def test_coco(tmp_path):
+def test_coco(tmp_path, capsys):
     pytest.importorskip("pycocotools")
     _frames(tmp_path / "train2017", ["000000000009.jpg"])
     file = tmp_path / "annotations" / "instances_train2017.json"
@@ -221,6 +221,8 @@ def test_coco(tmp_path):
     }))
     (found,) = tracking.open_coco(tmp_path, "train")
     assert found.name == "000000000009-1" and found.boxes.tolist() == [[1, 2, 60, 51]] and found.size == (64, 48)
+    tracking.main(tmp_path)
+    assert capsys.readouterr().out.startswith("train: 1 sequences (coco)"), "the validation split may be missing"
     for text in ("{", "[]", '{"annotations": [{"id": 1}]}'):
         file.write_text(text)
         with pytest.raises(UserError, match="is not COCO's instances file"):

@@ -187,6 +187,15 @@ def test_weights_for_a_tracker(tmp_path, micro, crops):
         pretrained_weights("resnet_of_mine", "sbt_base")
 
 
+def test_a_backbone_of_another_pipeline_takes_its_own_weights():
+    """Of timm's network, and of the same one in a correlation tracker."""
+    weights = timm.create_model("resnet10t").state_dict()
+    for given in (weights, {f"backbone.body.{name}": tensor for name, tensor in weights.items()}):
+        siamese = Siamese("resnet10t")
+        assert load_backbone(siamese, given) == []
+        torch.testing.assert_close(siamese.body.conv1[0].weight, weights["conv1.0.weight"])
+
+
 @pytest.mark.parametrize("variant, pvt", [("light", "b1"), ("small", "b2"), ("base", "b3"), ("large", "b3")])
 def test_a_tracker_starts_from_the_pvt_that_fits_it(monkeypatch, variant, pvt):
     create = timm.create_model

@@ -8,7 +8,7 @@ from torch import nn
 from common import run
 from common.metrics.trackers import hann_window
 from papers.sbt.evaluate import build, follow
-from papers.sbt.model import Prediction
+from papers.sbt.model import Prediction, create_tracker
 from papers.sbt.recipes import RECIPES
 from papers.sbt.tracker import SBTTracker, best_token
 
@@ -97,6 +97,14 @@ def test_an_empty_box_is_refused():
     tracker = SBTTracker(Brightest())
     with pytest.raises(run.UserError, match="empty or not finite"):
         tracker.init(frame_with(1, 1, 2, 2), (10, 10, 0, 5))
+
+
+def test_unknown_ways_to_run_a_network_are_refused():
+    network = create_tracker("sbt_micro", search_size=64)
+    with pytest.raises(run.UserError, match="no --speed 'fast'; there are eager, compile and graph"):
+        SBTTracker(network, speed="fast")
+    with pytest.raises(run.UserError, match="--speed graph is a CUDA graph and needs a GPU"):
+        SBTTracker(network, speed="graph")
 
 
 @pytest.mark.gpu
