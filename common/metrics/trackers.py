@@ -381,9 +381,7 @@ def compare(
     for dataset in dict.fromkeys(sequence.dataset for sequence in sequences):
         its = [sequence for sequence in sequences if sequence.dataset == dataset]
         for label, (candidate, about, out) in _entrants(tracker, settings, folder / "tracking", baselines).items():
-            summary, speeds_of_it = measure(
-                candidate, its, out, settings=about, world=world, rule=paper.rule(dataset)
-            )
+            summary, speeds_of_it = measure(candidate, its, out, settings=about, world=world)
             headline = next(iter(summary.scores))  # ao or auc
             rows += metrics(dataset, {headline: summary.scores[headline]}, recipe, label=label)
             for name, scores in summary.sequences.items() if each else ():
