@@ -524,7 +524,8 @@ def command(argv: Sequence[str]) -> str:
     """A command as another person would type it: without this machine's interpreter and folders."""
     text = " ".join(["python", *map(shlex.quote, argv[1:])])
     text = re.sub(r" --(out|resume)[ =]\S+", "", text)
-    return re.sub(r" --data[ =]\S+", " --data DATA", text)
+    text = re.sub(r" --data[ =]\S+", " --data DATA", text)
+    return re.sub(r" --([\w-]+)[ =]/\S+", lambda found: f" --{found[1]} {found[1].replace('-', '_').upper()}", text)
 
 
 def peak_memory_bytes() -> int:
