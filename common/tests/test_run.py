@@ -167,7 +167,8 @@ def test_a_recorded_command_names_no_folder_of_this_machine():
     typed = "/home/me/.venv/bin/python -m papers.p.train tiny --out /tmp/x --data=/data/y --seed 3 --resume auto"
     assert run.command(shlex.split(typed)) == "python -m papers.p.train tiny --data DATA --seed 3"
     typed = "python -m papers.p.train tiny --probe /data/z --weights runs/p/w --start=/data/w"
-    assert run.command(shlex.split(typed)) == "python -m papers.p.train tiny --probe PROBE --weights runs/p/w --start START"
+    expected = "python -m papers.p.train tiny --probe PROBE --weights runs/p/w --start START"
+    assert run.command(shlex.split(typed)) == expected
 
 
 def test_a_mistake_found_by_a_loading_process_is_one_line_too(capsys):
