@@ -371,9 +371,10 @@ class VLoRAForConditionalGeneration(VisionLanguageModel):
             perceptual_weights = self.perceive(input_ids, pixel_values)
         settings = kwargs.get("generation_config") or self.generation_config
         # A cache that is handed in or out holds the slots, as `forward`'s does.
-        keep = kwargs.get("past_key_values") or kwargs.get("return_dict_in_generate", settings.return_dict_in_generate)
+        keep = kwargs.get("past_key_values") is not None
+        keep |= bool(kwargs.get("return_dict_in_generate", settings.return_dict_in_generate))
         ids, mask, kwargs["position_ids"] = self.prompt(
-            input_ids, attention_mask, kwargs.pop("position_ids", None), keep=bool(keep)
+            input_ids, attention_mask, kwargs.pop("position_ids", None), keep=keep
         )
         for key in ("max_length", "min_length"):  # they count the prompt
             if length := kwargs.get(key) or getattr(settings, key):
