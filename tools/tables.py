@@ -28,9 +28,12 @@ from tools.list import recipes
 
 START, END = markers("results")
 REAL_START, REAL_END = markers("real")
-# Trackers, and the records of their small trainings on real videos: tested on OTB, and the other way round.
-TRACKERS = {"sbt": "SBT", "dualtfr": "DualTFR", "maml_tracker": "Retina-MAML"}
-REAL = ("real_small-seed0.json", "real_small_otb-seed0.json")
+# Trackers by paper, and the records of their small trainings on real videos: tested on OTB, and the other way round.
+TRACKERS = {
+    ("sbt", ""): "SBT", ("dualtfr", ""): "DualTFR", ("maml_tracker", ""): "Retina-MAML",
+    ("sbt", "_long"): "SBT, long", ("dualtfr", "_long"): "DualTFR, long",
+}
+REAL = ("real_small{}-seed0.json", "real_small_otb{}-seed0.json")
 COLUMNS = ("recipe", "data", "metric", "paper", "ours", "seeds", "comparable", "hardware", "revision")
 # Options that tell runs of one setting apart without changing what is measured.
 _PER_RUN = {"--seed", "--out", "--resume"}
@@ -130,8 +133,8 @@ def table(records: list[Record]) -> str:
 def real_table(papers: Path) -> str:
     """Markdown: trackers and baselines on each real sequence of the records in `REAL`, their mean, and the speeds."""
     cells: dict[str, dict[str, float]] = {}
-    for name, title in TRACKERS.items():
-        for path in (papers / name / "results" / file for file in REAL):
+    for (name, kind), title in TRACKERS.items():
+        for path in (papers / name / "results" / file.format(kind) for file in REAL):
             for metric in read_record(path)["metrics"] if path.is_file() else ():
                 row, _, baseline = metric["name"].partition(", ")
                 cells.setdefault(row, {}).setdefault(baseline or title, metric["value"])
@@ -149,6 +152,8 @@ def real_table(papers: Path) -> str:
     lines = [_row(["", *columns]), "|---" + "|---:" * len(columns) + "|"]
     lines += [_row([row, *(f"{its[c]:.1f}" if c in its else "–" for c in columns)]) for row, its in rows.items()]
     note = "%, a single training each: `real_small` for OTB, `real_small_otb` for the others."
+    if any(column.endswith(", long") for column in columns):
+        note += "\nLong: from a network pre-trained on Imagenette, 2,400 steps instead of 700."
     return "\n".join([*lines, "", note, ""])
 
 
