@@ -79,7 +79,7 @@ def open_data(recipe: Any, root: str | Path, report: Path | None = None) -> Data
             train[name] = tracking.open_sequences(folders[name], "train", limit=0.01, report=report)
     if recipe.held_out:
         test = [s for name in recipe.held_out for s in tracking.open_sequences(folders[name])]
-        if unknown := [s.name for s in test if not np.isfinite(s.boxes[1:]).all(1).any()]:
+        if unknown := [s.name for s in test if len(s) > 1 and not np.isfinite(s.boxes[1:]).all(1).any()]:
             raise UserError(f"held out for tests, but without boxes beyond the first frame: {', '.join(unknown[:3])}")
         return Data(train, [], test)
     has_val = "got10k" in train and (folders["got10k"] / "val" / "list.txt").is_file()

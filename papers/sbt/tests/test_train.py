@@ -219,7 +219,7 @@ def test_an_ablation_resumes_and_reports_all_contenders(tmp_path, data):
     found = ablation.by_member(results["metrics"])
     assert found["none"]["params"]["value"] == found["interleaved"]["params"]["value"]
     assert results["metrics"][0]["seeds"] == [0, 1] and (folder / "ablation.png").exists()
-    assert "| interleaved | 4" in (folder / "report.md").read_text()
+    assert "| interleaved | 266,198 |" in (folder / "report.md").read_text()
 
 
 def test_a_training_without_a_validation_split_ends_and_ends_again(tmp_path, data):
