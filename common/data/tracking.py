@@ -263,9 +263,13 @@ def _otb_targets(folder: Path) -> Jobs:
 
 def _otb(folder: Path, file: Path, name: str, check: bool) -> Sequence:
     boxes, frames = _table(file, 4), sorted((folder / "img").glob("*.jpg"), key=_natural)
-    first, last = OTB_RANGES.get(folder.name, (0, None))
-    frames = [path for path in frames if first <= int(path.stem) <= (last or int(path.stem))]
-    return _sequence(name, "otb", frames, boxes, offset=1)
+    return _sequence(name, "otb", otb_part(folder.name, frames), boxes, offset=1)
+
+
+def otb_part(folder: str, frames: list[Path]) -> list[Path]:
+    """Of the frames in an OTB folder of that name, those that belong to its sequence."""
+    first, last = OTB_RANGES.get(folder, (0, None))
+    return [path for path in frames if first <= int(path.stem) <= (last or int(path.stem))]
 
 
 def _vot(folder: Path, check: bool) -> Sequence:

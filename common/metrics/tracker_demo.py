@@ -144,8 +144,7 @@ def _frames(source: Path) -> tuple[Iterator[np.ndarray], int]:
             return _frames(source / "img")
         otb = source.parent if source.name == "img" else source
         if otb.name in data.OTB_RANGES and any(otb.glob("groundtruth_rect*.txt")):
-            first, last = data.OTB_RANGES[otb.name]
-            files = [path for path in files if first <= int(path.stem) <= (last or int(path.stem))]
+            files = data.otb_part(otb.name, files)
         return map(data.read_frame, files), 25
     video = av.open(str(source))
     if not video.streams.video:

@@ -427,7 +427,7 @@ class Paper:
     """How its figures are scored, by data set, where that is not the data set's own rule."""
 
     def rule(self, dataset: str) -> str:
-        return (RULES | dict(self.rules))[dataset]
+        return self.rules.get(dataset, RULES[dataset])
 
     def load(self, checkpoint: Path, name: str | None, world: World) -> tuple[Tracker, Any, dict[str, Any], bool]:
         """(tracker, recipe, settings for `evaluate`, may its scores stand beside the paper's?).

@@ -160,13 +160,13 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     if world.main:
         if data.val:
             rows.append(run.metric("pairs iou", 100 * run.read_log(folder)[-1]["val/iou"], "%"))
+        if report:
+            figures.draw(folder, model, data, recipe, world)
         run.write_results(folder, {
             "paper": "dualtfr", "recipe": name, "data": data.describe(recipe.dataset), "metrics": rows,
             "params": params, "flops": flops, "wall_s": wall_s, "peak_mem_bytes": run.peak_memory_bytes(),
             "throughput": seen / (wall_s - began) if seen else None, "seed": options.seed,
         })
-        if report:
-            figures.draw(folder, model, data, recipe, world)
     return folder
 
 

@@ -168,13 +168,13 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     rows = trackers.compare(PAPER, folder, data.test, world, baselines=report, each=bool(recipe.held_out))
     rows = rows or [run.metric("loss", run.read_log(folder)[-1]["loss"], "")]
     if world.main:
+        if report:
+            figures.draw(folder, model, data, recipe, world)
         run.write_results(folder, {
             "paper": "sbt", "recipe": name, "data": data.describe(recipe.dataset), "metrics": rows,
             "params": params, "flops": flops, "wall_s": wall_s, "peak_mem_bytes": run.peak_memory_bytes(),
             "throughput": seen / (wall_s - began) if seen else None, "seed": options.seed,
         })
-        if report:
-            figures.draw(folder, model, data, recipe, world)
     return folder
 
 

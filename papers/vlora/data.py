@@ -122,15 +122,14 @@ def open_talks(root: Path, split: str, recipe: Recipe, report: Path | None = Non
     return Talks(conversations.Conversations(rows))
 
 
-def has_split(root: Path, split: str, recipe: Recipe) -> bool:
-    """Whether a split is there: LLaVA's mixture, for one, comes without validation."""
+def open_if_there(root: Path, split: str, recipe: Recipe) -> Talks | CaptionTalks | None:
+    """`open_talks`, or None where there is no such split: LLaVA's mixture, for one, comes without validation."""
     try:
-        open_talks(root, split, recipe)
+        return open_talks(root, split, recipe)
     except UserError as error:
         if "has no" in str(error):
-            return False
+            return None
         raise
-    return True
 
 
 class TrainingBatches(Sampler):

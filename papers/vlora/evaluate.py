@@ -25,7 +25,7 @@ from common import run
 from common.data.loader import progress
 from common.metrics import captions as metrics
 from common.run import UserError, World
-from papers.vlora.data import CaptionTalks, Talks, caption_messages, data_folder, has_split, open_talks
+from papers.vlora.data import CaptionTalks, Talks, caption_messages, data_folder, open_if_there, open_talks
 from papers.vlora.processing import IGNORED, TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import RECIPES, Recipe
 from papers.vlora.vision_language import VisionLanguageModel
@@ -64,8 +64,8 @@ def questions(talks: Talks | CaptionTalks, most: int) -> list[Question]:
 
 
 def exchanged(asked: Sequence[Question]) -> list[int]:
-    """For each question that of the same category, about as many images, whose image it gets instead; another image
-    wherever there is one."""
+    """For each question the one whose image it gets instead: of the same category, with as many images, and of another
+    image wherever there is one."""
     members = defaultdict(list)
     for i, question in enumerate(asked):
         count = len(question.images) if isinstance(question.images, tuple) else 1
@@ -266,8 +266,7 @@ def main() -> None:
     model, processor = load(args.checkpoint, world.device)
     root = data_folder(recipe, args.data)
     talks = open_talks(root, "val", recipe)
-    train = open_talks(root, "train", recipe) if has_split(root, "train", recipe) else None
-    scores, samples = evaluate(model, processor, talks, recipe, world, train)
+    scores, samples = evaluate(model, processor, talks, recipe, world, open_if_there(root, "train", recipe))
     if world.main:
         for name, (value, unit) in scores.items():
             print(f"{name:>32} {value:8.3f} {unit}")

@@ -22,7 +22,7 @@ from common import run
 from common.data.loader import steps_per_epoch
 from common.trainer import Progress, Trainer, arguments, deepspeed_config
 from papers.vlora import figures, parts
-from papers.vlora.data import Encoded, data_folder, has_split, open_talks, train_loader
+from papers.vlora.data import Encoded, data_folder, open_if_there, open_talks, train_loader
 from papers.vlora.evaluate import evaluate, load
 from papers.vlora.recipes import RECIPES, Recipe
 from papers.vlora.vision_language import VisionLanguageModel
@@ -43,7 +43,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     root = data_folder(recipe, options.data)
-    held_out = open_talks(root, "val", recipe) if has_split(root, "val", recipe) else None
+    held_out = open_if_there(root, "val", recipe)
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
 
     run.seed_all(options.seed)

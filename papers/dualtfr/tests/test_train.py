@@ -168,6 +168,7 @@ def test_a_run_is_reported_evaluated_and_shown(tmp_path, data, monkeypatch, caps
         "got10k fps", "got10k fps_model", "pairs iou",
     ]
     assert {p.name for p in folder.glob("*.png")} == {"curves.png", "tracks.png", "matches.png"}
+    assert "![tracks](tracks.png)" in (folder / "report.md").read_text()
 
     argv = ["evaluate", str(folder), "--data", str(data), "--split", "val", "--out", str(tmp_path / "again")]
     monkeypatch.setattr(sys, "argv", argv)

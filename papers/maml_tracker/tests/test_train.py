@@ -168,6 +168,7 @@ def test_a_run_is_reported_evaluated_and_shown(tmp_path, two_videos, monkeypatch
     assert not any(m["comparable"] for m in results["metrics"])
     assert {p.name for p in folder.glob("*.png")} == {
         "curves.png", "gradient_steps.png", "responses.png", "tracks.png"}
+    assert "![tracks](tracks.png)" in (folder / "report.md").read_text()
 
     monkeypatch.setattr(sys, "argv", [
         "evaluate", str(folder), "--data", str(two_videos), "--split", "val", "--out", str(tmp_path / "scores")])

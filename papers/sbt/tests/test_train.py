@@ -155,6 +155,7 @@ def test_a_run_can_be_evaluated_and_drawn(tmp_path, data, monkeypatch, capsys):
     assert set(scores) == {"got10k ao", "got10k ao, still", "got10k ao, correlation"}
     assert not any(m["comparable"] for m in results["metrics"]) and len(results["metrics"]) == 5
     assert {p.name for p in folder.glob("*.png")} == {"curves.png", "tracks.png", "scores.png"}
+    assert "![tracks](tracks.png)" in (folder / "report.md").read_text()
 
     out = tmp_path / "again"
     argv = ["evaluate", folder, "--data", data, "--split", "val", "--out", out, "--baselines"]

@@ -15,7 +15,7 @@ from common.data import conversations
 from common.data.tiny.scenes import scenes, word_tokenizer
 from common.run import UserError
 from papers.vlora import evaluate
-from papers.vlora.data import TrainingBatches, has_split, kinds, open_talks
+from papers.vlora.data import TrainingBatches, kinds, open_if_there, open_talks
 from papers.vlora.processing import IGNORED, SYSTEM, TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import RECIPES
 
@@ -166,7 +166,7 @@ def test_both_stages_read_the_scenes(root):
     images, messages = captions[3]
     assert len(images) == 1 and messages[0]["content"][0] == {"type": "image"}
     assert kinds(talks)[0][0] and kinds(captions) == [(True, 1)] * 20
-    assert has_split(root, "val", RECIPES["tiny"])
+    assert open_if_there(root, "val", RECIPES["tiny"])
 
 
 def test_what_is_missing_is_named(tmp_path, root):
@@ -179,12 +179,12 @@ def test_what_is_missing_is_named(tmp_path, root):
     assert len(open_talks(tmp_path, "train", RECIPES["finetune_7b"])) == 40
     (tmp_path / "train-000000.tar").touch()
     for stage in ("finetune_7b", "pretrain_7b"):
-        assert not has_split(tmp_path, "val", RECIPES[stage])
+        assert not open_if_there(tmp_path, "val", RECIPES[stage])
     (tmp_path / "conversations_val.json").write_text("[]")
     mixture.unlink()
-    assert not has_split(tmp_path, "train", RECIPES["finetune_7b"]), "what is held out trains nothing"
+    assert not open_if_there(tmp_path, "train", RECIPES["finetune_7b"]), "what is held out trains nothing"
     with pytest.raises(UserError, match="expected a list of conversations"):
-        has_split(tmp_path, "val", RECIPES["finetune_7b"])
+        open_if_there(tmp_path, "val", RECIPES["finetune_7b"])
 
 
 # Evaluation -----------------------------------------------------------------------------------------------
