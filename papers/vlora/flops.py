@@ -23,12 +23,15 @@ def language_model(config: Any, tokens: int, *, logits: int = 1) -> int:
     return layers + n * head + 2 * logits * d * config.vocab_size  # n * head: angles of the rotary positions
 
 
-def generator(config: VLoRAConfig) -> int:
-    """The perceptual weights generator on one image: once per image, whatever is asked about it."""
+def generator(config: VLoRAConfig, *, released: bool = False) -> int:
+    """The perceptual weights generator on one image: once per image, whatever is asked about it.
+
+    `released`: as the authors' code computes it, with keys and values of every feature; otherwise as model.py does.
+    """
     V, h, T, S = config.num_features, config.width, len(config.weight_types), len(config.sites)
     groups, k = (T, S) if config.separate else (1, T * S)
-    block = (8 * k * h * h + 4 * k * k * h) + (4 * k * h * h + 4 * V * h * h + 4 * k * V * h)
-    block += 4 * config.mlp_ratio * k * h * h
+    cross = 4 * V * h * h + 4 * k * V * h if released else 4 * k * h * h + 4 * config.heads * k * V * h
+    block = (8 * k * h * h + 4 * k * k * h) + (4 * k * h * h + cross) + 4 * config.mlp_ratio * k * h * h
     head = 2 * k * h * config.text_config.hidden_size * config.rank
     return 2 * V * config.visual_width * h + groups * (config.blocks * block + head)
 
@@ -74,7 +77,7 @@ def paper_language_model(d: int, layers: int, tokens: int) -> int:
 def paper_ratio(config: VLoRAConfig, text: int) -> float:
     """VLoRA over LLaVA by that count, with what the released generator really costs; the projector is left out."""
     d, layers = config.text_config.hidden_size, config.text_config.num_hidden_layers
-    ours = generator(config) + beside(config, text) + paper_language_model(d, layers, text)
+    ours = generator(config, released=True) + beside(config, text) + paper_language_model(d, layers, text)
     return ours / paper_language_model(d, layers, text + config.num_features)
 
 

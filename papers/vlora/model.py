@@ -123,15 +123,28 @@ class DecoderBlock(nn.Module):
         self.linear2 = GroupedLinear(groups, mlp_ratio * width, width)
 
     def forward(self, x, image):
-        """Queries x (G, I, K, h), image (G, I, V, h) -> (G, I, K, h). The image is not normalised, and not changed."""
+        """Queries x (G, I, K, h), image (I, V, h) -> (G, I, K, h). The image is not normalised, and not changed."""
         x = x + self.self_out(self.attend(*self.self_qkv(self.norm1(x)).chunk(3, -1)))
-        x = x + self.cross_out(self.attend(self.cross_q(self.norm2(x)), *self.cross_kv(image).chunk(2, -1)))
+        x = x + self.cross_out(self.look(self.cross_q(self.norm2(x)), image))
         return x + self.linear2(F.gelu(self.linear1(self.norm3(x))))
 
     def attend(self, q, k, v):
         G = q.shape[0]
         q, k, v = (x.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(0, (G, -1))
+
+    def look(self, q, image):
+        """Cross-attention, with q (Wk f) computed as (q Wk) f, and the mean of Wv f as Wv times the mean of f.
+
+        Keys and values of the features, most of the generator's work, are never formed: all groups and heads are
+        queries of one attention over the features as they are. The keys' bias would move all scores of a query alike.
+        """
+        G, h = len(q), q.shape[-1]
+        Wk, Wv = self.cross_kv.weight.view(G, 2, self.heads, -1, h).unbind(1)
+        q = torch.einsum("gikmc,gmch->igkmh", q.unflatten(-1, (self.heads, -1)), Wk)
+        image, scale = image[:, None], (h // self.heads) ** -0.5
+        seen = F.scaled_dot_product_attention(q.flatten(1, 3)[:, None], image, image, scale=scale).view(q.shape)
+        return torch.einsum("igkmh,gmch->gikmc", seen, Wv).flatten(3) + self.cross_kv.bias[:, None, None, h:]
 
 
 class PerceptualWeightsGenerator(nn.Module):
@@ -153,7 +166,7 @@ class PerceptualWeightsGenerator(nn.Module):
 
     def forward(self, features_IVD):
         features_IVD = features_IVD.to(self.pos_embed.dtype)  # the frozen tower may be of another
-        image = (self.visual_proj(features_IVD) + self.pos_embed).expand(len(self.queries), -1, -1, -1)
+        image = self.visual_proj(features_IVD) + self.pos_embed
         x = self.queries.repeat(1, len(features_IVD), 1, 1)
         for block in self.blocks:
             x = block(x, image)

@@ -134,7 +134,7 @@ def test_few_launches(monkeypatch):
     config = _vlora().config
     one = copy.copy(config)
     one.weight_types = "q"
-    assert count(config) == count(one) == 7 * 2 + 1
+    assert count(config) == count(one) == 6 * 2 + 1
 
 
 # Applying the weights ---------------------------------------------------------------------------------------
