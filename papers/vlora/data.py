@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import RandomHorizontalFlip, RandomResizedCrop
 
 from common.data import captions, conversations
 from common.data.loader import Augmented, steps_per_epoch
@@ -30,24 +29,17 @@ EXPECTED = """expected one of
 
 
 class CaptionTalks(Dataset):
-    """Captioned images as conversations: the first caption, and the image as it is.
+    """Captioned images as conversations; `pick` chooses one of several captions at random, else it is the first."""
 
-    For training (`vary`) one of several captions at random, and a random crop of at least the share `crop` of the image
-    (1: all of it), mirrored half the time.
-    """
-
-    def __init__(self, data: captions.Captions | captions.CaptionShards, prompt: str, vary: bool, crop: float = 1.0):
-        self.data, self.prompt, self.vary, self.crop = data, prompt, vary, crop
+    def __init__(self, data: captions.Captions | captions.CaptionShards, prompt: str, pick: bool):
+        self.data, self.prompt, self.pick = data, prompt, pick
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[list[Image.Image], list[dict[str, Any]]]:
         image, texts = self.data[index]
-        if self.vary and self.crop < 1:
-            top, left, height, width = RandomResizedCrop.get_params(image, (self.crop, 1.0), (3 / 4, 4 / 3))
-            image = RandomHorizontalFlip()(image.crop((left, top, left + width, top + height)))
-        text = random.choice(texts) if self.vary else texts[0]
+        text = random.choice(texts) if self.pick else texts[0]
         return [image], caption_messages(self.prompt, text)
 
     def name(self, index: int) -> str:
@@ -117,9 +109,9 @@ def open_talks(root: Path, split: str, recipe: Recipe, report: Path | None = Non
         raise UserError(f"no data folder {root}: {EXPECTED.format(root=root)}")
     if recipe.stage == "pretrain":
         if shards := sorted(root.glob(f"{split}-*.tar")):
-            return CaptionTalks(captions.CaptionShards(shards), recipe.prompt, split == "train", recipe.crop)
+            return CaptionTalks(captions.CaptionShards(shards), recipe.prompt, split == "train")
         rows = captions.read_captions(root, split)
-        return CaptionTalks(captions.Captions(rows), recipe.prompt, split == "train", recipe.crop)
+        return CaptionTalks(captions.Captions(rows), recipe.prompt, split == "train")
     path = root / f"conversations_{split}.json"
     if not path.exists() and split == "train":
         only = [found for found in root.glob("*.json") if not found.name.startswith("conversations_")]

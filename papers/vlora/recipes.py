@@ -57,9 +57,6 @@ class Recipe:
     """With captions: what stands before them, if the template shows it."""
     pad_to_square: bool = True
     """Pad images to a square before resizing; else crop them."""
-    crop: float = 1.0
-    """With captions: least share of a training image that a random crop keeps, mirrored half the time; 1, as in the
-    paper: images as they are."""
     max_length: int = 2048
     """Tokens of a conversation that are kept."""
     grouped: bool = True
@@ -111,8 +108,8 @@ TINY = Recipe(
 SMOLLM2 = Recipe(
     about="", stage="pretrain", llm="smollm2", vision="efficientnet-lite0", width=128, blocks=2, rank=16, alpha=16,
     every=6, standardize=True, tune="frozen", template="prompted", prompt="A photo of:", pad_to_square=False,
-    crop=0.5, max_length=64, grouped=False, dataset="COCO captions", batch=10, steps=320, lr=2e-3, schedule="linear",
-    warmup=0.1, gradient_checkpointing=False, deepspeed="", eval_every=40, eval_rows=60, new_tokens=24,
+    max_length=64, grouped=False, dataset="COCO captions", batch=10, steps=320, lr=1e-3, schedule="linear", warmup=0.1,
+    gradient_checkpointing=False, deepspeed="", eval_every=40, eval_rows=60, new_tokens=24,
 )
 
 RECIPES = {
@@ -126,7 +123,7 @@ RECIPES = {
     "smollm2_tokens": replace(SMOLLM2, about="the same with visual tokens instead of weights", method="tokens"),
     "smollm2_scenes": replace(
         SMOLLM2, about="frozen SmolLM2-135M answers about the generated scenes", stage="finetune", template="chatml",
-        prompt="", dataset="scenes", max_length=256, steps=120, eval_rows=200,
+        prompt="", dataset="scenes", max_length=256, steps=120, lr=2e-3, eval_rows=200,
     ),
     "pretrain_7b": PRETRAIN,
     "finetune_7b": FINETUNE,

@@ -2,14 +2,13 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor
 
 from common.data import conversations
@@ -113,22 +112,6 @@ def test_processor_is_saved(tmp_path):
     assert again.image_token_id == processor.image_token_id == len(processor.tokenizer) - 1
     picture = Image.new("RGB", (50, 30), "blue")
     assert torch.equal(again.pixels([picture]), processor.pixels([picture]))
-
-
-def test_training_images_are_cropped_and_mirrored(tmp_path):
-    root = scenes(8, 4, root=tmp_path)
-    recipe = replace(RECIPES["tiny_pretrain"], crop=0.5)
-    train, val, whole = (open_talks(root, *given) for given in (
-        ("train", recipe), ("val", recipe), ("train", RECIPES["tiny_pretrain"])
-    ))
-    torch.manual_seed(0)
-    sizes = {train[0][0][0].size for _ in range(20)}
-    assert len(sizes) > 5 and all(0.45 * 64**2 <= width * height <= 64**2 for width, height in sizes)
-    assert val[0][0][0].size == whole[0][0][0].size == (64, 64)
-    (picture,), _ = whole[0]
-    train.crop = 1 - 1e-9  # only mirrored
-    seen = {train[0][0][0].resize((64, 64)).tobytes() for _ in range(20)}
-    assert ImageOps.mirror(picture).tobytes() in seen and picture.tobytes() in seen
 
 
 # The order of samples ------------------------------------------------------------------------------------
