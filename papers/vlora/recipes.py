@@ -107,7 +107,7 @@ TINY = Recipe(
 )
 SMOLLM2 = Recipe(
     about="", stage="pretrain", llm="smollm2", vision="efficientnet-lite0", width=128, blocks=2, rank=16, alpha=16,
-    every=6, standardize=True, tune="frozen", template="prompted", prompt="A photo of:", pad_to_square=False,
+    every=3, standardize=True, tune="frozen", template="prompted", prompt="A photo of:", pad_to_square=False,
     max_length=64, grouped=False, dataset="COCO captions", batch=10, steps=320, lr=1e-3, schedule="linear", warmup=0.1,
     gradient_checkpointing=False, deepspeed="", eval_every=40, eval_rows=60, new_tokens=24,
 )
