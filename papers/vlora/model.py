@@ -134,9 +134,10 @@ class DecoderBlock(nn.Module):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(0, (G, -1))
 
     def look(self, q, image):
-        """Cross-attention, with q (Wk f) computed as (q Wk) f, and the mean of Wv f as Wv times the mean of f.
+        """Cross-attention of q (G, I, K, h) to image (I, V, h) -> (G, I, K, h).
 
-        Keys and values of the features, most of the generator's work, are never formed: all groups and heads are
+        Computed as (q Wk) f instead of q (Wk f), and Wv times the mean of f instead of the mean of Wv f:
+        keys and values of the features, most of the generator's work, are never formed, and all groups and heads are
         queries of one attention over the features as they are. The keys' bias would move all scores of a query alike.
         """
         G, h = len(q), q.shape[-1]
