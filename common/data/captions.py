@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from common.data import cache_dir
 from common.data.images import SUFFIXES, webdataset_key
+from common.data.picture import read_picture
 from common.run import UserError
 
 EXPECTED = """expected
@@ -66,7 +67,7 @@ class Captions(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
-        return Image.open(self.rows[index].image).convert("RGB"), self.rows[index].captions
+        return read_picture(self.rows[index].image), self.rows[index].captions
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self.rows[index].captions
@@ -117,7 +118,7 @@ class CaptionShards(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
-        image = Image.open(io.BytesIO(self._read(self.rows[index, :3]))).convert("RGB")
+        image = read_picture(io.BytesIO(self._read(self.rows[index, :3])))
         return image, self.captions(index)
 
     def captions(self, index: int) -> tuple[str, ...]:

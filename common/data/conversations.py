@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
+from common.data.picture import read_picture
 from common.run import UserError
 
 IMAGE = "<image>"
@@ -51,7 +52,7 @@ class Conversations(Dataset):
 
     def __getitem__(self, index: int) -> tuple[list[Image.Image], Conversation]:
         row = self.rows[index]
-        return [Image.open(path).convert("RGB") for path in row.images], row
+        return [read_picture(path) for path in row.images], row
 
     def name(self, index: int) -> str:
         row = self.rows[index]

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from timm.data import create_transform
+from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment, posterize
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from common.data import cache_dir
+from common.data.picture import read_picture
 from common.run import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
@@ -42,7 +45,7 @@ class Images(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.read(index).convert("RGB"), int(self.labels[index])
+        return self.read(index), int(self.labels[index])
 
     def read(self, index: int) -> Image.Image:
         raise NotImplementedError
@@ -70,7 +73,7 @@ class ImageFolder(Images):
         super().__init__([path for path, _ in found], [label for _, label in found], classes)
 
     def read(self, index: int) -> Image.Image:
-        return Image.open(self.sources[index])
+        return read_picture(self.sources[index])
 
 
 class CifarBatches(Images):
@@ -178,7 +181,7 @@ class WebDataset(Images):
         shard, offset, size, _ = self.sources[index]
         with open(self.shards[shard], "rb") as file:
             file.seek(offset)
-            return Image.open(io.BytesIO(file.read(size)))
+            return read_picture(io.BytesIO(file.read(size)))
 
     def name(self, index: int) -> str:
         shard, offset, *_ = self.sources[index]
@@ -212,10 +215,29 @@ def train_transform(
     Random resized crop of an area share in `crop_scale`, horizontal flip, an automatic `policy` in timm's notation
     ("rand-m9-mstd0.5-inc1"), random erasing with noise of probability `erase`.
     """
-    return create_transform(
+    transform = create_transform(
         size, is_training=True, scale=crop_scale, hflip=flip, color_jitter=0.0, auto_augment=policy,
         interpolation="bicubic", re_prob=erase, re_mode="pixel",
     )
+    for op in _policy_ops(transform.transforms):
+        if op.aug_fn is posterize:
+            op.aug_fn = _posterize
+    return transform
+
+
+def _policy_ops(transforms: Sequence) -> Iterator[AugmentOp]:
+    """The single operations of timm's automatic policies."""
+    for transform in transforms:
+        if isinstance(transform, RandAugment | AugMixAugment):
+            yield from transform.ops
+        elif isinstance(transform, AutoAugment):
+            yield from itertools.chain(*transform.policy)
+
+
+def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """timm's. Of 0 bits, the policy's highest magnitude, Pillow made black until it refused them: so the authors
+    trained."""
+    return posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def eval_transform(size: int, crop_pct: float = 224 / 256):

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from common.data.picture import Unreadable
 from common.run import UserError
 
 
@@ -58,8 +59,9 @@ class StepSampler(Sampler):
 class Augmented(Dataset):
     """Training samples addressed by (index, seed): all randomness of the transform follows from the seed.
 
-    A sample that cannot be read is written to `report`, and its neighbour taken instead, until more than `limit`
-    (a share of the data) have failed; then training ends with a `UserError`.
+    A sample that cannot be read (`Unreadable`) is written to `report`, and its neighbour taken instead, until more than
+    `limit` (a share of the data) have failed; then training ends with a `UserError`. What `transform` raises is no fault
+    of a file's, and ends the training as it is.
     """
 
     def __init__(self, data: Dataset, transform: Callable, *, report: Path | None = None, limit: float = 0.01):
@@ -78,10 +80,11 @@ class Augmented(Dataset):
         while True:
             try:
                 image, label = self.data[index]
-                return self.transform(image), label
-            except (OSError, SyntaxError, ValueError) as error:  # what PIL raises on damaged files
+                break
+            except Unreadable as error:
                 self._record(index, error)
                 index = (index + 1) % len(self.data)
+        return self.transform(image), label
 
     def _record(self, index: int, error: Exception) -> None:
         if not self.failed[index]:
@@ -108,7 +111,7 @@ class Plain(Dataset):
     def __getitem__(self, index: int):
         try:
             image, label = self.data[index]
-        except (OSError, SyntaxError, ValueError) as error:
+        except Unreadable as error:
             raise UserError(f"cannot evaluate: {self.data.name(index)} is unreadable ({error})") from None
         return self.transform(image), label, index
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from common.data.images import SUFFIXES as FRAME_SUFFIXES
+from common.data.picture import Unreadable, read_picture
 from common.run import UserError
 
 SUFFIXES = {".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg"}
@@ -50,7 +51,7 @@ class VideoFile:
         try:
             self.container = av.open(str(path), metadata_errors="replace")  # AVIs carry text of any encoding
         except (av.FFmpegError, ValueError) as error:
-            raise OSError(f"{path} is no readable video: {error}") from None
+            raise Unreadable(f"{path} is no readable video: {error}") from None
         try:
             self._index()
         except BaseException:
@@ -60,16 +61,16 @@ class VideoFile:
     def _index(self) -> None:
         """Lists the packets, which is quick, so that a frame's number can be told from its time stamp."""
         if not self.container.streams.video:
-            raise OSError(f"{self.path} holds no video stream")
+            raise Unreadable(f"{self.path} holds no video stream")
         self.stream = self.container.streams.video[0]
         self.stream.codec_context.thread_count = 1  # loading processes are as many as there are cores
         try:
             packets = [(p.pts, p.is_keyframe) for p in self.container.demux(self.stream) if p.size and not p.is_discard]
         except self.av.FFmpegError as error:
-            raise OSError(f"{self.path} is damaged: {error}") from None
+            raise Unreadable(f"{self.path} is damaged: {error}") from None
         self.length = len(packets)
         if not packets or self.length + SLACK < self.stream.frames:
-            raise OSError(f"{self.path} is cut off: {self.length} of {self.stream.frames} frames are there")
+            raise Unreadable(f"{self.path} is cut off: {self.length} of {self.stream.frames} frames are there")
         # AVI has no time stamps, only packets in order, and a B-frame may share one: then frames are counted instead.
         counted = "avi" in self.container.format.name and self.stream.codec_context.has_b_frames
         times = [] if counted else [pts for pts, _ in packets]
@@ -96,16 +97,16 @@ class VideoFile:
                 last = frame
                 if number in wanted:
                     if frame.is_corrupt:
-                        raise OSError(f"{self.path} is damaged at frame {number}")
+                        raise Unreadable(f"{self.path} is damaged at frame {number}")
                     found[number] = self._rgb(frame)
                     if len(found) == len(wanted):
                         break
         except self.av.FFmpegError as error:
-            raise OSError(f"{self.path} is damaged: {error}") from None
+            raise Unreadable(f"{self.path} is damaged: {error}") from None
         for number in wanted:
             if number not in found:
                 if last is None or number < len(self) - SLACK:
-                    raise OSError(f"{self.path} is damaged: frame {number} of {len(self)} cannot be decoded")
+                    raise Unreadable(f"{self.path} is damaged: frame {number} of {len(self)} cannot be decoded")
                 found[number] = self._rgb(last)
         return np.stack([found[number] for number in indices])
 
@@ -130,14 +131,14 @@ class FrameFolder:
         files = (p for p in self.path.iterdir() if p.suffix.lower() in FRAME_SUFFIXES)
         self.files = sorted(files, key=lambda p: ([int(n) for n in re.findall(r"\d+", p.stem)], p.name))
         if not self.files:
-            raise OSError(f"{path} holds no frames")
+            raise Unreadable(f"{path} holds no frames")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """As `VideoFile.read`. Pillow, unlike OpenCV, raises on a file that is cut off."""
-        return np.stack([np.asarray(Image.open(self.files[i]).convert("RGB")) for i in indices])
+        return np.stack([np.asarray(read_picture(self.files[i])) for i in indices])
 
     def __enter__(self):
         return self

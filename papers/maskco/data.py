@@ -18,6 +18,7 @@ from torchvision.transforms import ColorJitter, Normalize, RandomResizedCrop
 from torchvision.transforms.functional import to_tensor
 
 from common.data import images
+from common.data.picture import read_picture
 from common.run import UserError
 from papers.maskco.recipes import Recipe
 
@@ -183,7 +184,7 @@ class Pictures(images.Images):
         super().__init__(paths, [0] * len(paths), ["any"])
 
     def read(self, index: int) -> Image.Image:
-        return Image.open(self.sources[index])
+        return read_picture(self.sources[index])
 
 
 def open_pictures(root: str | Path, split: str) -> images.Images:

@@ -16,6 +16,7 @@ from common import run
 from common.data import captions
 from common.data.captions import Region, read_regions
 from common.data.loader import Augmented, StepSampler, steps_per_epoch
+from common.data.picture import read_picture
 from common.data.tiny.scenes import scenes
 from common.run import UserError
 from papers.mm_gem.processing import Box, MMGEMProcessor
@@ -42,7 +43,7 @@ class Rows(Dataset):
             image, texts = self.images[index]
             return (image, None, random.choice(texts)), None
         region = self.regions[index - len(self.images)]
-        return (Image.open(region.image).convert("RGB"), corners(region), region.phrase), None
+        return (read_picture(region.image), corners(region), region.phrase), None
 
     def name(self, index: int) -> str:
         if index < len(self.images):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common.data import captions, conversations
 from common.data.loader import Augmented, steps_per_epoch
+from common.data.picture import Unreadable
 from common.data.tiny.scenes import scenes
 from common.run import UserError
 from papers.vlora.processing import VLoRAProcessor
@@ -75,7 +76,7 @@ class Encoded(Dataset):
     def __getitem__(self, index: int):
         try:
             images, messages = self.talks[index]
-        except (OSError, SyntaxError, ValueError) as error:
+        except Unreadable as error:
             if self.strict:
                 raise UserError(f"cannot evaluate: {self.name(index)} is unreadable ({error})") from None
             raise
