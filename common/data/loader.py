@@ -59,9 +59,9 @@ class StepSampler(Sampler):
 class Augmented(Dataset):
     """Training samples addressed by (index, seed): all randomness of the transform follows from the seed.
 
-    A sample that cannot be read (`Unreadable`) is written to `report`, and its neighbour taken instead, until more than
-    `limit` (a share of the data) have failed; then training ends with a `UserError`. What `transform` raises is no fault
-    of a file's, and ends the training as it is.
+    A sample that cannot be read (`Unreadable`) is written to `report`, and its neighbour taken instead, until more
+    than `limit` (a share of the data) have failed; then training ends with a `UserError`. What `transform` raises is
+    no fault of a file's, and ends the training as it is.
     """
 
     def __init__(self, data: Dataset, transform: Callable, *, report: Path | None = None, limit: float = 0.01):
