@@ -20,9 +20,10 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch.nn.parallel import DistributedDataParallel
 
-from common import figures, run
+from common import run
 from common.data import images, loader
 from common.metrics import classification
+from common.run import drawing
 
 
 def train(
@@ -129,7 +130,7 @@ def train(
             model.train()
         log.step(step, values)
         due = step % (options.checkpoint_every or steps_per_epoch) == 0
-        if world.main and (due or step in (steps, options.stop_at)):
+        if world.is_main and (due or step in (steps, options.stop_at)):
             state = {"optimizer": optimizer.state_dict(), "wall_s": wall_s, "classes": data.classes}
             run.save_checkpoint(folder, step, {"model": model.state_dict()}, state)
         tick = time.perf_counter()
@@ -139,13 +140,15 @@ def train(
         return folder
 
     scores = classification.accuracy(model, val, recipe, world, workers=options.workers)
-    if world.main:
+    if world.is_main:
         run.export_timm(
             model, folder / "model", side=size, crop=recipe.eval_crop, classes=data.classes,
             model_args=recipe.model_args,
         )
-        figures.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
-        figures.predictions(folder / "predictions.png", model, val, images.eval_transform(size, recipe.eval_crop))
+        drawing.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
+        samples = [val[i] for i in drawing.evenly_spaced(len(val), 24)]
+        transform = images.eval_transform(size, recipe.eval_crop)
+        drawing.predictions(folder / "predictions.png", model, samples, val.classes, transform)
         run.write_results(folder, {
             "paper": paper, "recipe": name, "data": about,
             "metrics": classification.metrics(scores, recipe, comparable=False), "params": params, "flops": flops,

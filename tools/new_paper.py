@@ -72,19 +72,19 @@ from .model import VARIANTS, CLASS
 __all__ = ["VARIANTS", "CLASS"]
 '''
 
-CONTRACT = '''"""What the tools across papers need to know about CLASS (common/contract.py)."""
+CONTRACT = '''"""What the tools across papers need to know about CLASS (common/run/cases.py)."""
 
 import timm
 import torch
 
-from common.contract import Model, Workload
+from common.run.cases import ModelCase, TrainingCost
 from papers.NAME.model import VARIANTS
 
 PARAMS = {"NAME_micro": 53_192}
 SAMPLES = {"digits": 1_437}
 
 MODELS = {
-    name: Model(
+    name: ModelCase(
         build=lambda name=name: timm.create_model(name), inputs=lambda: (torch.randn(2, 3, 32, 32),), shape=(2, 1000),
         params=PARAMS[name], compile=True,
     )
@@ -92,20 +92,20 @@ MODELS = {
 }
 
 
-def workload(recipe) -> Workload:
+def training_cost(recipe) -> TrainingCost:
     with torch.device("meta"):
         model = timm.create_model(recipe.model, num_classes=10, **recipe.model_args)
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
-    return Workload(model, (image,), SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
+    return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
 '''
 
 FIGURES = '''"""Pictures of a run."""
 
-from common import figures
+from common.run import drawing
 
 
 def draw(folder, model, val, recipe) -> None:
-    figures.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
+    drawing.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
 '''
 
 README = """# TITLE
@@ -144,7 +144,7 @@ def main() -> None:
     (folder / "tests").mkdir(parents=True)
     (folder / "results").mkdir()
     fresh = {
-        "model.py": MODEL, "__init__.py": INIT, "contract.py": CONTRACT, "figures.py": FIGURES, "README.md": README,
+        "model.py": MODEL, "__init__.py": INIT, "cases.py": CONTRACT, "figures.py": FIGURES, "README.md": README,
     }
     for file, text in fresh.items():
         (folder / file).write_text(rename(text, name, title))

@@ -1,6 +1,6 @@
 """What training a recipe will cost: ``python -m tools.plan PAPER RECIPE``. Nothing is trained or allocated.
 
-The model comes from ``papers.<name>.contract.workload``. Memory is an estimate, counted as follows.
+The model comes from ``papers.<name>.cases.training_cost``. Memory is an estimate, counted as follows.
 
 - Weights (with buffers), gradients and optimizer states in the parameters' own type: two moments for Adam, one for a
   recipe whose `optimizer` is SGD; a second copy of the gradients in DDP's buckets on several GPUs; one copy of the
@@ -25,9 +25,9 @@ import tyro
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import papers
-from common.contract import Workload
 from common.run import ROOT, UserError, World, accumulation, multiply_adds
 from common.run import main as run_main
+from common.run.cases import TrainingCost
 from tools.tables import figure, read_record
 
 # Dense peak of the vendors' data sheets, TFLOP/s, by autocast type; fp32 runs in TF32.
@@ -59,22 +59,22 @@ class Arguments:
 
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m tools.plan", description=__doc__)
-    recipe, workload = load(args.paper, args.recipe)
-    print(plan(args, recipe, workload))
+    recipe, training_cost = load(args.paper, args.recipe)
+    print(plan(args, recipe, training_cost))
 
 
-def load(paper: str, name: str) -> tuple[Any, Workload]:
+def load(paper: str, name: str) -> tuple[Any, TrainingCost]:
     """A recipe and what training it amounts to."""
-    known = sorted(p.parent.name for folder in papers.__path__ for p in Path(folder).glob("*/contract.py"))
+    known = sorted(p.parent.name for folder in papers.__path__ for p in Path(folder).glob("*/cases.py"))
     if paper not in known:
         raise UserError(f"unknown paper {paper!r}; the papers are {', '.join(known)}")
     recipes = importlib.import_module(f"papers.{paper}.recipes").RECIPES
     if name not in recipes:
         raise UserError(f"unknown recipe {name!r} of {paper}; its recipes are {', '.join(recipes)}")
-    return recipes[name], importlib.import_module(f"papers.{paper}.contract").workload(recipes[name])
+    return recipes[name], importlib.import_module(f"papers.{paper}.cases").training_cost(recipes[name])
 
 
-def plan(args: Arguments, recipe: Any, work: Workload) -> str:
+def plan(args: Arguments, recipe: Any, work: TrainingCost) -> str:
     """The whole answer as text."""
     if args.gpus < 1 or args.batch_per_gpu < 0 or args.images_per_s < 0:
         raise UserError("--gpus must be at least 1, --batch-per-gpu and --images-per-s not negative")
@@ -127,7 +127,7 @@ def states_bytes(model: torch.nn.Module, recipe: Any, gpus: int) -> dict[str, in
     )
 
 
-def activation_bytes(work: Workload, precision: str) -> tuple[int, int]:
+def activation_bytes(work: TrainingCost, precision: str) -> tuple[int, int]:
     """What autograd keeps for the backward pass on a CUDA device: (bytes whatever the batch, bytes per sample)."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         state = {
@@ -139,7 +139,7 @@ def activation_bytes(work: Workload, precision: str) -> tuple[int, int]:
     return two - 2 * (three - two), three - two
 
 
-def _saved_bytes(work: Workload, state: dict[str, torch.Tensor], samples: int, precision: str) -> int:
+def _saved_bytes(work: TrainingCost, state: dict[str, torch.Tensor], samples: int, precision: str) -> int:
     own = {t.untyped_storage()._cdata for t in state.values()}
     saved = {}
 

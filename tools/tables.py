@@ -21,9 +21,9 @@ from typing import Any
 import jsonschema
 import tyro
 
-from common.readme import filled, markers
 from common.run import ROOT, SCHEMA, UserError
 from common.run import main as run_main
+from common.run.readme import filled, markers
 from tools.list import recipes
 
 START, END = markers("results")

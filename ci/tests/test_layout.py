@@ -11,7 +11,7 @@ from tools.list import papers, recipes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = ["README.md", "Makefile", "requirements.txt", "model.py", "recipes.py", "train.py", "evaluate.py", "demo.py",
-         "contract.py", "tests/golden.json"]
+         "cases.py", "tests/golden.json"]
 
 
 def imports(path: Path) -> set[str]:

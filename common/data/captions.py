@@ -24,10 +24,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from common.data import cache_dir
 from common.data.images import SUFFIXES, webdataset_key
 from common.data.picture import read_picture
 from common.run import UserError
+from common.run.files import cache_dir
 
 EXPECTED = """expected
   {root}/annotations/captions_train2017.json  and  {root}/annotations/captions_val2017.json   (names without 2017 too)

@@ -23,9 +23,9 @@ from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAu
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from common.data import cache_dir
 from common.data.picture import read_picture
 from common.run import UserError
+from common.run.files import cache_dir
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}

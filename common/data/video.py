@@ -1,7 +1,7 @@
 """Videos from the layouts people have on disk: files of any container FFmpeg knows, or folders of frames.
 
 Decoding is PyAV's: it is a plain wheel with its own FFmpeg, and asked for frame i it can be made to give exactly
-frame i (benchmarks/video_decoding_*.md compares it with OpenCV, decord and torchcodec).
+frame i (records/video_decoding_*.md compares it with OpenCV, decord and torchcodec).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from common.data import cache_dir
+from common.run.files import cache_dir
 
 ARCHS = ("sm_80", "sm_90", "sm_100", "sm_120")  # A100, H100 and H200, B200, RTX 50: what the tests compile for
 BACKENDS = ("auto", "reference", "cuda")

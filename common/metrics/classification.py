@@ -62,7 +62,7 @@ def accuracy(
     batches = loader.eval_loader(samples, batch, rank=world.rank, world=world.size, workers=workers)
     model.eval()
     with torch.inference_mode():
-        for pixels, labels, _ in loader.progress(batches, "evaluating", active=world.main):
+        for pixels, labels, _ in loader.progress(batches, "evaluating", active=world.is_main):
             pixels = pixels.to(world.device, memory_format=torch.channels_last)
             with world.autocast():
                 logits = model(pixels)
@@ -164,7 +164,7 @@ def main(paper: Paper) -> None:
         val = images.open_images(data_folder(recipe, args.data), "val")
         model = paper.load_file(args.checkpoint, recipe, len(val.classes))
     scores = accuracy(model.to(world.device), val, recipe, world, workers=args.workers)
-    if world.main:
+    if world.is_main:
         rows = metrics(scores, recipe, comparable=recipe.paper_top1 is not None and len(val) == IMAGENET[1])
         for row in rows:
             paper_value = f"   the paper: {row['paper_value']}" if row["paper_value"] else ""
@@ -187,7 +187,7 @@ class DemoArguments:
 
 def demo(paper: Paper) -> None:
     """The command line of ``papers.<name>.demo``: prints and draws a picture's most likely classes."""
-    from common import figures
+    from common.run import drawing
 
     args = tyro.cli(DemoArguments, prog=f"python -m papers.{paper.name}.demo", description="A picture, classified.")
     results = sorted(Path("runs", paper.name).glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
@@ -209,5 +209,5 @@ def demo(paper: Paper) -> None:
     answer = {classes[guess]: chance for guess, chance in zip(guesses.tolist(), chances.tolist())}
     for name, chance in answer.items():
         print(f"{chance:7.2%}  {name}")
-    figures.answer(args.out, image, answer)
+    drawing.answer(args.out, image, answer)
     print(f"{args.out} written; {recipe.model} from {checkpoint}")

@@ -15,11 +15,11 @@ import tyro
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageDraw
 
-from common import figures, run
+from common import run
 from common.data import tracking as data
 from common.data.tiny.sequences import sequences
 from common.metrics.trackers import Box, Paper, Tracker
-from common.run import UserError
+from common.run import UserError, drawing
 
 
 @dataclass
@@ -120,8 +120,8 @@ def follow(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) 
         raise UserError(f"cannot make {out} from {source}: {error}") from None
     finally:
         part.unlink(missing_ok=True)
-    pictures, captions = zip(*kept)
-    figures.gallery(out.with_suffix(".png"), pictures, captions, ["black"] * len(kept), columns=min(4, len(kept)))
+    frames, captions = zip(*kept)
+    drawing.gallery(out.with_suffix(".png"), frames, captions, ["black"] * len(kept), columns=min(4, len(kept)))
     return count
 
 

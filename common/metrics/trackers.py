@@ -285,10 +285,10 @@ def plot(
 
     `published` trackers (label -> {'auc': 71.2, ...}) have no curve, only their score in the legend.
     """
-    from common import figures
+    from common.run import drawing
 
     kinds = next(iter(summaries.values())).curves
-    figure, axes = figures.plt.subplots(1, len(kinds), figsize=(4.4 * len(kinds), 3.6), squeeze=False,
+    figure, axes = drawing.plt.subplots(1, len(kinds), figsize=(4.4 * len(kinds), 3.6), squeeze=False,
                                         layout="constrained")
     labels = {"success": "overlap", "precision": "centre error in px", "norm_precision": "centre error / target size"}
     for axis, kind in zip(axes[0], kinds):
@@ -303,17 +303,17 @@ def plot(
         axis.set(xlabel=labels[kind], ylabel="% of frames", title=kind.replace("norm_", "normalised "), ylim=(0, 100))
         axis.legend(frameon=False, fontsize=8)
         axis.grid(alpha=0.3)
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def draw_tracks(path: Path, sequences: Sequence[data.Sequence], out: Path, count: int = 6) -> None:
     """Evenly spread frames of each sequence with the true boxes, the tracker's under `out`, and those of `compare`'s
     baselines, where they were run."""
-    from common import figures
+    from common.run import drawing
 
     homes = {"tracker": out, **{name: out / name for name in BASELINES if (out / name).is_dir()}}
     found = {name: results(sequences, home) for name, home in homes.items()}
-    figure, axes = figures.plt.subplots(
+    figure, axes = drawing.plt.subplots(
         len(sequences), count, figsize=(2.2 * count, 1.75 * len(sequences)), squeeze=False, layout="constrained"
     )
     for row, (line, sequence) in enumerate(zip(axes, sequences)):
@@ -323,9 +323,9 @@ def draw_tracks(path: Path, sequences: Sequence[data.Sequence], out: Path, count
             axis.set_title(f"{sequence.name.removeprefix('GOT-10k_')}, {number + 1}", fontsize=7)
             boxes = {"truth": sequence.boxes} | {name: result[row].boxes for name, result in found.items()}
             for name, its in boxes.items():
-                figures.outline(axis, its[number], COLORS[name])
+                drawing.outline(axis, its[number], COLORS[name])
     figure.suptitle(", ".join(f"{name}: {COLORS[name]}" for name in ("truth", *homes)), fontsize=8)
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def measure(
@@ -336,7 +336,7 @@ def measure(
     dataset = dataset_of(sequences)
     evaluate(tracker, sequences, out, settings=settings, world=world)
     summary = score(sequences, out, rule) if scorable(sequences) else None
-    if world is None or world.main:
+    if world is None or world.is_main:
         archive(sequences, out, integers=integers)
         if summary:
             plot(out / f"{dataset}.png", {type(tracker).__name__: summary})
@@ -536,7 +536,7 @@ def main(paper: Paper) -> None:
         scores = (summary.scores if summary else {}) | speeds
         rows += metrics(dataset, scores, recipe, comparable=comparable, label=label)
         summaries[label or paper.name] = summary
-    if not world.main:
+    if not world.is_main:
         return
     for row in rows:
         published = f"   the paper: {row['paper_value']}" if row["paper_value"] is not None else ""

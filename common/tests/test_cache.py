@@ -5,7 +5,7 @@ import tempfile
 
 import pytest
 
-from common.data import cache_dir
+from common.run.files import cache_dir
 
 
 def test_a_home_that_cannot_be_written_to(monkeypatch, tmp_path):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from common import downstream, run
+from common import run
+from common.run import mm
 
 CONFIG = """
 data_root = "data/coco/"
@@ -28,8 +29,8 @@ def load(tmp_path):
 
     def load(text=CONFIG, name="here", **arguments):
         (tmp_path / "here.py").write_text(text)
-        arguments = downstream.Arguments(name, **{"data": tmp_path / "data"} | arguments)
-        return downstream.load(arguments, tmp_path / "run", tmp_path, "model.backbone.checkpoint")
+        arguments = mm.Arguments(name, **{"data": tmp_path / "data"} | arguments)
+        return mm.load(arguments, tmp_path / "run", tmp_path, "model.backbone.checkpoint")
 
     return load
 
@@ -69,7 +70,7 @@ def test_mistakes_are_one_line(load, tmp_path):
 
 
 def test_scores_are_percentages():
-    coco = downstream.metrics({"coco/bbox_mAP": 0.25, "coco/bbox_mAP_50": 0.5, "coco/bbox_mAP_s": 0.1, "mIoU": 31.0})
+    coco = mm.metrics({"coco/bbox_mAP": 0.25, "coco/bbox_mAP_50": 0.5, "coco/bbox_mAP_s": 0.1, "mIoU": 31.0})
     assert {m["name"]: m["value"] for m in coco} == {"bbox_mAP": 25.0, "bbox_mAP_50": 50.0, "mIoU": 31.0}
-    voc = downstream.metrics({f"pascal_voc/{name}": 0.5 for name in ("mAP", "AP50", "AP55", "AP75", "AP95")})
+    voc = mm.metrics({f"pascal_voc/{name}": 0.5 for name in ("mAP", "AP50", "AP55", "AP75", "AP95")})
     assert {m["name"]: m["value"] for m in voc} == {"mAP": 50.0, "AP50": 50.0, "AP75": 50.0}

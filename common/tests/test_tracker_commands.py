@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common import figures, run
+from common import run
 from common.data import tracking as data
 from common.metrics import baselines, tracker_demo, trackers, vot
-from common.run import UserError, World
+from common.run import UserError, World, drawing
 from common.tests.squares import make_sequences
 
 CPU = World(0, 1, torch.device("cpu"), None)
@@ -192,7 +192,7 @@ def test_demo_on_a_video_and_a_strip_of_a_long_one(tmp_path, otb, monkeypatch):
             video.mux(stream.encode(av.VideoFrame.from_ndarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8))))
         video.mux(stream.encode())
     shown = {}
-    monkeypatch.setattr(figures, "gallery", lambda path, pictures, captions, *_, **__: shown.update({path: captions}))
+    monkeypatch.setattr(drawing, "gallery", lambda path, _pictures, captions, *_, **__: shown.update({path: captions}))
     assert tracker_demo.follow(baselines.Still(), path, (10, 10, 20, 20), tmp_path / "a.mp4") == 40
     (captions,) = shown.values()
     assert [caption.split(":")[0] for caption in captions] == [str(i) for i in range(1, 41, 4)]

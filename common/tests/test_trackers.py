@@ -18,10 +18,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from PIL import Image
 
-from common import figures, run
+from common import run
 from common.data import tracking as data
 from common.metrics import baselines, trackers, tracking
-from common.run import UserError, World
+from common.run import UserError, World, drawing
 from common.tests.squares import make_sequences
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -278,7 +278,7 @@ def test_measure_leaves_scores_and_curves(tmp_path):
 
 def test_curves_show_scores_and_published_ones(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: shown.append(figure))
+    monkeypatch.setattr(drawing, "save", lambda figure, path: shown.append(figure))
     truth = np.tile([5.0, 5, 20, 20], (4, 1))
     good, bad = (tracking.lasot([tracking.Track("a", truth, truth + d)]) for d in (0, [30, 0, 0, 0]))
     trackers.plot(tmp_path / "x.png", {"good": good, "bad": bad}, {"SBT, the paper": {"auc": 65.9, "precision": 70.0}})
@@ -290,7 +290,7 @@ def test_curves_show_scores_and_published_ones(tmp_path, monkeypatch):
 
 def test_frames_show_every_box_that_is_a_number(tmp_path, monkeypatch):
     shown, sequences = [], make_sequences(tmp_path)
-    monkeypatch.setattr(figures, "save", lambda figure, path: shown.append(figure))
+    monkeypatch.setattr(drawing, "save", lambda figure, path: shown.append(figure))
     boxes = [sequence.boxes + (3, 0, 0, 0) for sequence in sequences]
     boxes[1][-1] = np.nan
     put(sequences, tmp_path / "out", boxes)

@@ -1,7 +1,7 @@
 """Can the loading processes feed a GPU? ``python -m papers.ctp.bench --data FOLDER``
 
 Times one process on one core while it makes the clips of a recipe, stage by stage, and then the training loader with
-one process for each core. Writes benchmarks/ctp_clips_<hardware>.{json,md}.
+one process for each core. Writes results/bench/ctp_clips_<hardware>.{json,md}.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tyro
 from common import run
 from common.data import loader
 from common.data.video import Videos, open_video, open_videos
-from papers.ctp import contract, data, evaluate, patches
+from papers.ctp import cases, data, evaluate, patches
 from papers.ctp.recipes import RECIPES, Recipe
 
 PEAK_TFLOPS = {"A100, TF32": 156, "H100 or H200, TF32": 495, "H100 or H200, bf16": 989}
@@ -38,7 +38,7 @@ class Arguments:
     """That a process makes, alone or as one of the loading processes."""
     workers: int = CORES
     """Loading processes."""
-    out: Path = Path("benchmarks")
+    out: Path = Path(__file__).parent / "results" / "bench"
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
     means = {stage: 1000 * float(np.mean(spent)) for stage, spent in stages.items()}
     per_second = 1000 / sum(means.values())
     with torch.device("meta"):
-        model, inputs = evaluate.build(recipe, 1), contract.inputs(recipe)
+        model, inputs = evaluate.build(recipe, 1), cases.inputs(recipe)
     flops = 6 * run.multiply_adds(model, *inputs)
     loaded = loaded_per_second(videos, recipe, args.workers, args.clips)
     about = {

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import readme, run
+from common import run
 from common.data.video import open_videos
-from papers.ctp import contract, evaluate
+from common.run import readme
+from papers.ctp import cases, evaluate
 from papers.ctp.official import load_backbone
 from papers.ctp.recipes import BASELINES, RECIPES, Recipe
 from papers.ctp.train import describe, train
@@ -50,7 +51,7 @@ def judge(
     own = replace(options, out=home, resume="auto")
     done = [path.parent for path in sorted((home / "ctp" / recipe.downstream).glob("*/results.json"))]
     folder = done[0] if done else train(recipe.downstream, down, own, world, draw=False)
-    if not (folder / "results.json").exists() and world.main:
+    if not (folder / "results.json").exists() and world.is_main:
         return {}
     root = evaluate.data_folder(down, options.data)
     videos, val = (open_videos(root, split, fold=down.fold) for split in ("train", "val"))
@@ -59,7 +60,7 @@ def judge(
     if init:
         load_backbone(backbone, init)
     scores = evaluate.frozen(backbone, videos, val, down, world, workers=options.workers)
-    if world.main:
+    if world.is_main:
         scores |= {"finetune_top1": _scores(folder)["top1"]}
     return scores
 
@@ -101,10 +102,10 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World) -
                 found = evaluate.trained(model.to(world.device), val, one, world, workers=options.workers)
                 scores["own_top1"] = found["top1"]
             worth = judge(home / "downstream", init, recipe, replace(own, stop_at=0), world)
-            if world.main:
+            if world.is_main:
                 run.write_json(kept, scores | worth)
             rows[label].append(scores | worth)
-    if world.main:
+    if world.is_main:
         for path in folder.glob("seed*/*/**/results.json"):
             wall_s += json.loads(path.read_text())["wall_s"]
         train_videos = open_videos(root, "train", fold=recipe.fold)
@@ -130,7 +131,7 @@ def _report(
     run.write_results(folder, {
         "paper": "ctp", "recipe": name, "data": about, "metrics": metrics,
         "params": sum(p.numel() for p in model.parameters()),
-        "flops": run.multiply_adds(model, *contract.inputs(recipe)), "wall_s": wall_s,
+        "flops": run.multiply_adds(model, *cases.inputs(recipe)), "wall_s": wall_s,
         "peak_mem_bytes": run.peak_memory_bytes(), "throughput": None, "seed": seeds[0],
     })
     page = folder / "report.md"

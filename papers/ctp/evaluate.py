@@ -82,7 +82,7 @@ def _batches(samples: Clips, what: str, world: World, workers: int, batch: int):
     loaded = loader.eval_loader(
         loader.Plain(samples, as_it_is), batch, rank=world.rank, world=world.size, workers=workers
     )
-    return loader.progress(loaded, what, active=world.main)
+    return loader.progress(loaded, what, active=world.is_main)
 
 
 def _sum(sums: Tensor) -> Tensor:
@@ -287,7 +287,7 @@ def main() -> None:
             raise UserError(f"{args.checkpoint} was trained on the classes {classes}, the data hold {val.classes}")
         model = model or load_file(args.checkpoint, recipe, len(val.classes))
         scores = trained(model.to(world.device), val, recipe, world, workers=args.workers)
-    if world.main:
+    if world.is_main:
         for row in metrics(scores, recipe):
             print(f"{row['name']:>12} {row['value']:8.3f} {row['unit']}")
         print(f"{len(val)} videos of {root.resolve().name}, {recipe.method} {recipe.backbone}, {args.checkpoint}")

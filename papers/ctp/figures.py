@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common import figures
 from common.data.video import Videos, write_video
+from common.run import drawing
 from papers.ctp import data
 from papers.ctp.model import decode, iou
 from papers.ctp.recipes import Recipe
@@ -20,7 +20,7 @@ COLOURS = [(255, 80, 80), (80, 220, 80), (90, 150, 255), (250, 200, 60), (230, 1
 
 def draw(folder: Path, model: torch.nn.Module, val: Videos, recipe: Recipe) -> None:
     if recipe.method == "ctp":
-        figures.curves(folder, [["loss", "centre", "size"], ["val/iou", "val/iou_hidden", "val/iou_still"], ["lr"]])
+        drawing.curves(folder, [["loss", "centre", "size"], ["val/iou", "val/iou_hidden", "val/iou_still"], ["lr"]])
         clips = data.training_clips(val, recipe, seed=1)
         samples = [clips[i][0] for i in np.linspace(0, len(val) - 1, min(4, len(val))).astype(int)]
         rows = [track(model, sample) for sample in samples]
@@ -30,7 +30,7 @@ def draw(folder: Path, model: torch.nn.Module, val: Videos, recipe: Recipe) -> N
         strips = [np.concatenate(row[:: max(1, len(row) // 4)], 1) for row in rows]
         Image.fromarray(np.concatenate(strips)).save(folder / "tracks.png")
     else:
-        figures.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
+        drawing.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
     if recipe.method == "recognize":
         answers(folder / "answers.png", model, val, recipe)
 
@@ -83,4 +83,4 @@ def answers(path: Path, model: torch.nn.Module, val: Videos, recipe: Recipe, cou
         wrong = "" if guess == label else f" ({val.classes[label]})"
         captions.append(f"{val.classes[guess]} {chances[guess]:.0%}{wrong}")
         colours.append("red" if wrong else "green")
-    figures.gallery(path, pictures, captions, colours, columns=6)
+    drawing.gallery(path, pictures, captions, colours, columns=6)

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from common import run
 from common.data import loader
 from common.data.video import open_videos
-from papers.ctp import contract, data, evaluate, figures
+from papers.ctp import cases, data, evaluate, figures
 from papers.ctp.official import export, load_backbone
 from papers.ctp.recipes import RECIPES, Recipe
 
@@ -34,7 +34,7 @@ def main() -> None:
         folder = compare.compare(name, recipe, options, world)
     else:
         folder = train(name, recipe, options, world)
-    if world.main and (folder / "results.json").exists():
+    if world.is_main and (folder / "results.json").exists():
         print((folder / "report.md").read_text())
 
 
@@ -52,7 +52,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
     model.to(world.device, memory_format=torch.channels_last_3d)
     if world.size > 1 and world.device.type == "cuda" and recipe.method != "moco":  # MoCo shuffles instead
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    flops = run.multiply_adds(model, *contract.inputs(recipe))
+    flops = run.multiply_adds(model, *cases.inputs(recipe))
 
     folder = run.open_run("ctp", name, recipe, options, world)
     kind = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adamw": torch.optim.AdamW}[recipe.optimizer]
@@ -137,11 +137,11 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
             score = next(iter(scores.values()))
             if score > best.get("score", -1):
                 best = {"score": score, "step": step}
-                if world.main:
+                if world.is_main:
                     run.save_weights(folder / "best.safetensors", model.state_dict())
             model.train()
         log.step(step, values)
-        if world.main and due:
+        if world.is_main and due:
             state = {"optimizer": optimizer.state_dict(), "best": best, "wall_s": wall_s, "classes": videos.classes}
             run.save_checkpoint(folder, step, {"model": model.state_dict()}, state)
         tick = time.perf_counter()
@@ -159,7 +159,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
         for label, init in (("", str(folder)), ("random ", "")):
             worth = compare.judge(folder / "downstream" / (label.strip() or "ctp"), init, recipe, options, world)
             scores |= {f"{label}{key}": value for key, value in worth.items()}
-    if world.main:
+    if world.is_main:
         export(model.backbone, recipe.backbone, folder / "model")
         if draw:
             figures.draw(folder, model, val, recipe)

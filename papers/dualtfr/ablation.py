@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import figures, readme, run
+from common import run
+from common.run import drawing, readme
 from papers.dualtfr.model import VARIANTS
 from papers.dualtfr.recipes import Recipe
 from papers.dualtfr.train import train
@@ -69,7 +70,7 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World) -
             found[contender] += done or [train(contender, one, own, world, report=False)]
             if options.stop_at and not done:
                 return folder
-    if world.main:
+    if world.is_main:
         report(folder, name, found, seeds)
     return folder
 
@@ -133,11 +134,11 @@ def draw(path: Path, metrics: list[dict[str, Any]]) -> None:
     rows = by_contender(metrics)
     key = next(iter(next(iter(rows.values()))))
     values = [row[key] for row in rows.values()]
-    figure, axis = figures.plt.subplots(figsize=(6.5, 0.4 * len(rows) + 1), layout="constrained")
+    figure, axis = drawing.plt.subplots(figsize=(6.5, 0.4 * len(rows) + 1), layout="constrained")
     names = [CONTENDERS[contender][0] for contender in rows]
     axis.barh(names[::-1], [v["value"] for v in values[::-1]], xerr=[v.get("spread", 0) for v in values[::-1]])
     axis.set_xlabel(f"{key}, {values[0]['unit']}")
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def records() -> str:

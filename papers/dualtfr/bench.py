@@ -2,7 +2,7 @@
 
 Whole frames go through `tracker.DualTFRTracker` end to end; then every part is timed by itself on the inputs it gets
 there. Before anything is timed, the parts put together must give what the network gives. Writes
-benchmarks/dualtfr_<variant>_<hardware>_<threads>.{json,md}.
+results/bench/dualtfr_<variant>_<hardware>_<threads>.{json,md}.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VARIANTS = {"dualtfr": "got10k", "dualtfr_micro": "tiny"}  # and the recipe whos
 class Arguments:
     variant: str = "dualtfr"
     """dualtfr or dualtfr_micro."""
-    out: Path = run.ROOT / "benchmarks"
+    out: Path = run.ROOT / "papers" / "dualtfr" / "results" / "bench"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seconds: float = 2.0

@@ -8,16 +8,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common import figures, run
+from common import run
 from common.data import crops, pairs, tracking
 from common.metrics import trackers
+from common.run import drawing
 from papers.dualtfr.model import DualTFR
 from papers.dualtfr.recipes import Recipe
 from papers.dualtfr.tracker import DualTFRTracker
 
 
 def draw(folder: Path, model: DualTFR, data: pairs.Data, recipe: Recipe, world: run.World) -> None:
-    figures.curves(folder, [["loss", "val/loss"], ["cls", "val/cls"], ["iou", "val/iou"], ["lr"]])
+    drawing.curves(folder, [["loss", "val/loss"], ["cls", "val/cls"], ["iou", "val/iou"], ["lr"]])
     if data.test:
         trackers.draw_tracks(folder / "tracks.png", data.test[:8], folder / "tracking")
         matches(folder / "matches.png", model.eval(), data.test[:6], recipe, world)
@@ -33,7 +34,7 @@ def matches(
     The crop is taken beside the target, as far as training did, so that the middle is not the answer.
     """
     tracker = DualTFRTracker(model, recipe)
-    figure, axes = figures.plt.subplots(
+    figure, axes = drawing.plt.subplots(
         5, len(sequences), figsize=(1.8 * len(sequences), 9), squeeze=False, layout="constrained"
     )
     for column, sequence in zip(axes.T, sequences):
@@ -52,8 +53,8 @@ def matches(
         cx, cy, w, h = (prediction.boxes[0, best].cpu() * recipe.search_px).tolist()
         column[0].imshow(crops.cut(frames[0], places[0]))
         column[1].imshow(crops.cut(frames[1], places[1]))
-        figures.outline(column[1], places[1].to_crop(box), trackers.COLORS["truth"])
-        figures.outline(column[1], (cx - w / 2, cy - h / 2, w, h), trackers.COLORS["tracker"])
+        drawing.outline(column[1], places[1].to_crop(box), trackers.COLORS["truth"])
+        drawing.outline(column[1], (cx - w / 2, cy - h / 2, w, h), trackers.COLORS["tracker"])
         column[2].imshow(chances.view(grid, grid), vmin=0, vmax=1)
         column[2].set_title(f"chances, up to {chances[best]:.2f}", fontsize=7)
         for axis, name, attention in zip(column[3:], ("first", "last"), (seen[0], seen[-1]) if seen else ()):
@@ -61,7 +62,7 @@ def matches(
             axis.set_title(f"{name} CAB", fontsize=7)
         for axis in column:
             axis.axis("off")
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def looked_at(model: DualTFR, z: torch.Tensor, x: torch.Tensor) -> tuple[object, list[torch.Tensor]]:

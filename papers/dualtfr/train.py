@@ -38,7 +38,7 @@ def main() -> None:
         folder = ablation.compare(name, recipe, options, world)
     else:
         folder = train(name, recipe, options, world)
-    if world.main and (folder / "results.json").exists():
+    if world.is_main and (folder / "results.json").exists():
         print((folder / "report.md").read_text())
 
 
@@ -66,7 +66,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     peaks = [group["lr"] for group in optimizer.param_groups]
 
     folder = run.open_run("dualtfr", name, recipe, options, world)
-    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.main else None)
+    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.is_main else None)
     start, wall_s = 0, 0.0
     if options.resume and (checkpoint := run.load_checkpoint(folder)):
         start, weights, state = checkpoint
@@ -144,7 +144,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
             model.train()
         log.step(step, values)
         due = step % options.checkpoint_every == 0 if options.checkpoint_every else rest == 0
-        if world.main and (due or step in (steps, options.stop_at)):
+        if world.is_main and (due or step in (steps, options.stop_at)):
             state = {"optimizer": optimizer.state_dict(), "wall_s": wall_s}
             run.save_checkpoint(folder, step, {"model": model.state_dict()}, state)
         tick = time.perf_counter()
@@ -157,7 +157,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
         dist.barrier()  # the checkpoint is whole before anyone reads it
     rows = trackers.compare(PAPER, folder, data.test, world, baselines=report, each=bool(recipe.held_out))
     rows = rows or [run.metric("loss", run.read_log(folder)[-1]["loss"], "")]
-    if world.main:
+    if world.is_main:
         if data.val:
             rows.append(run.metric("pairs iou", 100 * run.read_log(folder)[-1]["val/iou"], "%"))
         if report:
@@ -189,7 +189,7 @@ def validate(
     sums, totals = (torch.zeros(n, device=world.device, dtype=torch.float64) for n in (4, 2))
     model.eval()
     for batch in loader.progress(
-        DataLoader(samples, batch_sampler=batches, num_workers=workers), "validating", active=world.main
+        DataLoader(samples, batch_sampler=batches, num_workers=workers), "validating", active=world.is_main
     ):
         z, x, box = (batch[key].to(world.device) for key in ("template", "search", "search_box"))
         target = loss.positives(box, grid)

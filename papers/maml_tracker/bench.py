@@ -2,7 +2,7 @@
 
 Memory and time of one video's outer step, with and without checkpointing (a batch is one video after another, so it
 needs no more), and the parts of tracking at batch 1. Inputs are noise: neither time nor memory depends on what a crop
-shows. Writes benchmarks/maml_tracker_<recipe>_<hardware>.{json,md}.
+shows. Writes results/bench/maml_tracker_<recipe>_<hardware>.{json,md}.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def main() -> None:
     text = f"{stamp}\n\n| | |\n|---|---:|\n{table}\n"
     print(text)
     name = re.sub(r"[^a-z0-9]+", "_", f"maml_tracker {args.recipe} {environment['hardware']}".lower()).strip("_")
-    path = run.ROOT / "benchmarks" / f"{name}.json"
+    path = run.ROOT / "papers" / "maml_tracker" / "results" / "bench" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     run.write_json(path, {"environment": environment, "stamp": stamp, "rows": rows})
     path.with_suffix(".md").write_text(f"`{environment['command']}`\n\n{text}")

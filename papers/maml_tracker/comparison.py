@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 
-from common import readme, run
+from common import run
 from common.data import pairs
 from common.metrics import trackers
+from common.run import readme
 from papers.maml_tracker.evaluate import PAPER
 from papers.maml_tracker.maml import MAML
 from papers.maml_tracker.recipes import Recipe
@@ -92,7 +93,7 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World) -
             start, rate = start or str(home / "detection.safetensors"), found["detection"][-1]["rate"]
     for label, make in trackers.BASELINES.items():
         found[label] = [{"score": score(make(), folder / label, data, world)}]
-    if world.main:
+    if world.is_main:
         report(folder, name, found, seeds, homes)
     return folder
 
@@ -117,7 +118,7 @@ def measure(
     losses = validate(maml, data, recipe, world, steps=max(LOSSES))
     rate = torch.cat([rate.flatten() for rate in maml.rates.values()]).mean().item()
     found[contender] |= {f"loss after {k}": losses[k] for k in LOSSES} | {"rate": round(rate, 6)}
-    if world.main:
+    if world.is_main:
         run.write_json(kept, found)
     return found
 

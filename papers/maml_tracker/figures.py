@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import figures, run
+from common import run
 from common.data import crops, pairs, tracking
 from common.metrics import trackers
+from common.run import drawing
 from papers.maml_tracker.data import corners, crop_around, cut, zooms
 from papers.maml_tracker.maml import MAML
 from papers.maml_tracker.model import Crops, Detector, build
@@ -20,7 +21,7 @@ from papers.maml_tracker.recipes import Recipe
 def draw(folder: Path, maml: MAML, data: pairs.Data, recipe: Recipe, world: run.World) -> None:
     world = replace(world, rank=0, size=1)  # the other processes do not draw
     k = recipe.inner_steps
-    figures.curves(folder, [["loss"], ["val/after_0", "val/after_1", f"val/after_{k}"], ["rate"]])
+    drawing.curves(folder, [["loss"], ["val/after_0", "val/after_1", f"val/after_{k}"], ["rate"]])
     if not data.test:
         return
     stages = {"meta-trained": maml}
@@ -37,7 +38,7 @@ def draw_steps(path: Path, stages: dict[str, MAML], data: pairs.Data, recipe: Re
     """Mean loss on target images after each gradient step on the support set, with each stage's own rates."""
     from papers.maml_tracker.train import validate
 
-    figure, axis = figures.plt.subplots(figsize=(4.5, 3.2), layout="constrained")
+    figure, axis = drawing.plt.subplots(figsize=(4.5, 3.2), layout="constrained")
     for label, maml in stages.items():
         axis.plot(validate(maml, data, recipe, world, steps=2 * recipe.inner_steps), marker=".", label=label)
     axis.axvline(recipe.inner_steps, color="grey", linewidth=0.8, linestyle=":")
@@ -45,7 +46,7 @@ def draw_steps(path: Path, stages: dict[str, MAML], data: pairs.Data, recipe: Re
     axis.set_ylim(0, None)
     axis.legend(frameon=False)
     axis.grid(alpha=0.3)
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 @torch.no_grad()
@@ -55,7 +56,7 @@ def draw_responses(
     """For the middle frame of each sequence: the crop with the true box, then the scores of all cells before and after
     the first frame's gradient steps, of each stage. The crop is moved aside, so that the middle is not the answer."""
     rows = 1 + 2 * len(stages)
-    figure, axes = figures.plt.subplots(
+    figure, axes = drawing.plt.subplots(
         rows, len(sequences), figsize=(1.8 * len(sequences), 1.9 * rows), squeeze=False, layout="constrained"
     )
     for column, sequence in zip(axes.T, sequences):
@@ -66,7 +67,7 @@ def draw_responses(
         crop = crop_around(truth, recipe, shift_px=(0.6 * recipe.shift_px, -0.4 * recipe.shift_px))
         pixels = cut(frame, crop)
         column[0].imshow(pixels)
-        figures.outline(column[0], crop.to_crop(truth), trackers.COLORS["truth"])
+        drawing.outline(column[0], crop.to_crop(truth), trackers.COLORS["truth"])
         column[0].set_title(sequence.name.removeprefix("GOT-10k_"), fontsize=8)
         cells = iter(column[1:])
         for label, maml in stages.items():
@@ -78,11 +79,11 @@ def draw_responses(
                 axis = next(cells)
                 side = recipe.crop_px
                 axis.imshow(scores.view(maml.detector.grid, -1).cpu(), vmin=0, vmax=1, extent=(0, side, side, 0))
-                figures.outline(axis, crop.to_crop(truth), trackers.COLORS["truth"])
+                drawing.outline(axis, crop.to_crop(truth), trackers.COLORS["truth"])
                 axis.set_title(f"{label},\n{when}: up to {scores.max():.2f}", fontsize=6)
         for axis in column:
             axis.set(xticks=[], yticks=[])
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def _crops(pixels: list[np.ndarray], boxes: list[np.ndarray], world: run.World) -> Crops:

@@ -34,7 +34,7 @@ def main() -> None:
         folder = comparison.compare(name, recipe, options, world)
     else:
         folder = train(name, recipe, options, world)
-    if world.main and (folder / "results.json").exists():
+    if world.is_main and (folder / "results.json").exists():
         print((folder / "report.md").read_text())
 
 
@@ -62,7 +62,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     peaks = [group["lr"] for group in optimizer.param_groups]
 
     folder = run.open_run("maml_tracker", name, recipe, options, world)
-    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.main else None)
+    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.is_main else None)
     start, wall_s = 0, 0.0
     if options.resume and (checkpoint := run.load_checkpoint(folder)):
         start, weights, state = checkpoint
@@ -148,10 +148,10 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
             values |= {f"val/after_{j}": loss for j, loss in enumerate(curve)}
             maml.train()
         log.step(step, values)
-        if world.main and step == detection_steps:
+        if world.is_main and step == detection_steps:
             run.save_weights(folder / "detection.safetensors", maml.state_dict())
         due = step % options.checkpoint_every == 0 if options.checkpoint_every else rest == 0
-        if world.main and (due or step in (steps, options.stop_at)):
+        if world.is_main and (due or step in (steps, options.stop_at)):
             state = {"optimizer": optimizer.state_dict(), "wall_s": wall_s}
             run.save_checkpoint(folder, step, {"model": maml.state_dict()}, state)
         tick = time.perf_counter()
@@ -164,7 +164,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
         dist.barrier()  # the checkpoint is whole before anyone reads it
     rows = trackers.compare(PAPER, folder, data.test, world, each=bool(recipe.held_out)) if report else []
     rows = rows or [run.metric("loss", run.read_log(folder)[-1]["loss"], "")]
-    if world.main:
+    if world.is_main:
         if report:
             figures.draw(folder, maml, data, recipe, world)
         run.write_results(folder, {
@@ -200,7 +200,7 @@ def validate(
     batches = torch.utils.data.DataLoader(samples, batch_sampler=[[(i, i)] for i in mine], num_workers=workers)
     gamma = torch.ones((recipe.first_steps if steps is None else steps) + 1)
     total = torch.zeros(len(gamma), device=world.device, dtype=torch.float64)
-    for batch in loader.progress(batches, "validating", active=world.main):
+    for batch in loader.progress(batches, "validating", active=world.is_main):
         with torch.no_grad(), world.autocast():
             total += maml(*sets(batch, 0, world.device), gamma)
     if world.size > 1:

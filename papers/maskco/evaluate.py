@@ -93,7 +93,7 @@ def contrast(model: nn.Module, val: images.Images, recipe: Recipe, world: World,
     batches = loader.eval_loader(samples, 64, rank=world.rank, world=world.size, workers=workers)
     model.eval()
     with torch.inference_mode():
-        for sample, *_ in loader.progress(batches, "evaluating", active=world.main):
+        for sample, *_ in loader.progress(batches, "evaluating", active=world.is_main):
             with world.autocast():
                 logits, _ = model(**to(world.device, sample))
             positive, negatives = logits[:, :1], logits[:, 1:]
@@ -128,14 +128,14 @@ def features(
     backbone.eval()
     with torch.inference_mode():
         batches = loader.eval_loader(samples, 64, rank=world.rank, world=world.size, workers=workers)
-        for pixels, _, indices in loader.progress(batches, "features", active=world.main):
+        for pixels, _, indices in loader.progress(batches, "features", active=world.is_main):
             with world.autocast():
                 maps = backbone(pixels.to(world.device))
             rows += zip(indices.tolist(), maps.float().mean((2, 3)).cpu().numpy())
     if dist.is_initialized():
-        every = [None] * world.size if world.main else None
+        every = [None] * world.size if world.is_main else None
         dist.gather_object(rows, every)
-        if not world.main:
+        if not world.is_main:
             return None
         rows = [row for rank in every for row in rank]
     return np.stack([row for _, row in sorted(rows, key=lambda pair: pair[0])])
@@ -152,7 +152,7 @@ def probe(
     from sklearn.preprocessing import StandardScaler
 
     x, x_val = (features(backbone, pictures, recipe, world, workers=workers) for pictures in (train, val))
-    if not world.main:
+    if not world.is_main:
         return {}
     if not isinstance(train, data.Present):
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, train.labels)
@@ -226,7 +226,7 @@ def main() -> None:
         if linear and val.classes != classes:
             raise UserError(f"{args.checkpoint} was trained on the classes {classes}, the data hold {val.classes}")
         scores = trained(model.to(world.device), val, recipe, world, workers=args.workers)
-    if world.main:
+    if world.is_main:
         rows = metrics(scores)
         for row in rows:
             print(f"{row['name']:>14} {row['value']:8.3f} {row['unit']}")

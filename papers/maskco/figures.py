@@ -9,8 +9,8 @@ import torch
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from common import figures
 from common.data import images
+from common.run import drawing
 from papers.maskco import data
 from papers.maskco.model import MaskCo
 from papers.maskco.recipes import Recipe
@@ -20,12 +20,13 @@ QUERY, KEY = "tab:orange", "tab:blue"
 
 def draw(folder: Path, model: torch.nn.Module, val: images.Images, recipe: Recipe) -> None:
     if recipe.method == "linear":
-        figures.curves(folder, [["loss", "val/loss"], ["top1", "val/top1"], ["lr"]])
+        drawing.curves(folder, [["loss", "val/loss"], ["top1", "val/top1"], ["lr"]])
         transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
-        figures.predictions(folder / "predictions.png", model, val, transform)
+        samples = [val[i] for i in drawing.evenly_spaced(len(val), 24)]
+        drawing.predictions(folder / "predictions.png", model, samples, val.classes, transform)
         return
     panels = [["loss", "val/contrast_loss"], ["top1", "val/contrast_top1"], ["val/contrast_rank"], ["lr"]]
-    figures.curves(folder, panels)
+    drawing.curves(folder, panels)
     if recipe.method == "maskco":
         pictures = [val[int(i)][0] for i in np.linspace(0, len(val) - 1, min(5, len(val)))]
         regions(folder / "regions.png", model, pictures, recipe)
@@ -34,7 +35,7 @@ def draw(folder: Path, model: torch.nn.Module, val: images.Images, recipe: Recip
 def regions(path: Path, model: MaskCo, pictures: list[Image.Image], recipe: Recipe, seed: int = 0) -> None:
     """A row for each picture: its two crops; the query view as the network sees it; the key view with the region
     (solid) and same-image negatives (dotted); and there, how like the prediction each place is."""
-    figure, axes = figures.plt.subplots(
+    figure, axes = drawing.plt.subplots(
         len(pictures), 4, figsize=(9, 2.3 * len(pictures)), squeeze=False, layout="constrained"
     )
     torch.manual_seed(seed)
@@ -68,7 +69,7 @@ def regions(path: Path, model: MaskCo, pictures: list[Image.Image], recipe: Reci
         for axis, title in zip(row, titles):
             axis.set_title("" if i else title, fontsize=9)
             axis.axis("off")
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def _search(

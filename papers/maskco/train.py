@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from common import run
 from common.data import images, loader
-from papers.maskco import contract, data, evaluate, figures
+from papers.maskco import cases, data, evaluate, figures
 from papers.maskco.export import export, load_backbone
 from papers.maskco.recipes import BUILT_IN, RECIPES, Recipe
 
@@ -27,7 +27,7 @@ def main() -> None:
     name, recipe, options = run.parse(RECIPES, "papers.maskco.train")
     world = run.start_world(options)
     folder = train(name, recipe, options, world)
-    if world.main and (folder / "results.json").exists():
+    if world.is_main and (folder / "results.json").exists():
         print((folder / "report.md").read_text())
 
 
@@ -51,7 +51,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if recipe.init:
         load_backbone(model.backbone, recipe.init)
     model.to(world.device, memory_format=torch.channels_last)
-    flops = run.multiply_adds(model, *contract.inputs(recipe))
+    flops = run.multiply_adds(model, *cases.inputs(recipe))
 
     folder = run.open_run("maskco", name, recipe, options, world)
     learned = [p for p in model.parameters() if p.requires_grad]  # the keys' networks only follow
@@ -145,11 +145,11 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             score = next(iter(scores.values()))
             if score > best.get("score", -1):
                 best = {"score": score, "step": step}
-                if world.main:
+                if world.is_main:
                     run.save_weights(folder / "best.safetensors", model.state_dict())
             model.train()
         log.step(step, values)
-        if world.main and due:
+        if world.is_main and due:
             state = {"optimizer": optimizer.state_dict(), "best": best, "wall_s": wall_s, "classes": pictures.classes}
             run.save_checkpoint(folder, step, {"model": model.state_dict()}, state)
         tick = time.perf_counter()
@@ -159,7 +159,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         return folder
 
     scores = evaluate.trained(model, val, recipe, world, workers=options.workers)
-    if world.main:
+    if world.is_main:
         export(model.backbone, recipe.backbone, folder / "model", recipe.input_size_px, recipe.eval_crop)
         figures.draw(folder, model, val, recipe)
     if probe:
@@ -170,7 +170,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             for key, value in evaluate.probe(backbone, *probe, recipe, world, workers=options.workers).items()
         }
         scores = judged | {key: value for key, value in scores.items() if key != "contrast_loss"}
-    if world.main:
+    if world.is_main:
         run.write_results(folder, {
             "paper": "maskco", "recipe": name, "data": describe(recipe, options.data, len(pictures), len(val)),
             "metrics": evaluate.metrics(scores), "params": params, "flops": flops, "wall_s": wall_s,
@@ -197,7 +197,7 @@ def _probe_data(recipe: Recipe, root: Path, world: run.World) -> tuple[images.Im
     except run.UserError as error:
         if recipe.probe:
             raise
-        if world.main:
+        if world.is_main:
             print(f"no linear probe at the end: {error}")
         return None
 

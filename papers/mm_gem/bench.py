@@ -2,7 +2,7 @@
 
 One training step (loss and gradients) over a batch of pairs, whole and in chunks of several sizes, taking turns; memory
 is what the step takes beside the weights. Nothing is timed before losses and gradients have been found equal. Writes
-benchmarks/mm_gem_<recipe>_<hardware>.{json,md}.
+results/bench/mm_gem_<recipe>_<hardware>.{json,md}.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Arguments:
     """Tokens of a text, [EMB] included."""
     chunks: tuple[int, ...] = (128, 64, 32, 16)
     device: str = "auto"
-    out: Path = ROOT / "benchmarks"
+    out: Path = ROOT / "papers" / "mm_gem" / "results" / "bench"
 
 
 def measure(args: Arguments, world: run.World) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from common import readme
+from common.run import readme
 
 HERE = Path(__file__).parent
 # Recipes that differ in nothing but their objectives.

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 import tyro
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from common import figures, run
-from common.run import UserError
+from common import run
+from common.run import UserError, drawing
 from papers.mm_gem.evaluate import load
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     if args.box:
         ImageDraw.Draw(drawn).rectangle(args.box, outline="magenta", width=max(1, picture.width // 100))
     best = sorted(zip(texts, chances), key=lambda row: -row[1])[:8]
-    figures.answer(args.out, drawn, dict(best))
+    drawing.answer(args.out, drawn, dict(best))
     print(caption)
     for text, chance in best if args.texts else ():
         print(f"{chance:7.1%}  {text}")

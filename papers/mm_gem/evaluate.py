@@ -112,7 +112,7 @@ def _opened(image: Image.Image | Path | Callable[[], Image.Image]) -> Image.Imag
 
 
 def _batches(rows: Sequence[Any], what: str, world: World):
-    for first in progress(range(0, len(rows), BATCH), what, active=world.main):
+    for first in progress(range(0, len(rows), BATCH), what, active=world.is_main):
         yield rows[first : first + BATCH]
 
 

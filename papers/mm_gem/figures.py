@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from common import figures
+from common.run import drawing
 
 
 def draw(folder: Path, said: dict[str, Any]) -> None:
     """All pictures of a finished run into its folder."""
-    figures.curves(folder, [["loss", "loss_emb", "loss_gen"], ["tau"], ["grad_norm"]])
+    drawing.curves(folder, [["loss", "loss_emb", "loss_gen"], ["tau"], ["grad_norm"]])
     files = said["images"]
     if not Path(files[0]).is_file():  # in shards
         return
@@ -28,12 +28,12 @@ def draw(folder: Path, said: dict[str, Any]) -> None:
         rows = _spread(len(files), 10)
         colors = ["green" if said["captions"][i] in said["truths"][i] else "black" for i in rows]
         captions = [_wrapped(said["captions"][i]) for i in rows]
-        figures.gallery(folder / "captions.png", [_picture(files[i]) for i in rows], captions, colors, columns=5)
+        drawing.gallery(folder / "captions.png", [_picture(files[i]) for i in rows], captions, colors, columns=5)
     if said.get("regions"):
         rows = [said["regions"][i] for i in _spread(len(said["regions"]), 10)]
         pictures = [boxed(row["image"], row["box_xyxy_px"]) for row in rows]
         colors = ["green" if row["said"] == row["phrase"] else "black" for row in rows]
-        figures.gallery(folder / "regions.png", pictures, [_wrapped(row["said"]) for row in rows], colors, columns=5)
+        drawing.gallery(folder / "regions.png", pictures, [_wrapped(row["said"]) for row in rows], colors, columns=5)
 
 
 def hits(path: Path, queries: Sequence[str], found: Sequence[Sequence[str]], said: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ def hits(path: Path, queries: Sequence[str], found: Sequence[Sequence[str]], sai
             pictures.append(_picture(file))
             captions.append(_wrapped(query) if rank == 1 else str(rank))
             colors.append("green" if query in truths else "black")
-    figures.gallery(path, pictures, captions, colors, columns=len(found[0]))
+    drawing.gallery(path, pictures, captions, colors, columns=len(found[0]))
 
 
 def boxed(file: str | Path, box: Sequence[float]) -> np.ndarray:

@@ -21,10 +21,10 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from common import figures, run
+from common import run
 from common.data.images import SUFFIXES
 from common.data.loader import progress
-from common.run import UserError
+from common.run import UserError, drawing
 from papers.mm_gem.evaluate import BATCH, Tools, load
 
 
@@ -152,7 +152,7 @@ def main() -> None:
         pictures = [np.asarray(Image.open(name).convert("RGB")) for name, _ in found]
     except OSError as error:
         raise UserError(f"a picture has gone since it was embedded ({error}); embed anew") from None
-    figures.gallery(args.out, pictures, [f"{s:.3f}" for _, s in found], ["black"] * len(found), columns=4)
+    drawing.gallery(args.out, pictures, [f"{s:.3f}" for _, s in found], ["black"] * len(found), columns=4)
     print(f"drawn in {args.out}")
 
 

@@ -18,7 +18,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common import run
 from common.data.loader import steps_per_epoch
-from common.trainer import Progress, Trainer, arguments, deepspeed_config
+from common.run.hf import Progress, Trainer, arguments, deepspeed_config
 from papers.mm_gem import figures, parts
 from papers.mm_gem.data import Rows, data_folder, open_captions, open_regions, train_loader
 from papers.mm_gem.evaluate import evaluate, load
@@ -29,7 +29,7 @@ def main() -> None:
     name, recipe, options = run.parse(RECIPES, "papers.mm_gem.train")
     world = run.start_world(options)
     folder = train(name, recipe, options, world)
-    if world.main and (folder / "results.json").exists():
+    if world.is_main and (folder / "results.json").exists():
         print((folder / "report.md").read_text())
 
 
@@ -139,7 +139,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     del trainer, model, batches, args
     unset_hf_deepspeed_config()  # what is loaded from here on is whole
     gc.collect()
-    if not world.main:
+    if not world.is_main:
         return folder
 
     model = parts.build(recipe, processor, dtype)
@@ -166,10 +166,10 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
 
 
 def multiply_adds(recipe: Recipe) -> int:
-    """Of one forward pass for a pair: an image, and a text of `contract.TEXT_TOKENS`."""
-    from papers.mm_gem.contract import workload
+    """Of one forward pass for a pair: an image, and a text of `cases.TEXT_TOKENS`."""
+    from papers.mm_gem.cases import training_cost
 
-    work = workload(recipe)
+    work = training_cost(recipe)
     return run.multiply_adds(work.model, *work.inputs)
 
 

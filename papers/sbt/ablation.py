@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import readme, run
+from common import run
 from common.data import pairs
 from common.metrics import trackers
+from common.run import readme
 from papers.sbt.figures import draw_ablation
 from papers.sbt.model import VARIANTS
 from papers.sbt.recipes import Recipe
@@ -76,7 +77,7 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World) -
             found[label] += done or [train(label, one, own, world, report=False)]
             if options.stop_at and not done:
                 return folder
-    if world.main:
+    if world.is_main:
         report(folder, name, found, seeds)
     return folder
 

@@ -5,7 +5,7 @@
 
 A way is timed only after it has given the authors' logits and boxes; one that does not stops the run. Ways take turns,
 so that a slow spell of the machine meets all of them, and each keeps its fastest turn. Result: a JSON and a
-Markdown file in benchmarks/, named after the variant and the hardware.
+Markdown file in results/bench/, named after the variant and the hardware.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def main() -> None:
     text = f"{stamp}\n\n{tables(network, frames, off, parts)}"
     print(text)
     slug = re.sub(r"[^a-z0-9]+", "_", f"sbt {args.variant} {hardware} {args.threads}".lower()).strip("_")
-    folder = run.ROOT / "benchmarks"
+    folder = run.ROOT / "papers" / "sbt" / "results" / "bench"
     folder.mkdir(exist_ok=True)
     records = {"network": network, "off_by": off, "parts": parts, "frames": frames}
     run.write_json(folder / f"{slug}.json", {"environment": environment, "stamp": stamp, "seconds": records})

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import figures, run
+from common import run
 from common.data import crops, pairs, tracking
 from common.metrics import trackers
+from common.run import drawing
 from papers.sbt.recipes import Recipe
 
 
 def draw(folder: Path, model: torch.nn.Module, data: pairs.Data, recipe: Recipe, world: run.World) -> None:
-    figures.curves(folder, [["loss", "val/loss"], ["iou", "val/iou"], ["lr"]])
+    drawing.curves(folder, [["loss", "val/loss"], ["iou", "val/iou"], ["lr"]])
     if data.test:
         trackers.draw_tracks(folder / "tracks.png", data.test[:8], folder / "tracking")
         draw_scores(folder / "scores.png", model.eval(), data.test[:6], recipe, world)
@@ -30,7 +31,7 @@ def draw_scores(
 
     The crop is taken around the true box and moved aside, so that the middle is not the answer.
     """
-    figure, axes = figures.plt.subplots(3, len(sequences), figsize=(1.8 * len(sequences), 5.4), layout="constrained")
+    figure, axes = drawing.plt.subplots(3, len(sequences), figsize=(1.8 * len(sequences), 5.4), layout="constrained")
     for column, sequence in zip(np.reshape(axes, (3, -1)).T, sequences):
         number = sequence.middle()
         first, frame = (tracking.read_frame(sequence.frames[i]) for i in (0, number))
@@ -46,15 +47,15 @@ def draw_scores(
         for axis, picture in zip(column, (z, x, score.view(model.grid, model.grid))):
             axis.imshow(picture, **({"vmin": 0, "vmax": 1} if picture is not z and picture is not x else {}))
             axis.set(xticks=[], yticks=[])
-        figures.outline(column[1], crop.to_crop(box), trackers.COLORS["truth"])
-        figures.outline(column[1], (cx - w / 2, cy - h / 2, w, h), trackers.COLORS["tracker"])
+        drawing.outline(column[1], crop.to_crop(box), trackers.COLORS["truth"])
+        drawing.outline(column[1], (cx - w / 2, cy - h / 2, w, h), trackers.COLORS["tracker"])
         column[2].set_title(f"up to {score.max():.2f}", fontsize=8)
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def draw_ablation(path: Path, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """`rows` are an ablation's metrics by contender and key: IoU on validation pairs, and AO in tracking."""
-    figure, axes = figures.plt.subplots(1, 2, figsize=(9, 0.35 * len(rows) + 1.2), sharey=True, layout="constrained")
+    figure, axes = drawing.plt.subplots(1, 2, figsize=(9, 0.35 * len(rows) + 1.2), sharey=True, layout="constrained")
     for axis, key, label in zip(axes, ("iou", "ao"), ("IoU on validation pairs, %", "AO, %")):
         values, spread = ([row[key].get(name, 0) for row in rows.values()] for name in ("value", "spread"))
         colors = ["tab:red" if name == "interleaved" else "tab:gray" for name in rows]
@@ -62,4 +63,4 @@ def draw_ablation(path: Path, rows: Mapping[str, Mapping[str, Mapping[str, Any]]
         axis.set_xlabel(label)
         axis.grid(alpha=0.3, axis="x")
     axes[0].invert_yaxis()
-    figures.save(figure, path)
+    drawing.save(figure, path)

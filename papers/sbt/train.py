@@ -37,7 +37,7 @@ def main() -> None:
         folder = ablation.compare(name, recipe, options, world)
     else:
         folder = train(name, recipe, options, world)
-    if world.main and (folder / "results.json").exists():
+    if world.is_main and (folder / "results.json").exists():
         print((folder / "report.md").read_text())
 
 
@@ -65,7 +65,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     peaks = [group["lr"] for group in optimizer.param_groups]
 
     folder = run.open_run("sbt", name, recipe, options, world)
-    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.main else None)
+    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.is_main else None)
     transform = pairs.PairTransform(
         recipe.template_px, recipe.search_px, recipe.template_factor, recipe.search_factor, recipe.centre_jitter,
         recipe.scale_jitter, recipe.grey, recipe.flip, recipe.brightness, recipe.published,
@@ -153,7 +153,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
             model.train()
         log.step(step, values)
         due = step % options.checkpoint_every == 0 if options.checkpoint_every else rest == 0
-        if world.main and (due or step in (steps, options.stop_at)):
+        if world.is_main and (due or step in (steps, options.stop_at)):
             # What evaluate may call comparable: the paper's recipe, untouched.
             state = {"optimizer": optimizer.state_dict(), "wall_s": wall_s, "comparable": recipe == RECIPES.get(name)}
             run.save_checkpoint(folder, step, {"model": model.state_dict()}, state)
@@ -167,7 +167,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
         dist.barrier()  # the checkpoint is whole before anyone reads it
     rows = trackers.compare(PAPER, folder, data.test, world, baselines=report, each=bool(recipe.held_out))
     rows = rows or [run.metric("loss", run.read_log(folder)[-1]["loss"], "")]
-    if world.main:
+    if world.is_main:
         if report:
             figures.draw(folder, model, data, recipe, world)
         run.write_results(folder, {
@@ -188,7 +188,7 @@ def validate(
     sums = torch.zeros(6, device=world.device, dtype=torch.float64)
     model.eval()
     for batch in loader.progress(
-        DataLoader(samples, batch_sampler=batches, num_workers=workers), "validating", active=world.main
+        DataLoader(samples, batch_sampler=batches, num_workers=workers), "validating", active=world.is_main
     ):
         z, x, box = (batch[key].to(world.device) for key in ("template", "search", "search_box"))
         positives = loss.assign(box, model.grid, recipe.published)

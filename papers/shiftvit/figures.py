@@ -9,16 +9,17 @@ from matplotlib.colors import LogNorm
 from timm.layers import GroupNorm1
 from torch import nn
 
-from common import figures
 from common.data import images
+from common.run import drawing
 from papers.shiftvit.model import ShiftStage, ShiftViT
 from papers.shiftvit.recipes import Recipe
 
 
 def draw(folder: Path, model: torch.nn.Module, val: images.Images, recipe: Recipe) -> None:
-    figures.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
+    drawing.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
     transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
-    figures.predictions(folder / "predictions.png", model, val, transform)
+    samples = [val[i] for i in drawing.evenly_spaced(len(val), 24)]
+    drawing.predictions(folder / "predictions.png", model, samples, val.classes, transform)
     if isinstance(model, ShiftViT):
         receptive_field(folder / "receptive_field.png")
 
@@ -29,7 +30,7 @@ def receptive_field(path: Path, depths: tuple[int, ...] = (1, 2, 4, 6), size: in
     A stage of freshly initialised blocks on noise, gradient energy on a logarithmic scale. Without the shift what
     is left is the faint, even influence of GroupNorm, whose statistics run over the whole map.
     """
-    figure, axes = figures.plt.subplots(2, len(depths), figsize=(2.3 * len(depths), 5), layout="constrained")
+    figure, axes = drawing.plt.subplots(2, len(depths), figsize=(2.3 * len(depths), 5), layout="constrained")
     for row, (n_div, label) in enumerate(((12, "with shift"), (dim + 1, "without shift"))):
         for axis, depth in zip(axes[row], depths):
             torch.manual_seed(0)
@@ -42,4 +43,4 @@ def receptive_field(path: Path, depths: tuple[int, ...] = (1, 2, 4, 6), size: in
             axis.imshow(energy / energy.max(), norm=LogNorm(1e-8, 1), cmap="magma")
             axis.set_title(f"{label}, {depth} block{'s' * (depth > 1)}", fontsize=9)
             axis.axis("off")
-    figures.save(figure, path)
+    drawing.save(figure, path)

@@ -137,12 +137,12 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             values |= {f"val/{key}": value for key, value in scores.items()}
             if scores["top1"] > best["top1"]:
                 best = {**scores, "step": step}
-                if world.main:
+                if world.is_main:
                     run.save_weights(folder / "best.safetensors", model.state_dict())
             model.train()
         log.step(step, values)
         due = step % options.checkpoint_every == 0 if options.checkpoint_every else rest == 0
-        if world.main and (due or step in (steps, options.stop_at)):
+        if world.is_main and (due or step in (steps, options.stop_at)):
             weights = {"model": model.state_dict()} | ({"ema": ema.module.state_dict()} if ema else {})
             state = {"optimizer": optimizer.state_dict(), "best": best, "wall_s": wall_s, "classes": data.classes}
             run.save_checkpoint(folder, step, weights, state)
@@ -157,7 +157,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if ema:
         averaged = classification.accuracy(ema.module, val, recipe, world, workers=options.workers)
         scores["ema_top1"] = averaged["top1"]
-    if world.main:
+    if world.is_main:
         run.export_timm(
             model, folder / "model", side=recipe.input_size_px, crop=recipe.eval_crop, classes=data.classes,
             model_args=recipe.model_args,

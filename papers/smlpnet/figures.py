@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from common import figures
 from common.data import images
+from common.run import drawing
 from papers.smlpnet.model import SMLPNet, SparseMLP
 from papers.smlpnet.recipes import Recipe
 
@@ -16,9 +16,10 @@ Matrices = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def draw(folder: Path, model: torch.nn.Module, initial: Matrices, val: images.Images, recipe: Recipe) -> None:
-    figures.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
+    drawing.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
     transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
-    figures.predictions(folder / "predictions.png", model, val, transform)
+    samples = [val[i] for i in drawing.evenly_spaced(len(val), 24)]
+    drawing.predictions(folder / "predictions.png", model, samples, val.classes, transform)
     if initial:
         draw_mixing(folder / "mixing_matrices.png", initial, mixing_matrices(model))
 
@@ -43,7 +44,7 @@ def draw_mixing(path: Path, before: Matrices, after: Matrices) -> None:
 
     Initial and trained matrix share their colours. What training has added is often fainter: it has its own.
     """
-    figure, axes = figures.plt.subplots(
+    figure, axes = drawing.plt.subplots(
         6, len(after), figsize=(1.5 * len(after) + 0.5, 10.5), squeeze=False, layout="constrained"
     )
     for column, (place, trained) in zip(axes.T, after.items()):
@@ -57,12 +58,12 @@ def draw_mixing(path: Path, before: Matrices, after: Matrices) -> None:
                 axis.set_xlabel(f"{len(matrix)} x {len(matrix)}, ±{limit:.2g}", fontsize=8)
     for i, axis in enumerate(axes[:, 0]):
         axis.set_ylabel(("row matrix", "column matrix")[i // 3] + ("\ninitial", "\ntrained", "\nchange")[i % 3])
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def draw_sharing(path: Path, rows: dict[str, dict[str, dict[str, Any]]]) -> None:
     """Accuracy on training and on test images, and parameters, of a comparison's metrics by mixing and by name."""
-    figure, (left, right) = figures.plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", width_ratios=(2, 1))
+    figure, (left, right) = drawing.plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", width_ratios=(2, 1))
     for shift, key, label in ((-0.18, "train_top1", "training images"), (0.18, "top1", "test images")):
         values, spread = ([row[key].get(k, 0) for row in rows.values()] for k in ("value", "spread"))
         places = [i + shift for i in range(len(rows))]
@@ -77,4 +78,4 @@ def draw_sharing(path: Path, rows: dict[str, dict[str, dict[str, Any]]]) -> None
     right.bar_label(bars, fmt="%.0f k", fontsize=8)
     right.margins(y=0.1)
     right.set(xticks=range(len(rows)), xticklabels=rows, ylabel="thousand parameters")
-    figures.save(figure, path)
+    drawing.save(figure, path)

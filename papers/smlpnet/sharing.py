@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import readme, run
+from common import run
+from common.run import readme
 from papers.smlpnet.figures import draw_sharing
 from papers.smlpnet.model import MIXINGS
 from papers.smlpnet.recipes import Recipe
@@ -44,7 +45,7 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World) -
             found[mixing] += done or [train(mixing, one, own, world, draw=False)]
             if options.stop_at and not done:
                 return folder
-    if world.main:
+    if world.is_main:
         report(folder, name, found, seeds)
     return folder
 

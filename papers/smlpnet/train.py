@@ -35,7 +35,7 @@ def main() -> None:
         folder = sharing.compare(name, recipe, options, world)
     else:
         folder = train(name, recipe, options, world)
-    if world.main and (folder / "results.json").exists():
+    if world.is_main and (folder / "results.json").exists():
         print((folder / "report.md").read_text())
 
 
@@ -154,11 +154,11 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
             values |= {f"val/{key}": value for key, value in scores.items()}
             if scores["top1"] > best["top1"]:
                 best = {**scores, "step": step}
-                if world.main:
+                if world.is_main:
                     run.save_weights(folder / "best.safetensors", model.state_dict())
             model.train()
         log.step(step, values)
-        if world.main and due:
+        if world.is_main and due:
             weights = {"model": model.state_dict()} | ({"ema": ema.module.state_dict()} if ema else {})
             state = {"optimizer": optimizer.state_dict(), "best": best, "wall_s": wall_s, "classes": data.classes}
             run.save_checkpoint(folder, step, weights, state)
@@ -176,7 +176,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
     if recipe.train_accuracy:
         trained = classification.accuracy(model, data, recipe, world, workers=options.workers)
         scores |= {"train_top1": trained["top1"], "gap": trained["top1"] - scores["top1"]}
-    if world.main:
+    if world.is_main:
         run.export_timm(
             model, folder / "model", side=size, crop=recipe.eval_crop, classes=data.classes,
             model_args={"img_size": size, **recipe.model_args},

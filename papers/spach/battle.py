@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common import readme, run
+from common import run
 from common.data import images
 from common.metrics import classification
+from common.run import readme
 from papers.spach.evaluate import PAPER
 from papers.spach.figures import draw_battle, draw_sight, pictures
 from papers.spach.recipes import Recipe
@@ -56,7 +57,7 @@ def fight(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             found[label] += done or [train(label, one, own, world, draw=False)]
             if options.stop_at and not done:
                 return folder
-    if world.main:
+    if world.is_main:
         val = images.open_images(classification.data_folder(recipe, options.data), "val")
         largest = {c: PAPER.load_run(found[f"{c}-{max(recipe.widths)}"][0])[0] for c in recipe.contenders}
         draw_sight(folder / "what_each_mixing_sees.png", largest, pictures(val, recipe))

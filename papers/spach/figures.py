@@ -10,8 +10,8 @@ import torch
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from common import figures
 from common.data import images
+from common.run import drawing
 from papers.spach.model import SPACH, MixingBlock, SpatialMLP
 from papers.spach.recipes import Recipe
 
@@ -24,9 +24,10 @@ STYLES = {
 
 
 def draw(folder: Path, model: torch.nn.Module, val: images.Images, recipe: Recipe) -> None:
-    figures.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
+    drawing.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
     transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
-    figures.predictions(folder / "predictions.png", model, val, transform)
+    samples = [val[i] for i in drawing.evenly_spaced(len(val), 24)]
+    drawing.predictions(folder / "predictions.png", model, samples, val.classes, transform)
     if isinstance(model, SPACH):
         draw_sight(folder / "what_each_mixing_sees.png", {"": model}, pictures(val, recipe))
 
@@ -42,7 +43,7 @@ def draw_battle(path: Path, rows: Mapping[tuple[str, int], Mapping[str, Mapping[
 
     `rows` are a battle's metrics by contender and width, and by name.
     """
-    figure, axes = figures.plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    figure, axes = drawing.plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     for axis, key, label in zip(axes, ("top1", "gap"), ("test accuracy, %", "training - test accuracy, points")):
         for contender in dict.fromkeys(contender for contender, _ in rows):
             points = [row for (name, _), row in rows.items() if name == contender]
@@ -55,7 +56,7 @@ def draw_battle(path: Path, rows: Mapping[tuple[str, int], Mapping[str, Mapping[
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def draw_sight(path: Path, models: Mapping[str, SPACH], x: torch.Tensor) -> None:
@@ -68,7 +69,7 @@ def draw_sight(path: Path, models: Mapping[str, SPACH], x: torch.Tensor) -> None
     """
     stages = max(len(model.stages) for model in models.values())
     rows, columns = (2, stages) if len(models) == 1 else (len(models), 2 * stages)
-    figure, axes = figures.plt.subplots(
+    figure, axes = drawing.plt.subplots(
         rows, columns, figsize=(2 * columns + 0.5, 2.25 * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
@@ -81,7 +82,7 @@ def draw_sight(path: Path, models: Mapping[str, SPACH], x: torch.Tensor) -> None
             line[s].set_title(f"stage {s + 1}", fontsize=9)
             line[stages + s].imshow(weight, cmap="viridis", vmin=0, vmax=weight.max() or 1)
             line[stages + s].set_title(describe(block) + f", {' x '.join(map(str, weight.shape))}", fontsize=8)
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def describe(block: MixingBlock) -> str:

@@ -4,7 +4,7 @@
     python -m papers.vlora.bench --size 7b --batch 1 8 --graphs     7B's in bf16 on a GPU, also as one CUDA graph
 
 Both models share the language model and get the same visual features (the vision tower is left out of both) and the
-same text; they answer with the last token's logits and a filled cache. They take turns. Writes benchmarks/vlora_*.
+same text; they answer with the last token's logits and a filled cache. They take turns. Writes results/bench/vlora_*.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 from transformers.modeling_utils import local_torch_dtype
 
-from common import figures, run
-from common.run import ROOT, UserError
+from common import run
+from common.run import ROOT, UserError, drawing
 from papers.vlora import application, flops, official, parts
 from papers.vlora.baseline import VisualTokensConfig, VisualTokensForConditionalGeneration
 from papers.vlora.model import VLoRAConfig, VLoRAForConditionalGeneration
@@ -52,7 +52,7 @@ class Arguments:
     """Images, each with its own question, prefilled at once."""
     graphs: bool = False
     """On a GPU: also replay each prefill as one CUDA graph."""
-    out: Path = ROOT / "benchmarks"
+    out: Path = ROOT / "papers" / "vlora" / "results" / "bench"
 
 
 def configs(size: str, visual: int) -> tuple[VLoRAConfig, VisualTokensConfig]:
@@ -276,7 +276,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         axis.set_xlabel("visual tokens")
         axis.set_ylim(0)
         axis.legend(frameon=False, fontsize=7)
-    figures.save(figure, path)
+    drawing.save(figure, path)
 
 
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from common import readme
+from common.run import readme
 from papers.vlora.recipes import RECIPES
 
 HERE = Path(__file__).parent

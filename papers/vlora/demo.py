@@ -18,9 +18,9 @@ import transformers
 import tyro
 from PIL import Image
 
-from common import figures, run
+from common import run
 from common.data.tiny.scenes import DESCRIBE, scenes
-from common.run import UserError
+from common.run import UserError, drawing
 from papers.vlora.evaluate import answer, load
 from papers.vlora.figures import wrapped
 from papers.vlora.model import VLoRAForConditionalGeneration
@@ -88,7 +88,7 @@ def main() -> None:
             asked.append((question, chat.ask(question)))
             print(f"{question}\n  {asked[-1][1]}")
     caption = "\n".join(wrapped(f"{q} {a}") for q, a in asked[-4:])
-    figures.gallery(args.out, [np.asarray(image)], [caption], ["black"], columns=1)
+    drawing.gallery(args.out, [np.asarray(image)], [caption], ["black"], columns=1)
     print(f"{args.out} written; {checkpoint}")
 
 

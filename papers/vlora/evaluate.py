@@ -152,7 +152,7 @@ def evaluate(
     other = exchanged(asked)
     mine = list(range(len(asked)))[world.rank :: world.size]
     right, wrong, own_loss, other_loss = [], [], [], []
-    for first in progress(range(0, len(mine), BATCH), "evaluating", active=world.main):
+    for first in progress(range(0, len(mine), BATCH), "evaluating", active=world.is_main):
         rows = mine[first : first + BATCH]
         turns = [asked[i].messages for i in rows]
         images, swapped = ([pictures(asked[i], talks) for i in which] for which in (rows, [other[i] for i in rows]))
@@ -267,7 +267,7 @@ def main() -> None:
     root = data_folder(recipe, args.data)
     talks = open_talks(root, "val", recipe)
     scores, samples = evaluate(model, processor, talks, recipe, world, open_if_there(root, "train", recipe))
-    if world.main:
+    if world.is_main:
         for name, (value, unit) in scores.items():
             print(f"{name:>32} {value:8.3f} {unit}")
         print(f"{len(samples)} questions, {args.checkpoint}")

@@ -11,14 +11,14 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from common import figures
 from common.metrics.captions import exact_match
+from common.run import drawing
 from papers.vlora.data import CaptionTalks, Talks
 
 
 def draw(folder: Path, talks: Talks | CaptionTalks | None, samples: Sequence[dict[str, Any]]) -> None:
     """All pictures of a finished run into its folder."""
-    figures.curves(folder, [["loss", "val/loss"], ["lr"], ["grad_norm"]])
+    drawing.curves(folder, [["loss", "val/loss"], ["lr"], ["grad_norm"]])
     if samples:
         answers(folder / "answers.png", talks, samples)
         controls(folder / "controls.png", samples)
@@ -40,7 +40,7 @@ def answers(path: Path, talks: Talks | CaptionTalks, samples: Sequence[dict[str,
         images.append(np.asarray(picture[0]) if picture else np.full((8, 8, 3), 255, np.uint8))
         captions.append("\n".join(wrapped(text) for text in words))
         colors.append("black" if sample["category"] == "caption" else "green" if right else "red")
-    figures.gallery(path, images, captions, colors, columns=5)
+    drawing.gallery(path, images, captions, colors, columns=5)
 
 
 def wrapped(text: str) -> str:
@@ -69,4 +69,4 @@ def controls(path: Path, samples: Sequence[dict[str, Any]]) -> None:
         axis.set_ylim(0, 1)
         axis.set_ylabel("right answers")
         axis.legend(frameon=False)
-    figures.save(figure, path)
+    drawing.save(figure, path)

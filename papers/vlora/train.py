@@ -20,7 +20,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common import run
 from common.data.loader import steps_per_epoch
-from common.trainer import Progress, Trainer, arguments, deepspeed_config
+from common.run.hf import Progress, Trainer, arguments, deepspeed_config
 from papers.vlora import figures, parts
 from papers.vlora.data import Encoded, data_folder, open_if_there, open_talks, train_loader
 from papers.vlora.evaluate import evaluate, load
@@ -34,7 +34,7 @@ def main() -> None:
     name, recipe, options = run.parse(RECIPES, "papers.vlora.train")
     world = run.start_world(options)
     folder = train(name, recipe, options, world)
-    if world.main and (folder / "results.json").exists():
+    if world.is_main and (folder / "results.json").exists():
         print((folder / "report.md").read_text())
 
 
@@ -49,7 +49,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     run.seed_all(options.seed)
     processor = parts.processor(recipe)
     folder = run.open_run("vlora", name, recipe, options, world)
-    talks = open_talks(root, "train", recipe, report=folder / "unreadable.txt" if world.main else None)
+    talks = open_talks(root, "train", recipe, report=folder / "unreadable.txt" if world.is_main else None)
     per_epoch = steps_per_epoch(len(talks), recipe.batch)
     steps = recipe.steps or recipe.epochs * per_epoch
     schedule = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
@@ -94,7 +94,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         return folder
 
     weights = trainer.whole_weights()
-    if world.main:
+    if world.is_main:
         save_model(model, processor, weights, folder, recipe)
     wall_s, throughput, peak = progress.wall_s, progress.throughput, run.peak_memory_bytes()
     del trainer, model, weights, batches, args
@@ -106,7 +106,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     model, processor = load(folder, world.device)
     if held_out:
         scores, samples = evaluate(model, processor, held_out, recipe, world, talks)
-    if world.main:
+    if world.is_main:
         scores["training loss"] = [row["loss"] for row in run.read_log(folder) if "loss" in row][-1], "nats"
         run.write_json(folder / "answers.json", samples)
         figures.draw(folder, held_out, samples)
@@ -173,9 +173,9 @@ def merge_lora(weights: dict[str, torch.Tensor], scale: float) -> dict[str, torc
 
 def multiply_adds(recipe: Recipe) -> int:
     """Of one forward pass for a sample: an image and 32 tokens."""
-    from papers.vlora.contract import workload
+    from papers.vlora.cases import training_cost
 
-    work = workload(recipe)
+    work = training_cost(recipe)
     return run.multiply_adds(work.model, *work.inputs)
 
 

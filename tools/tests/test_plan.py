@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import papers
-from common.contract import Workload
 from common.run import UserError, write_json
+from common.run.cases import TrainingCost
 from tools import plan
 from tools.tests.test_tables import record
 
@@ -18,16 +18,16 @@ class Recipe:
     optimizer: str = "adamw"
 
 
-def linear() -> Workload:
+def linear() -> TrainingCost:
     """One linear layer, 10 -> 20: 220 parameters, 200 multiply-adds."""
     with torch.device("meta"):
-        return Workload(torch.nn.Linear(10, 20), (torch.empty(1, 10),), samples=1000, epochs=3, batch=64)
+        return TrainingCost(torch.nn.Linear(10, 20), (torch.empty(1, 10),), samples=1000, epochs=3, batch=64)
 
 
-def two_layers() -> Workload:
+def two_layers() -> TrainingCost:
     with torch.device("meta"):
         model = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.GELU(), torch.nn.Linear(20, 5))
-        return Workload(model, (torch.empty(1, 10),), samples=1000, epochs=3, batch=64)
+        return TrainingCost(model, (torch.empty(1, 10),), samples=1000, epochs=3, batch=64)
 
 
 def text(work=None, recipe=None, **options) -> str:
@@ -61,7 +61,7 @@ def test_activations_by_hand():
 def test_autocast_rules_are_those_of_cuda():
     with torch.device("meta"):
         model = torch.nn.Sequential(torch.nn.Linear(10, 16), torch.nn.GroupNorm(1, 16))
-        work = Workload(model, (torch.empty(1, 10),), 1000, 3, 64)
+        work = TrainingCost(model, (torch.empty(1, 10),), 1000, 3, 64)
     # bf16 input 20; GroupNorm runs in fp32 on CUDA: its input 64, mean and rstd 8. On a CPU it would stay in bf16.
     assert plan.activation_bytes(work, "bf16") == (0, 20 + 64 + 8)
 
@@ -121,7 +121,7 @@ def ask(tmp_path, monkeypatch, capsys):
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     (folder / "recipes.py").write_text("from tools.tests.test_plan import Recipe\nRECIPES = {'tiny': Recipe()}")
-    (folder / "contract.py").write_text("from tools.tests.test_plan import linear\nworkload = lambda recipe: linear()")
+    (folder / "cases.py").write_text("from tools.tests.test_plan import linear\ntraining_cost = lambda recipe: linear()")
     monkeypatch.setattr(papers, "__path__", [str(tmp_path)])
 
     def ask(*words: str) -> str:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from common.data import cache_dir
+from common.run.files import cache_dir
 
 
 def written_once(name: str, write: Callable[[Path], None], about: str, root: Path | None = None) -> Path:

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import parity
 from common.kernels.shift import op as OP
 from common.kernels.shift import reference, shift, shift_, shift_add
+from common.tests import parity
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PARITY = [op for op in parity.ops(FIXTURES).values() if op["op"] == "shift"]

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import parity
 from common.kernels.sparse_mlp import op as OP
 from common.kernels.sparse_mlp import sparse_mlp
+from common.tests import parity
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LAYOUTS = [torch.contiguous_format, torch.channels_last]

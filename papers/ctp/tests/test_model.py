@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common import run
-from papers.ctp import baselines, contract, data, patches
+from papers.ctp import baselines, cases, data, patches
 from papers.ctp.model import BN_EPS, PRETRAINING, Backbone, CtP, Recognizer, decode, encode, iou, tracking_losses
 from papers.ctp.recipes import RECIPES
 
@@ -35,8 +35,8 @@ def test_maps():
 
 def test_the_patches_of_a_clip_may_change_places():
     torch.manual_seed(0)
-    model = contract._started(CtP(width=8)).eval()
-    clip, query = torch.randn(2, 3, 16, 32, 32), contract._query(2)
+    model = cases._started(CtP(width=8)).eval()
+    clip, query = torch.randn(2, 3, 16, 32, 32), cases._query(2)
     order = [2, 0, 1]
     with torch.no_grad():
         torch.testing.assert_close(model(clip, query[:, order]), model(clip, query)[:, order])

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import roi_align
 
-from common import parity
 from common.metrics.classification import Accuracy
 from common.run import UserError
+from common.tests import parity
 from papers.ctp import baselines, data, evaluate, load_official, patches
 from papers.ctp.model import TrackingHead, decode, encode, iou, pool, tracking_losses, video_scores
 from papers.ctp.official import VARIANTS, rename

@@ -15,7 +15,7 @@ import torchvision
 from common import run
 from common.data import video
 from common.data.tiny.clips import clips
-from papers.ctp import baselines, bench, compare, contract, data, demo, evaluate, train
+from papers.ctp import baselines, bench, cases, compare, data, demo, evaluate, train
 from papers.ctp.model import Backbone
 from papers.ctp.official import export, load_backbone, load_export
 from papers.ctp.recipes import BASELINES, RECIPES
@@ -260,7 +260,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, main, argv, messag
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_training_can_be_planned(name):
-    work = contract.workload(RECIPES[name])
+    work = cases.training_cost(RECIPES[name])
     assert work.model(*work.inputs).shape[0] == 1 and work.samples >= work.batch
 
 

@@ -17,7 +17,7 @@ from common.data import crops, pairs
 from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
 from common.metrics import classification, tracker_demo, trackers
-from papers.dualtfr import ablation, bench, contract, loss, pretrain, train
+from papers.dualtfr import ablation, bench, cases, loss, pretrain, train
 from papers.dualtfr.data import transform
 from papers.dualtfr.evaluate import PAPER, build, weights_of
 from papers.dualtfr.recipes import RECIPES, Pretrain
@@ -271,7 +271,7 @@ def test_contenders_are_the_networks_they_claim_to_be():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_training_can_be_planned(name):
-    work = contract.workload(RECIPES[name])
+    work = cases.training_cost(RECIPES[name])
     outputs = work.model(*work.inputs)
     assert (outputs if isinstance(RECIPES[name], Pretrain) else outputs.boxes).shape[0] == 1
     if name == "ablation":

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from common import downstream, run
+from common import run
+from common.run import mm
 
 CONFIGS = Path(__file__).with_name("configs")
 CHECKPOINT = "model.backbone.init_cfg.checkpoint"  # the setting that takes the weights' file
 
 if __name__ == "__main__":
-    run.main(lambda: downstream.main("maskco", CONFIGS, CHECKPOINT))
+    run.main(lambda: mm.main("maskco", CONFIGS, CHECKPOINT))

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from common import downstream, run
+from common import run
+from common.run import mm
 
 pytest.importorskip("mmengine", reason="detection and segmentation are not installed: tools/mm.sh")
 
@@ -43,8 +44,8 @@ def test_an_export_is_a_stock_resnet(tmp_path, scope):
 @pytest.mark.parametrize("name", sorted(path.stem for path in train.CONFIGS.glob("*.py")))
 def test_a_configuration_builds_its_model(name, tmp_path):
     (tmp_path / "data").mkdir()
-    arguments = downstream.Arguments(name, tmp_path / "data", checkpoint="here", change=["pictures=0"])
-    config = downstream.load(arguments, tmp_path / "run", train.CONFIGS, train.CHECKPOINT)
+    arguments = mm.Arguments(name, tmp_path / "data", checkpoint="here", change=["pictures=0"])
+    config = mm.load(arguments, tmp_path / "run", train.CONFIGS, train.CHECKPOINT)
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model)
     assert model.backbone.init_cfg["type"] == "MaskCo" and model.backbone.init_cfg["checkpoint"] == "here"
@@ -140,10 +141,10 @@ def resnet50(tmp_path_factory):
 def test_a_step_at_full_scale_starts_from_the_export(name, resnet50, tmp_path):
     data = tmp_path / "data"
     coco(data) if name == "mask_rcnn_1x" else voc(data)
-    arguments = downstream.Arguments(
+    arguments = mm.Arguments(
         name, data / "VOC2012" if name == "fcn_voc" else data, checkpoint=str(resnet50), change=_ONE_STEP + SMALL[name],
     )
-    runner = Runner.from_cfg(downstream.load(arguments, tmp_path / "run", train.CONFIGS, train.CHECKPOINT))
+    runner = Runner.from_cfg(mm.load(arguments, tmp_path / "run", train.CONFIGS, train.CHECKPOINT))
     model = runner.model
     model.init_weights()
     loaded = {k.removeprefix("backbone.").removeprefix("roi_head.shared_head."): v.clone()
@@ -157,4 +158,4 @@ def test_a_step_at_full_scale_starts_from_the_export(name, resnet50, tmp_path):
     loss = runner.message_hub.get_scalar("train/loss").current()
     assert 0 < loss < 20
     assert not torch.equal(model.backbone.conv1.weight, exported["conv1.weight"])
-    assert {row["name"] for row in downstream.metrics(runner.test())} == SCORES[name]
+    assert {row["name"] for row in mm.metrics(runner.test())} == SCORES[name]

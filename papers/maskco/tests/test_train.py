@@ -16,10 +16,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
-from common import readme, run
+from common import run
 from common.data.tiny.digits import digits
 from common.data.tiny.scenes import scenes
-from papers.maskco import compare, contract, data, demo, evaluate, train
+from common.run import readme
+from papers.maskco import cases, compare, data, demo, evaluate, train
 from papers.maskco.export import export, load_backbone
 from papers.maskco.model import MaskCo, MomentumContrast, build_backbone
 from papers.maskco.recipes import RECIPES
@@ -316,7 +317,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, main, argv, messag
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_training_can_be_planned(name):
-    work = contract.workload(RECIPES[name])
+    work = cases.training_cost(RECIPES[name])
     assert work.samples >= work.batch and tree_leaves(work.model(*work.inputs))[0].shape[0] == 1
 
 

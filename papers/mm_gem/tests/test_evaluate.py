@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from common import parity
 from common.data.captions import Region
 from common.data.tiny.scenes import scenes
 from common.run import UserError
+from common.tests import parity
 from papers.mm_gem import compare, parts
 from papers.mm_gem.data import Mixture, Rows, open_captions, open_regions
 from papers.mm_gem.evaluate import Tools, named_classes, region_hits, retrieval, words_right, zero_shot

@@ -15,8 +15,8 @@ import transformers
 from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 
-from common import parity
 from common.run import ROOT, UserError
+from common.tests import parity
 from papers.mm_gem import parts
 from papers.mm_gem.losses import contrastive, text_keys
 from papers.mm_gem.model import MMGEMConfig, MMGEMModel, PoolAggregator, whole_images

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from common import run
 from papers.sbt import bench
-from papers.sbt.contract import PARAMS
+from papers.sbt.cases import PARAMS
 from papers.sbt.correlation import CorrelationNet, Siamese
 from papers.sbt.loss import BACKGROUND_WEIGHT, assign, terms, total, weight_sum
 from papers.sbt.model import VARIANTS, Attention, EoCBlock, Prediction, SBTBackbone, create_tracker, first_three

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from common import parity
 from common.data import crops as crops_module
 from common.metrics.trackers import hann_window, keep_inside
 from common.run import UserError, World
+from common.tests import parity
 from papers.sbt import load_official
 from papers.sbt.evaluate import build, follow, official, take
 from papers.sbt.loss import assign, terms, total, weight_sum

@@ -4,7 +4,8 @@ import pytest
 import timm
 import torch
 
-from common import downstream, run
+from common import run
+from common.run import mm
 
 pytest.importorskip("mmengine", reason="detection and segmentation are not installed: tools/mm.sh")
 
@@ -14,7 +15,7 @@ from papers.shiftvit.downstream import backbone, train
 
 
 def load(home, *args, **kwargs):
-    return downstream.load(downstream.Arguments(*args, **kwargs), home / "run", train.CONFIGS, train.CHECKPOINT)
+    return mm.load(mm.Arguments(*args, **kwargs), home / "run", train.CONFIGS, train.CHECKPOINT)
 
 
 def test_maps_are_the_networks(tmp_path):

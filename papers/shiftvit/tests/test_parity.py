@@ -7,7 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from common import parity
+from common.tests import parity
 from papers.shiftvit import load_official
 from papers.shiftvit.model import PatchMerging, ShiftBlock
 from papers.shiftvit.official import LAYERS, convert

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import parity
 from common.run import UserError
+from common.tests import parity
 from papers.smlpnet import VARIANTS, load_official
 from papers.smlpnet.model import SMLPBlock, SMLPNet
 from papers.smlpnet.official import convert, rename

@@ -15,7 +15,7 @@ from common import run
 from common.data import images
 from common.data.tiny.digits import digits
 from common.metrics import classification
-from papers.smlpnet import contract, figures, sharing, train
+from papers.smlpnet import cases, figures, sharing, train
 from papers.smlpnet.evaluate import PAPER, build
 from papers.smlpnet.recipes import RECIPES
 
@@ -145,7 +145,7 @@ def test_sharing_goes_on_where_it_was_killed(tmp_path, data):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_training_can_be_planned(name):
-    work, size = contract.workload(RECIPES[name]), RECIPES[name].input_size_px
+    work, size = cases.training_cost(RECIPES[name]), RECIPES[name].input_size_px
     assert work.model(*work.inputs).shape[0] == 1 and work.model.patch_embed.img_size == (size, size)
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import parity
 from common.run import UserError
+from common.tests import parity
 from papers.spach import VARIANTS, load_official
 from papers.spach.model import MixingBlock, Stem, merging
 from papers.spach.official import convert, rename

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import initialization as init
 
-from common import parity
 from common.run import UserError
+from common.tests import parity
 from papers.vlora import VLoRAForConditionalGeneration, load_official
 from papers.vlora.official import CLIP_L_336, GENERATOR_7B, VARIANTS, VICUNA_7B, config, convert
 

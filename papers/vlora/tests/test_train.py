@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from common import run
 from common.data.tiny.scenes import scenes
-from papers.vlora import bench, compare, contract, demo, evaluate, flops, official, parts, train
+from papers.vlora import bench, cases, compare, demo, evaluate, flops, official, parts, train
 from papers.vlora.model import VLoRAForConditionalGeneration
 from papers.vlora.recipes import ABLATIONS, RECIPES
 
@@ -304,8 +304,8 @@ def test_there_is_a_recipe_for_every_row_of_the_paper():
 @pytest.mark.parametrize("name", ["tiny", "tiny_tokens", "smollm2", "smollm2_scenes", "finetune_7b",
                                   "pretrain_7b_tokens"])
 def test_a_recipes_training_can_be_planned(name):
-    work = contract.workload(RECIPES[name])
-    assert work.model(*work.inputs).logits.shape[:2] == (1, contract.TEXT_TOKENS)
+    work = cases.training_cost(RECIPES[name])
+    assert work.model(*work.inputs).logits.shape[:2] == (1, cases.TEXT_TOKENS)
     if name == "finetune_7b":
         trained = sum(p.numel() for p in work.model.parameters() if p.requires_grad)
         assert trained == 851_891_712 + 6_738_415_616

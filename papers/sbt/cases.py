@@ -1,9 +1,9 @@
-"""What the tools across papers need to know about SBT (common/contract.py)."""
+"""What the tools across papers need to know about SBT (common/run/cases.py)."""
 
 import timm
 import torch
 
-from common.contract import Model, Workload
+from common.run.cases import ModelCase, TrainingCost
 from papers.sbt.evaluate import build
 from papers.sbt.model import VARIANTS, create_tracker
 from papers.sbt.recipes import Pretrain
@@ -18,7 +18,7 @@ PARAMS = {
 IMAGES = {"digits": 1_437, "Imagenette": 9_469, "ImageNet-1K": 1_281_167}
 
 MODELS = {
-    name: Model(
+    name: ModelCase(
         build=lambda name=name: create_tracker(name, drop_path_rate=0.0),
         # The head fixes the search crop's size, not the template's.
         inputs=lambda: (torch.randn(2, 3, 64, 64), torch.randn(2, 3, 256, 256)),
@@ -28,7 +28,7 @@ MODELS = {
     )
     for name in VARIANTS
 } | {
-    f"{name}-classifier": Model(
+    f"{name}-classifier": ModelCase(
         build=lambda name=name: timm.create_model(name, drop_path_rate=0.0),
         inputs=lambda: (torch.randn(2, 3, 64, 64),),
         shape=(2, 1000),
@@ -39,14 +39,14 @@ MODELS = {
 }
 
 
-def workload(recipe) -> Workload:
+def training_cost(recipe) -> TrainingCost:
     """Of an ablation: all its trainings, the paper's network standing for the others."""
     with torch.device("meta"):
         if isinstance(recipe, Pretrain):
             classes = 1000 if recipe.dataset == "ImageNet-1K" else 10
             model = timm.create_model(recipe.model, num_classes=classes, **recipe.model_args)
             image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
-            return Workload(model, (image,), IMAGES[recipe.dataset], recipe.epochs, recipe.batch)
+            return TrainingCost(model, (image,), IMAGES[recipe.dataset], recipe.epochs, recipe.batch)
         crops = tuple(torch.empty(1, 3, side, side) for side in (recipe.template_px, recipe.search_px))
         trainings = len(recipe.contenders) * recipe.seeds or 1
-        return Workload(build(recipe), crops, recipe.pairs_per_epoch, recipe.epochs * trainings, recipe.batch)
+        return TrainingCost(build(recipe), crops, recipe.pairs_per_epoch, recipe.epochs * trainings, recipe.batch)

@@ -1,9 +1,9 @@
-"""What the tools across papers need to know about ShiftViT (common/contract.py)."""
+"""What the tools across papers need to know about ShiftViT (common/run/cases.py)."""
 
 import timm
 import torch
 
-from common.contract import Model, Workload
+from common.run.cases import ModelCase, TrainingCost
 from papers.shiftvit.model import VARIANTS
 
 # Parameters with 1000 classes, counted on the authors' code; the micro model's on ours.
@@ -17,7 +17,7 @@ SAMPLES = {"digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "ImageNet-1
 CLASSES = {"ImageNet-1K": 1000}
 
 MODELS = {
-    name: Model(
+    name: ModelCase(
         build=lambda name=name: timm.create_model(name, drop_path_rate=0.0),
         inputs=lambda: (torch.randn(2, 3, 32, 32),),
         shape=(2, 1000),
@@ -28,8 +28,8 @@ MODELS = {
 }
 
 
-def workload(recipe) -> Workload:
+def training_cost(recipe) -> TrainingCost:
     with torch.device("meta"):
         model = timm.create_model(recipe.model, num_classes=CLASSES.get(recipe.dataset, 10), **recipe.model_args)
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
-    return Workload(model, (image,), SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
+    return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)

@@ -1,10 +1,10 @@
-"""What the tools across papers need to know about SPACH (common/contract.py)."""
+"""What the tools across papers need to know about SPACH (common/run/cases.py)."""
 
 import timm
 import torch
 from torch import nn
 
-from common.contract import Model, Workload
+from common.run.cases import ModelCase, TrainingCost
 from papers.spach import battle
 from papers.spach.evaluate import build
 from papers.spach.model import VARIANTS
@@ -37,7 +37,7 @@ def _build(name: str) -> nn.Module:
 
 
 MODELS = {
-    name: Model(
+    name: ModelCase(
         build=lambda name=name: _build(name),
         inputs=lambda: (torch.randn(2, 3, 32, 32),),
         shape=(2, 1000),
@@ -48,7 +48,7 @@ MODELS = {
 }
 
 
-def workload(recipe) -> Workload:
+def training_cost(recipe) -> TrainingCost:
     """Of a battle: all its trainings, the last contender at the largest width standing for the others."""
     fights = len(recipe.contenders) * len(recipe.widths) * recipe.seeds
     if fights:
@@ -56,4 +56,4 @@ def workload(recipe) -> Workload:
     with torch.device("meta"):
         model = build(recipe, CLASSES.get(recipe.dataset, 10))
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
-    return Workload(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * (fights or 1), recipe.batch)
+    return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * (fights or 1), recipe.batch)

@@ -1,9 +1,9 @@
-"""What the tools across papers need to know about sMLPNet (common/contract.py)."""
+"""What the tools across papers need to know about sMLPNet (common/run/cases.py)."""
 
 import timm
 import torch
 
-from common.contract import Model, Workload
+from common.run.cases import ModelCase, TrainingCost
 from papers.smlpnet.evaluate import build
 from papers.smlpnet.model import VARIANTS
 
@@ -16,7 +16,7 @@ SAMPLES = {"digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "ImageNet-1
 CLASSES = {"ImageNet-1K": 1000}
 
 MODELS = {
-    name: Model(
+    name: ModelCase(
         build=lambda name=name: timm.create_model(name, img_size=32, drop_path_rate=0.0),
         inputs=lambda: (torch.randn(2, 3, 32, 32),),
         shape=(2, 1000),
@@ -27,10 +27,10 @@ MODELS = {
 }
 
 
-def workload(recipe) -> Workload:
+def training_cost(recipe) -> TrainingCost:
     """Of a comparison: all its trainings, the mixing that the paper proposes standing for the others."""
     with torch.device("meta"):
         model = build(recipe, CLASSES.get(recipe.dataset, 10))
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
     trainings = len(recipe.mixings) * recipe.seeds or 1
-    return Workload(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * trainings, recipe.batch)
+    return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * trainings, recipe.batch)

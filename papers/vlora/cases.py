@@ -1,11 +1,11 @@
-"""What the tools across papers need to know about VLoRA (common/contract.py)."""
+"""What the tools across papers need to know about VLoRA (common/run/cases.py)."""
 
 import copy
 
 import torch
 from torch import nn
 
-from common.contract import Model, Workload
+from common.run.cases import ModelCase, TrainingCost
 from papers.vlora import parts
 from papers.vlora.recipes import RECIPES
 from papers.vlora.train import choose_trained
@@ -31,12 +31,12 @@ def _inputs() -> tuple[torch.Tensor, ...]:
 
 
 MODELS = {
-    "tiny": Model(build=lambda: _build("tiny"), inputs=_inputs, shape=(2, 9, 64), params=1_036_544),
-    "tiny_tokens": Model(build=lambda: _build("tiny_tokens"), inputs=_inputs, shape=(2, 9, 64), params=197_312),
+    "tiny": ModelCase(build=lambda: _build("tiny"), inputs=_inputs, shape=(2, 9, 64), params=1_036_544),
+    "tiny_tokens": ModelCase(build=lambda: _build("tiny_tokens"), inputs=_inputs, shape=(2, 9, 64), params=197_312),
 }
 
 
-def workload(recipe) -> Workload:
+def training_cost(recipe) -> TrainingCost:
     """A sample is an image and `TEXT_TOKENS` of text; conversations of the mixture are longer.
 
     Attention is the eager one, since SDPA's masks look at values, which a meta tensor has not.
@@ -52,4 +52,4 @@ def workload(recipe) -> Workload:
         inputs = torch.zeros(1, TEXT_TOKENS, dtype=torch.long), torch.empty(1, 3, side, side)
     samples = SAMPLES[recipe.dataset]
     epochs = -(-recipe.steps // (samples // recipe.batch)) if recipe.steps else recipe.epochs
-    return Workload(model, inputs, samples, epochs, recipe.batch)
+    return TrainingCost(model, inputs, samples, epochs, recipe.batch)

@@ -1,10 +1,10 @@
-"""What the tools across papers need to know about CtP (common/contract.py)."""
+"""What the tools across papers need to know about CtP (common/run/cases.py)."""
 
 from __future__ import annotations
 
 import torch
 
-from common.contract import Model, Workload
+from common.run.cases import ModelCase, TrainingCost
 from papers.ctp import baselines
 from papers.ctp.evaluate import build
 from papers.ctp.model import CtP, Recognizer
@@ -34,23 +34,23 @@ def _started(model: torch.nn.Module) -> torch.nn.Module:
 
 MODELS = {
     **{
-        f"ctp_{net}": Model(
+        f"ctp_{net}": ModelCase(
             build=lambda net=net: _started(CtP(net)), inputs=lambda: (_clip(2, 3), _query(2)), shape=(2, 3, 16, 4),
             params=params, compile=net == "r3d18",
         )
         for net, params in (("r3d18", 40_278_016), ("r2plus1d18", 40_277_383))
     },
     **{
-        f"recognizer_{net}": Model(
+        f"recognizer_{net}": ModelCase(
             build=lambda net=net: _started(Recognizer(net)), inputs=lambda: (_clip(2, 3),), shape=(2, 101),
             params=params,
         )
         for net, params in (("r3d18", 33_218_085), ("r2plus1d18", 33_217_452))
     },
-    "vcop_r3d18": Model(
+    "vcop_r3d18": ModelCase(
         build=lambda: baselines.VCOP(width=16), inputs=lambda: (_clip(2, 3, 3),), shape=(2, 6), params=2_115_190,
     ),
-    "moco_r3d18": Model(
+    "moco_r3d18": ModelCase(
         build=lambda: baselines.MoCo(width=16, queue=64), inputs=lambda: (_clip(2, 2, 3),), shape=(2, 65),
         params=2_113_008,
     ),
@@ -66,8 +66,8 @@ def inputs(recipe: Recipe) -> tuple[torch.Tensor, ...]:
     return (clip[:, None].expand(1, clips, *clip.shape[1:]) if clips else clip,)
 
 
-def workload(recipe: Recipe) -> Workload:
+def training_cost(recipe: Recipe) -> TrainingCost:
     """Of a comparison: one of its trainings."""
     with torch.device("meta"):
         model, sample = build(recipe, CLASSES.get(recipe.dataset, 8)), inputs(recipe)
-    return Workload(model, sample, SAMPLES.get(recipe.dataset, recipe.batch), recipe.epochs, recipe.batch)
+    return TrainingCost(model, sample, SAMPLES.get(recipe.dataset, recipe.batch), recipe.epochs, recipe.batch)

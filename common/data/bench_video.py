@@ -1,6 +1,6 @@
 """Times the decoders of videos that a training could use, side by side, one thread each.
 
-    python -m common.data.video_bench FOLDER [--out benchmarks]
+    python -m common.data.bench_video FOLDER
 
 Two jobs: clips, as a training reads them (16 frames at a random stride of 1 to 5 from a random start of a random
 file, opened for it), and whole files from end to end. Decoders that are not installed are left out and named. Before
@@ -148,7 +148,7 @@ def survival(read: Reader, copies: Sequence[Path]) -> str:
     return f"{raised} of {len(copies)}"
 
 
-def main(folder: Path, /, out: Path = Path("benchmarks"), rounds: int = 5) -> None:
+def main(folder: Path, /, out: Path = Path(__file__).parent / "records", rounds: int = 5) -> None:
     """See the module's text."""
     torch.set_num_threads(1)
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)

@@ -1,9 +1,9 @@
-"""What the tools across papers need to know about MM-GEM (common/contract.py)."""
+"""What the tools across papers need to know about MM-GEM (common/run/cases.py)."""
 
 import torch
 from torch import nn
 
-from common.contract import Model, Workload
+from common.run.cases import ModelCase, TrainingCost
 from papers.mm_gem import parts
 from papers.mm_gem.model import MMGEMModel
 from papers.mm_gem.recipes import RECIPES
@@ -18,7 +18,7 @@ def _inputs() -> tuple[torch.Tensor, ...]:
 
 
 MODELS = {
-    "tiny": Model(
+    "tiny": ModelCase(
         build=lambda: MMGEMModel(parts.blueprint(RECIPES["tiny"])), inputs=_inputs, shape=(), params=195_649
     ),
 }
@@ -39,7 +39,7 @@ class Pass(nn.Module):
         return v, t, self.model._caption_loss(cells, input_ids, end)
 
 
-def workload(recipe) -> Workload:
+def training_cost(recipe) -> TrainingCost:
     """A sample is an image and `TEXT_TOKENS` of text, which pass the LLM twice, once with the visual tokens.
 
     Attention is the eager one, since SDPA's masks look at values.
@@ -50,4 +50,4 @@ def workload(recipe) -> Workload:
         side = getattr(model.config.vision_config, "image_size", 224)
         inputs = torch.zeros(1, TEXT_TOKENS, dtype=torch.long), torch.empty(1, 3, side, side)
     epochs = -(-recipe.steps // max(1, recipe.samples // recipe.batch)) if recipe.steps else recipe.epochs
-    return Workload(Pass(model), inputs, recipe.samples, epochs, recipe.batch)
+    return TrainingCost(Pass(model), inputs, recipe.samples, epochs, recipe.batch)

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.data.images import Images
-from common.run import read_log
+from common.run.log import read_log
 
 plt.switch_backend("Agg")  # files, never windows
 
 
-def curves(run: Path, panels: Sequence[Sequence[str]]) -> None:
+def curves(folder: Path, panels: Sequence[Sequence[str]]) -> None:
     """Writes ``curves.png``: one panel for each group of keys of the run's log, against the step."""
-    rows = read_log(run)
+    rows = read_log(folder)
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3), squeeze=False, layout="constrained")
     for axis, keys in zip(axes[0], panels):
         for key in keys:
@@ -27,7 +26,7 @@ def curves(run: Path, panels: Sequence[Sequence[str]]) -> None:
         axis.set_xlabel("step")
         axis.legend(frameon=False)
         axis.grid(alpha=0.3)
-    save(figure, run / "curves.png")
+    save(figure, folder / "curves.png")
 
 
 def gallery(
@@ -45,28 +44,35 @@ def gallery(
     save(figure, path)
 
 
-def predictions(path: Path, model: torch.nn.Module, data: Images, transform: Callable, count: int = 24) -> None:
-    """Evenly spread images with the class a classifier gives them, wrong ones in red with the right class."""
-    rows = np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)
-    samples = [data[i] for i in rows]
+def predictions(
+    path: Path, model: torch.nn.Module, samples: Sequence[tuple[Image.Image, int]], classes: Sequence[str],
+    transform: Callable[[Image.Image], torch.Tensor],
+) -> None:
+    """Writes pictures, given with their class indices, under the class that a classifier gives them, wrong ones in red
+    with the right class."""
     device = next(model.parameters()).device
     with torch.inference_mode():
         logits = model.eval()(torch.stack([transform(image) for image, _ in samples]).to(device))
-    chances, guesses = (x.tolist() for x in logits.float().softmax(1).max(1))
+    probabilities, guesses = (x.tolist() for x in logits.float().softmax(1).max(1))
     right = [guess == label for guess, (_, label) in zip(guesses, samples)]
     captions = [
-        f"{data.classes[guess]} {chance:.0%}" + ("" if ok else f" ({data.classes[label]})")
-        for guess, chance, ok, (_, label) in zip(guesses, chances, right, samples)
+        f"{classes[guess]} {probability:.0%}" + ("" if ok else f" ({classes[label]})")
+        for guess, probability, ok, (_, label) in zip(guesses, probabilities, right, samples)
     ]
     gallery(path, [np.asarray(x) for x, _ in samples], captions, ["green" if ok else "red" for ok in right])
 
 
-def answer(path: Path, picture: Image.Image, chances: Mapping[str, float]) -> None:
-    """Writes a picture beside the chances of its most likely classes."""
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most `most` of the indices 0 to count - 1, the first and the last among them."""
+    return np.linspace(0, count - 1, min(most, count)).astype(int).tolist()
+
+
+def answer(path: Path, picture: Image.Image, probabilities: Mapping[str, float]) -> None:
+    """Writes a picture beside the probabilities of its most likely classes."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
     left.imshow(np.asarray(picture))
     left.axis("off")
-    right.barh(list(chances)[::-1], list(chances.values())[::-1])
+    right.barh(list(probabilities)[::-1], list(probabilities.values())[::-1])
     right.set_xlim(0, 1)
     save(figure, path)
 

@@ -1,10 +1,10 @@
-"""What the tools across papers need to know about DualTFR (common/contract.py)."""
+"""What the tools across papers need to know about DualTFR (common/run/cases.py)."""
 
 import timm
 import torch
 from torch import nn
 
-from common.contract import Model, Workload
+from common.run.cases import ModelCase, TrainingCost
 from papers.dualtfr import ablation, evaluate, pretrain
 from papers.dualtfr.model import VARIANTS, DualTFR, create_tracker
 from papers.dualtfr.recipes import Pretrain
@@ -31,14 +31,14 @@ class Joined(nn.Module):
 PARAMS = {"dualtfr": (12_577_330, 19_883_856), "dualtfr_micro": (166_566, 252_484)}
 CROPS = {"dualtfr": (64, 112), "dualtfr_micro": (32, 64)}
 MODELS = {
-    name: Model(
+    name: ModelCase(
         build=lambda name=name: timm.create_model(name, drop_path_rate=0.0),
         inputs=lambda: (torch.randn(2, 3, 64, 64),), shape=(2, 1000), params=PARAMS[name][0],
         compile=name == "dualtfr_micro",  # of the tracker a test captures the graph; compiling it takes minutes
     )
     for name in VARIANTS
 } | {
-    f"{name}_tracker": Model(
+    f"{name}_tracker": ModelCase(
         build=lambda name=name: Joined(create_tracker(name, drop_path_rate=0.0)),
         inputs=lambda name=name: tuple(torch.randn(2, 3, side, side) for side in CROPS[name]),
         shape=(2, 49 if name == "dualtfr" else 64, 6), params=PARAMS[name][1],
@@ -47,16 +47,16 @@ MODELS = {
 }
 
 
-def workload(recipe) -> Workload:
+def training_cost(recipe) -> TrainingCost:
     """Of a comparison: all its trainings, the last contender standing for the others."""
     trainings = len(getattr(recipe, "contenders", ())) * getattr(recipe, "seeds", 1)
     with torch.device("meta"):
         if isinstance(recipe, Pretrain):
             model = pretrain.build(recipe, CLASSES.get(recipe.dataset, 10))
             inputs = (torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px),)
-            return Workload(model, inputs, SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
+            return TrainingCost(model, inputs, SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
         if trainings:
             recipe = ablation.member(recipe, recipe.contenders[-1])
         inputs = tuple(torch.empty(1, 3, side, side) for side in (recipe.template_px, recipe.search_px))
         model = evaluate.build(recipe)
-    return Workload(model, inputs, recipe.pairs_per_epoch, recipe.epochs * (trainings or 1), recipe.batch)
+    return TrainingCost(model, inputs, recipe.pairs_per_epoch, recipe.epochs * (trainings or 1), recipe.batch)

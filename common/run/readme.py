@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.run import UserError
+from common.run.files import UserError, write_text
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -22,7 +22,7 @@ def filled(text: str, name: str, content: str) -> str | None:
 
 def fill(readme: Path, name: str, content: str) -> None:
     """Writes the part anew."""
-    new = filled(readme.read_text(), name, content)
+    new = filled(readme.read_text(encoding="utf-8"), name, content)
     if new is None:
         raise UserError(f"{readme}: add these two lines where the part belongs:\n" + "\n".join(markers(name)))
-    readme.write_text(new)
+    write_text(readme, new)

@@ -1,4 +1,4 @@
-"""What holds for every public model of every paper (common/contract.py)."""
+"""What holds for every public model of every paper (common/run/cases.py)."""
 
 import copy
 import importlib
@@ -14,7 +14,7 @@ from tools.list import papers
 
 def _models():
     for paper in papers():
-        module = importlib.import_module(f"papers.{paper}.contract")
+        module = importlib.import_module(f"papers.{paper}.cases")
         for name, model in module.MODELS.items():
             yield pytest.param(model, id=f"{paper}-{name}")
 

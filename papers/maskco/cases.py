@@ -1,10 +1,10 @@
-"""What the tools across papers need to know about MaskCo (common/contract.py)."""
+"""What the tools across papers need to know about MaskCo (common/run/cases.py)."""
 
 from __future__ import annotations
 
 import torch
 
-from common.contract import Model, Workload
+from common.run.cases import ModelCase, TrainingCost
 from papers.maskco.evaluate import build
 from papers.maskco.model import LinearProbe, MaskCo, MoCoV2
 from papers.maskco.recipes import Recipe
@@ -28,17 +28,17 @@ def _boxes(S: int = 64) -> tuple[torch.Tensor, ...]:
 
 
 MODELS = {
-    "maskco_resnet50": Model(
+    "maskco_resnet50": ModelCase(
         build=lambda: MaskCo(queue=61), inputs=lambda: (*_views(), *_boxes()), shape=(2, 64), params=34_789_568,
     ),
-    "maskco_resnet10": Model(
+    "maskco_resnet10": ModelCase(
         build=lambda: MaskCo("resnet10_narrow", output_stride=8, mph_width=64, queue=61),
         inputs=lambda: (*_views(), *_boxes()), shape=(2, 64), params=448_352, compile=True,
     ),
-    "moco_v2_resnet10": Model(
+    "moco_v2_resnet10": ModelCase(
         build=lambda: MoCoV2("resnet10_narrow", queue=61), inputs=_views, shape=(2, 62), params=357_600,
     ),
-    "linear_resnet10": Model(
+    "linear_resnet10": ModelCase(
         build=lambda: LinearProbe("resnet10_narrow", 32, 10), inputs=lambda: _views()[:1], shape=(2, 10), params=1_290,
     ),
 }
@@ -55,7 +55,7 @@ def inputs(recipe: Recipe) -> tuple[torch.Tensor, ...]:
     return view, view, *boxes.values()
 
 
-def workload(recipe: Recipe) -> Workload:
+def training_cost(recipe: Recipe) -> TrainingCost:
     with torch.device("meta"):
         model, sample = build(recipe, 1000), inputs(recipe)
-    return Workload(model, sample, SAMPLES.get(recipe.dataset, recipe.batch), recipe.epochs, recipe.batch)
+    return TrainingCost(model, sample, SAMPLES.get(recipe.dataset, recipe.batch), recipe.epochs, recipe.batch)

@@ -1,7 +1,7 @@
-"""What a paper tells the tools that work across papers: ``papers/<name>/contract.py`` defines
+"""What a paper tells the tools that work across papers: ``papers/<name>/cases.py`` defines
 
-    MODELS: dict[str, Model]                       every public model, for the contract test
-    def workload(recipe) -> Workload               what training a recipe amounts to, for ``make plan``
+    MODELS: dict[str, ModelCase]                   every public model, for the test of what holds for all
+    def training_cost(recipe) -> TrainingCost      what training a recipe amounts to, for ``make plan``
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelCase:
     """A public model and what holds for it, at a size small enough for a CPU."""
 
     build: Callable[[], torch.nn.Module]
@@ -28,7 +28,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Workload:
+class TrainingCost:
     """One training."""
 
     model: torch.nn.Module

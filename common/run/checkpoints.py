@@ -1,0 +1,157 @@
+"""Weights and checkpoints, in and out. Tensors are safetensors, the rest is JSON: nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from common.run.files import UserError, read_json, write_json, written_whole
+from common.run.options import Options
+
+Recipe = TypeVar("Recipe")
+
+
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Writes a state dict as safetensors, whole or not at all; tensors that share memory are stored one by one."""
+    with written_whole(path) as part:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}, part)
+
+
+def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Reads a state dict from safetensors, or from a torch file without ever unpickling code.
+
+    A training checkpoint's ``model`` (or ``state_dict``) entry is taken, and a DDP ``module.`` prefix removed.
+    Raises `UserError` for a file that is missing, truncated, no checkpoint, or would need to run code to load.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            # DeiT's trainer, and many after it, saved its arguments too; a Namespace runs no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"reading it could run {found[1]}" if found else "it is no file of tensors"
+        raise UserError(f"{path} is refused: {what}") from None
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise UserError(f"{path} is truncated or not a checkpoint: {error}") from None
+    for key in ("model", "state_dict"):
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
+    if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+        raise UserError(f"{path} holds no state dict: expected names mapped to tensors")
+    return {k.removeprefix("module."): v for k, v in weights.items()}
+
+
+def save_checkpoint(
+    folder: Path, step: int, weights: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], keep: int = 2
+) -> None:
+    """Writes ``checkpoints/step_NNNNNNNN`` whole or not at all, then removes all but the `keep` newest.
+
+    `weights` are named state dicts, one safetensors file each; `state` is any nesting of dicts, lists, tensors
+    and JSON scalars, such as an optimizer's ``state_dict()``.
+    """
+    home = folder / "checkpoints" / f"step_{step:08d}"
+    part = home.with_name(f".{home.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name, tensors in weights.items():
+        save_weights(part / f"{name}.safetensors", tensors)
+    tensors: dict[str, torch.Tensor] = {}
+    packed = _pack(dict(state), tensors, "")
+    save_weights(part / "state.safetensors", tensors)
+    write_json(part / "state.json", packed)
+    if home.exists():  # left by the interrupted run that this one resumed
+        shutil.rmtree(home)
+    os.replace(part, home)
+    for old in sorted(home.parent.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
+    """(step, weights, state) of a run's newest whole checkpoint, or None; a damaged one is named and passed over."""
+    for home in sorted((folder / "checkpoints").glob("step_*"), reverse=True):
+        try:
+            files = {p.stem: load_weights(p) for p in home.glob("*.safetensors")}
+            state = _unpack(read_json(home / "state.json"), files.pop("state"))
+        except (UserError, OSError, ValueError, KeyError) as error:
+            print(f"passing over {home}: {error}", file=sys.stderr)
+            continue
+        return int(home.name.removeprefix("step_")), files, state
+    return None
+
+
+def restore(
+    folder: Path, options: Options, optimizer: torch.optim.Optimizer | None = None,
+    **modules: torch.nn.Module | None,
+) -> tuple[int, dict[str, Any]]:
+    """(step, state) of the checkpoint a resumed run goes on from, loaded into `modules` and `optimizer`; (0, {}) for a
+    run that starts. Of a module that is None nothing is asked."""
+    found = load_checkpoint(folder) if options.resume else None
+    if not found:
+        return 0, {}
+    step, weights, state = found
+    for name, module in modules.items():
+        if module is not None:
+            module.load_state_dict(weights[name])
+    if optimizer:
+        optimizer.load_state_dict(state["optimizer"])
+    return step, state
+
+
+def load_run(
+    folder: Path, recipe_type: type[Recipe]
+) -> tuple[Recipe, dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """(recipe, weights, state) of a run folder's newest whole checkpoint."""
+    found = load_checkpoint(folder) if (folder / "config.json").is_file() else None
+    if not found:
+        raise UserError(f"{folder} is no run folder with a whole checkpoint")
+    _, weights, state = found
+    return recipe_type(**read_json(folder / "config.json")["recipe"]), weights, state
+
+
+def fit(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], what: str) -> None:
+    """Loads a state dict strictly; one that does not fit is a `UserError` that begins with `what` and names the first
+    differences."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{what}: {' '.join(str(error).split())[:600]}") from None
+
+
+def _pack(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:
+    """JSON skeleton of a nested state; tensors go to `tensors` and leave their name behind."""
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        return {"dict": [[k, _pack(v, tensors, f"{path}/{k}")] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_pack(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]}
+    return value
+
+
+def _unpack(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, value),) = packed.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "list":
+        return [_unpack(v, tensors) for v in value]
+    return {k: _unpack(v, tensors) for k, v in value}

@@ -1,0 +1,41 @@
+"""What a paper's ``__main__.py`` calls."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from common.run.options import main, parse
+from common.run.sweep import Train, over_seeds
+from common.run.world import start_world
+
+
+def door(
+    paper: str, recipes: Mapping[str, Any], train: Train, compare: Callable[..., Path] | None = None
+) -> None:
+    """The command line of ``python -m papers.<paper> RECIPE``.
+
+    A recipe that lists what it compares goes to ``compare(name, recipe, options, world, train)``; with several --seeds
+    there is a run for each; else it is one call of `train`. At the end stands the report.
+    """
+
+    def start() -> None:
+        name, recipe, options = parse(recipes, f"papers.{paper}")
+        world = start_world(options)
+        if getattr(recipe, "compare", ()):
+            folder = compare(name, recipe, options, world, train)
+        elif options.seeds:
+            folder = over_seeds(paper, name, recipe, options, world, train)
+        else:
+            folder = train(name, recipe, options, world)
+        if world.is_main and (folder / "report.md").exists():
+            print((folder / "report.md").read_text(encoding="utf-8"))
+
+    main(start)
+
+
+def through_the_door(package: str | None) -> None:
+    """For ``python -m papers.<paper>.train``: as ``python -m papers.<paper>``, which knows the comparisons too."""
+    runpy.run_module(f"{package}.__main__", run_name="__main__", alter_sys=True)

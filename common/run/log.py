@@ -1,0 +1,153 @@
+"""The log of a run, and the clock of its steps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from common.run.files import UserError, write_text
+from common.run.options import Options
+from common.run.world import World
+
+
+class Clock:
+    """Which step it is, how long training took, and what is due.
+
+    Only training is timed: from when a step's batch is asked for to `stop`. Evaluation, checkpoints and pictures, which
+    come after `stop`, are not.
+    """
+
+    def __init__(
+        self, options: Options, *, steps: int, batch: int, per_epoch: int, eval_every: int = 0, start: int = 0,
+        wall_s: float = 0.0,
+    ):
+        """`steps` of the whole training, `batch` samples each; `eval_every` in steps, 0: only at the end. A resumed
+        run goes on after step `start`, which took `wall_s` seconds."""
+        self.options, self.steps, self.batch, self.eval_every = options, steps, batch, eval_every
+        self.save_every = options.checkpoint_every or per_epoch
+        self.end = min(steps, options.stop_at or steps)
+        self.step = self.start = start
+        self.wall_s = self.before = wall_s
+
+    def over(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """(step, batch) for the steps that are left; `batches` begin with that of step ``start + 1``."""
+        self.tick = time.perf_counter()
+        for step, batch in enumerate(batches, self.start + 1):
+            self.step = step
+            yield step, batch
+            self.tick = time.perf_counter()
+
+    def stop(self) -> None:
+        """The step's update is done."""
+        self.wall_s += time.perf_counter() - self.tick
+
+    @property
+    def rate(self) -> float | None:
+        """Samples per second since this process started."""
+        done = self.step - self.start
+        return done * self.batch / (self.wall_s - self.before) if done else None
+
+    @property
+    def log_due(self) -> bool:
+        return self.step % self.options.log_every == 0 or self.step == self.steps
+
+    @property
+    def save_due(self) -> bool:
+        return self.step % self.save_every == 0 or self.step in (self.steps, self.options.stop_at)
+
+    @property
+    def eval_due(self) -> bool:
+        regular = self.eval_every and self.step % self.eval_every == 0
+        return self.step > 0 and bool(regular or self.step == self.steps)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the training was left before its last step, for --stop-at."""
+        return self.step < self.steps
+
+
+def clip_gradients(
+    parameters: Iterable[Tensor], most: float, *, step: int, loss: Tensor, folder: Path, hint: str = "--lr"
+) -> float:
+    """Scales the gradients to a norm of at most `most` (0: as they are); returns the norm they had.
+
+    One that is not finite ends the training, on all ranks and before the weights are touched. `loss`, one term or
+    several, goes into that message, and `hint`, the option to lower.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, most or math.inf).item()
+    if not math.isfinite(norm):
+        raise UserError(
+            f"the gradient is not finite at step {step} (loss {loss.tolist()}); the last good checkpoint is in "
+            f"{folder}. Lower {hint}, or set --clip-norm"
+        )
+    return norm
+
+
+class Log:
+    """Progress line, ``log.jsonl`` and TensorBoard for one run; silent on every rank but the first."""
+
+    def __init__(self, folder: Path, world: World, *, steps: int, start: int = 0):
+        self.folder, self.world, self.active = folder, world, world.is_main
+        if not self.active:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept = [row for row in read_log(folder) if row["step"] <= start]  # an interrupted run may have logged further
+        write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        self.tensorboard = SummaryWriter(str(folder), purge_step=start + 1)
+        # In a file or a pipe a line now and then is enough.
+        interval = 0.5 if sys.stderr.isatty() else 15
+        self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval)
+
+    def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
+        """Advances the progress line to `step`, and records `values` if there are any."""
+        if not self.active:
+            return
+        if values:
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for key, value in values.items():
+                self.tensorboard.add_scalar(key, value, step)
+            self.bar.set_postfix({k: f"{v:.4g}" for k, v in values.items() if "/" not in k}, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def scores(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+        """What `evaluate` says of the weights after `step`, recorded as val/...; asked once only, also where the run
+        is resumed: then the log knows. Called by all ranks."""
+        known = [row for row in read_log(self.folder) if row["step"] == step] if self.active else []
+        found = {key: value for row in known for key, value in row.items() if key.startswith("val/")}
+        found = self.world.agree(found)
+        if not found:
+            found = {f"val/{key}": value for key, value in evaluate().items()}
+            self.step(step, found)
+        return {key.removeprefix("val/"): value for key, value in found.items()}
+
+    def say(self, text: str) -> None:
+        """Prints a line without tearing the progress line."""
+        if self.active:
+            tqdm.write(text)
+
+    def close(self) -> None:
+        if self.active:
+            self.bar.close()
+            self.tensorboard.close()
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Rows of ``log.jsonl``; a last line cut short by a kill is dropped."""
+    rows = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+    return rows

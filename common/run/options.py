@@ -1,0 +1,115 @@
+"""Command line of a trainer: options, recipes with overrides, exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch.distributed as dist
+
+from common.run.files import UserError
+
+Recipe = TypeVar("Recipe")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a recipe: nothing here changes what the paper prescribes."""
+
+    data: Path | None = None
+    """Data folder. Without one, the recipe's small built-in set is written to the cache and used."""
+    out: Path = Path("runs")
+    """Where run folders are made."""
+    resume: str | None = None
+    """A run folder, or 'auto' for the newest unfinished run of this recipe (a fresh one if there is none)."""
+    seed: int = 0
+    """Seed of the initial weights, the data order, the augmentation and the dropout of every step."""
+    seeds: tuple[int, ...] = ()
+    """Several seeds: a run each, reported as mean and spread. None: --seed, in a comparison with the two after it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """'auto' takes the GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast type of the forward pass; 'auto' is bf16 on a GPU, fp32 on a CPU."""
+    workers: int = 0
+    """Data loading processes per rank; the data do not depend on it."""
+    micro_batch: int = 0
+    """Most samples a device takes at once; the global batch is reached by accumulation. 0: no limit."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    deterministic: bool = False
+    """Refuse operations that are not bit-reproducible (slower on a GPU)."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints; 0 writes one per epoch. The two newest are kept."""
+    log_every: int = 10
+    """Steps between rows of the log."""
+    stop_at: int = 0
+    """Write a checkpoint and leave after this step, as if the machine had been taken away; 0: never."""
+
+
+# Options that may differ between a run and its resumption without changing the result.
+FREE_ON_RESUME = {"data", "out", "resume", "workers", "checkpoint_every", "log_every", "stop_at"}
+
+
+def parse(recipes: Mapping[str, Recipe], prog: str, argv: Sequence[str] | None = None) -> tuple[str, Recipe, Options]:
+    """Reads ``RECIPE [--field value ...]``: a recipe's name, then overrides of its fields and of `Options`.
+
+    Leaves with status 2 and one message on an unknown recipe or field, or a value of the wrong type.
+    """
+    import tyro
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    listing = "\n".join(f"  {name:<20} {recipe.about.partition(chr(10))[0]}" for name, recipe in recipes.items())
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: python -m {prog} RECIPE [--field value ...]\n\nrecipes:\n{listing}\n")
+        print(f"python -m {prog} RECIPE --help explains every field.")
+        sys.exit(0 if argv else 2)
+    name, rest = argv[0], argv[1:]
+    if name not in recipes:
+        sys.exit(_usage(f"{prog}: unknown recipe {name!r}; the recipes are\n{listing}"))
+    kind = type(recipes[name])
+    both = dataclasses.make_dataclass("Run", [("recipe", kind), ("options", Options)], frozen=True)
+    both.__doc__ = f"Recipe {name}: {recipes[name].about}"
+    chosen = tyro.cli(
+        tyro.conf.OmitArgPrefixes[both],
+        default=both(recipe=recipes[name], options=Options()),
+        args=rest,
+        prog=f"python -m {prog} {name}",
+    )
+    return name, chosen.recipe, chosen.options
+
+
+def _usage(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
+
+
+def main(function: Callable[[], object]) -> None:
+    """Runs a trainer's ``main()``: a `UserError` becomes one line and status 2, and the process group is closed."""
+    try:
+        function()
+    except UserError as error:
+        if int(os.environ.get("RANK", 0)):
+            time.sleep(3)  # a mistake that all processes see is rank 0's to report, and ends them all
+        text = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker wraps it in its traceback
+        print(f"error: {text.strip()}", file=sys.stderr, flush=True)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            os._exit(2)  # the others may be waiting for this process: closing the group would wait for them
+        sys.exit(2)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def data_folder(recipe: Any, data: Path | None, built_in: Mapping[str, Callable[[], Path]]) -> Path:
+    """Where a recipe's data are: as given, or the set that `built_in` writes for a recipe meant for it."""
+    if data:
+        return data
+    if recipe.dataset in built_in:
+        return built_in[recipe.dataset]()
+    raise UserError(f"this recipe is meant for {recipe.dataset}: give its folder with --data")

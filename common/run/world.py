@@ -1,0 +1,152 @@
+"""Processes, devices and seeds."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from common.run.files import UserError
+from common.run.options import Options
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+    amp: torch.dtype | None  # autocast type of the forward pass; None: full precision
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and prints for all."""
+        return self.rank == 0
+
+    def mean(self, value: torch.Tensor) -> float:
+        """A scalar averaged over the processes."""
+        value = value.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value.item() / self.size
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, on all ranks."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
+
+    def wait(self) -> None:
+        """Returns when all processes have come here: what rank 0 wrote before is whole."""
+        if self.size > 1:
+            dist.barrier()
+
+    def autocast(self):
+        """Context of the forward pass."""
+        return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
+
+
+def start_world(options: Options) -> World:
+    """Joins torchrun's process group if there is one (nccl on GPUs, gloo on CPUs) and chooses the device."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise UserError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu")
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=30))
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    bf16 = options.precision == "bf16" or (options.precision == "auto" and cuda)
+    return World(rank, size, device, torch.bfloat16 if bf16 else None)
+
+
+def seed_all(*key: int) -> None:
+    """Seeds torch, numpy and python from a tuple of integers, such as (seed, step, rank).
+
+    Called at every step, it makes all randomness of a step a function of its number: a resumed run needs no
+    generator states, and two runs that agree at a step agree from there on.
+    """
+    state = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(state)
+    np.random.seed(state)
+    torch.manual_seed(state)
+
+
+def accumulation(batch: int, world: World, micro_batch: int) -> int:
+    """Chunks in which each rank takes its part of the global batch so that none exceeds `micro_batch`."""
+    if batch % world.size:
+        raise UserError(
+            f"the global batch of {batch} is not a multiple of the {world.size} processes; take a number of processes "
+            f"that divides it, or change --batch"
+        )
+    per_rank = batch // world.size
+    return math.ceil(per_rank / micro_batch) if micro_batch else 1
+
+
+# Over processes --------------------------------------------------------------------------------------------
+
+
+def processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(rows: Tensor) -> Tensor:
+    """(b, ...) of each process -> (B, ...) on all, in the order of their ranks; without gradient."""
+    if processes() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(processes())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        ctx.rows = len(rows)
+        return gather(rows)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.narrow(0, dist.get_rank() * ctx.rows, ctx.rows)
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """As `gather`, and the gradient of a row is summed over the processes that use it."""
+    return _Gather.apply(rows) if processes() > 1 else rows
+
+
+def gather_objects(rows: list[Any], world: World) -> list[Any]:
+    """Every rank's ``rows[rank::size]`` put back into order, on all ranks."""
+    if world.size == 1:
+        return rows
+    parts: list[list[Any]] = [None] * world.size
+    dist.all_gather_object(parts, rows)
+    whole = [None] * sum(map(len, parts))
+    for rank, part in enumerate(parts):
+        whole[rank :: world.size] = part
+    return whole
+
+
+def add_up(sums: Tensor) -> Tensor:
+    """Sums of this process -> of all, in place."""
+    if processes() > 1:
+        dist.all_reduce(sums)
+    return sums
