@@ -19,7 +19,7 @@ setup:  ## make the environment (.venv); with PAPER=, also what that paper needs
 list:  ## papers, their recipes, and what each needs
 	@python3 tools/list.py
 
-reproduce:  ## train, evaluate and report: PAPER=shiftvit [RECIPE=tiny] [DATA=folder] [GPUS=1] [ARGS="--seed 1"]
+reproduce:  ## train, evaluate and report: PAPER=shiftvit [RECIPE=tiny] [DATA=folder] [GPUS=1] [SEEDS="0 1 2"] [ARGS=...]
 	$(in-paper)
 
 smoke:  ## the tiny recipe cut to seconds, interrupted and resumed: PAPER=
@@ -41,7 +41,8 @@ bench: setup  ## kernels and the networks that use them against their baselines;
 report: setup  ## one page over all runs: runs/report.html
 	@$(PYTHON) -m tools.report $(ARGS)
 
-tables: setup  ## write the READMEs' tables anew from papers/*/results
+tables:  ## write the READMEs' tables anew from papers/*/results
+	@for p in $(PAPERS); do tools/setup.sh $$p || exit 1; done
 	@$(PYTHON) -m tools.tables $(ARGS)
 
 plan: setup  ## what a full-scale recipe will cost: PAPER= RECIPE= [ARGS="--gpus 8"]

@@ -18,7 +18,7 @@ ifeq ($(origin PYTHON),file)
 endif
 
 reproduce train: setup
-	$(launch) papers.$(PAPER).train $(RECIPE) $(data) $(ARGS)
+	$(launch) papers.$(PAPER).train $(RECIPE) $(data) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 evaluate: setup
 	@[ -n "$(CHECKPOINT)" ] || { echo "which checkpoint? CHECKPOINT=run folder or file of weights" >&2; exit 2; }

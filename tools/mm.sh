@@ -20,7 +20,7 @@ key="$(.venv/bin/python -c "
 import sys, torch
 cuda = torch.version.cuda if torch.cuda.is_available() else None
 print(f'cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__.split(\"+\")[0]}-{\"cu\" + cuda if cuda else \"cpu\"}')")"
-wheels="$(.venv/bin/python -c 'from common.data import cache_dir; print(cache_dir("wheels"))')/$key"
+wheels="$(.venv/bin/python -c 'from common.run import cache_dir; print(cache_dir("wheels"))')/$key"
 mkdir -p "$wheels"
 mmcv="$wheels/onedl_mmcv-$(version onedl-mmcv)-*.whl"
 if ! compgen -G "$mmcv" > /dev/null; then

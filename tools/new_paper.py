@@ -1,6 +1,6 @@
 """Lays out a paper: ``python -m tools.new_paper NAME``.
 
-Trainer, evaluation, demo and trainer tests start as ShiftViT's under the new name; model, recipes, contract, figures
+Trainer, evaluation, demo and trainer tests start as ShiftViT's under the new name; model, recipes, cases, figures
 and README as the shortest thing that passes every check. All of it is the new paper's own from then on.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import sys
 
-from ci import golden
 from common import run
+from tools import golden
 from tools.list import PAPERS, papers
 
 MODEL = '''"""TITLE: what the network is, in a sentence.
@@ -21,8 +21,10 @@ Authors, "Title", venue, arXiv number. Shapes: B batch, C channels, H height, W 
 from __future__ import annotations
 
 from timm.layers import ClassifierHead
-from timm.models import build_model_with_cfg, checkpoint_seq, register_model
+from timm.models import checkpoint_seq
 from torch import nn
+
+from common.run.timm import register
 
 
 class Block(nn.Module):
@@ -57,12 +59,8 @@ class CLASS(nn.Module):
         self.grad_checkpointing = enable
 
 
-VARIANTS = ("NAME_micro",)
-
-
-@register_model
-def NAME_micro(pretrained: bool = False, **kwargs) -> CLASS:
-    return build_model_with_cfg(CLASS, "NAME_micro", pretrained, **kwargs)
+VARIANTS = {"NAME_micro": {}}
+register(CLASS, VARIANTS, levels=lambda _: 1)
 '''
 
 INIT = '''"""CLASS. Importing this package registers its models with timm."""
@@ -72,7 +70,7 @@ from .model import VARIANTS, CLASS
 __all__ = ["VARIANTS", "CLASS"]
 '''
 
-CONTRACT = '''"""What the tools across papers need to know about CLASS (common/run/cases.py)."""
+CASES = '''"""What the tools across papers need to know about CLASS (common/run/cases.py)."""
 
 import timm
 import torch
@@ -144,15 +142,15 @@ def main() -> None:
     (folder / "tests").mkdir(parents=True)
     (folder / "results").mkdir()
     fresh = {
-        "model.py": MODEL, "__init__.py": INIT, "cases.py": CONTRACT, "figures.py": FIGURES, "README.md": README,
+        "model.py": MODEL, "__init__.py": INIT, "cases.py": CASES, "figures.py": FIGURES, "README.md": README,
     }
     for file, text in fresh.items():
         (folder / file).write_text(rename(text, name, title))
-    for file in ("Makefile", "requirements.txt", "train.py", "demo.py", "evaluate.py"):
+    for file in ("Makefile", "requirements.txt", "__main__.py", "train.py", "demo.py", "evaluate.py"):
         text = (source / file).read_text().replace("shiftvit", name).replace("ShiftViT", title)
         # no authors' weights to convert yet
-        text = re.sub(r"from papers\.\w+\.official import convert\n", "", text)
-        text = text.replace("_model: convert(weights)", "_model: weights")
+        text = text.replace("import VARIANTS, checkpoint_filter_fn", "import VARIANTS")
+        text = text.replace("checkpoint_filter_fn", "lambda weights, _model: weights")
         text = text.replace("a file of weights: ours, or the authors' as published", "a file of weights")
         (folder / file).write_text(text)
 
@@ -160,7 +158,7 @@ def main() -> None:
     recipes = recipes[: recipes.index("def _row")] + '''RECIPES = {
     "tiny": Recipe(
         "micro model on built-in handwritten digits", "shiftvit_micro", dataset="digits", input_size_px=32, epochs=20,
-        warmup_epochs=2, batch=128, base_lr=4e-3, crop_scale=(0.5, 1.0), flip=0.0, policy=None, erase=0.0, mixup=0.0,
+        warmup_epochs=2, batch=128, lr=4e-3, crop_scale=(0.5, 1.0), flip=0.0, policy=None, erase=0.0, mixup=0.0,
         cutmix=0.0, repeats=1, ema_decay=0.0, eval_crop=1.0,
     ),
 }

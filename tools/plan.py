@@ -51,7 +51,7 @@ class Arguments:
     gpus: int = 1
     batch_per_gpu: int = 0
     """Most samples a GPU takes at once; the global batch is reached by accumulation. 0: no limit."""
-    images_per_s: float = 0.0
+    samples_per_s: float = 0.0
     """Training throughput of all GPUs together, samples per second; 0: unknown."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Type the forward pass runs in."""
@@ -76,7 +76,7 @@ def load(paper: str, name: str) -> tuple[Any, TrainingCost]:
 
 def plan(args: Arguments, recipe: Any, work: TrainingCost) -> str:
     """The whole answer as text."""
-    if args.gpus < 1 or args.batch_per_gpu < 0 or args.images_per_s < 0:
+    if args.gpus < 1 or args.batch_per_gpu < 0 or args.samples_per_s < 0:
         raise UserError("--gpus must be at least 1, --batch-per-gpu and --images-per-s not negative")
     if work.batch > work.samples:
         raise UserError(f"the global batch {work.batch} exceeds the {work.samples} samples of an epoch")
@@ -165,7 +165,7 @@ def _saved_bytes(work: TrainingCost, state: dict[str, torch.Tensor], samples: in
 
 def times(args: Arguments, samples: int, flops: int) -> list[str]:
     """Hours at the throughput given; else as assumed from peak figures, and as measured where there is a record."""
-    if rate := args.images_per_s:
+    if rate := args.samples_per_s:
         return [f"time      {_hours(samples / rate)} at the {figure(rate)} samples/s given"]
     lines = ["time, estimated from peak FLOP/s x assumed utilisation (not measured)"]
     for gpu, peaks in PEAK_TFLOPS.items():

@@ -1,18 +1,21 @@
-"""Results tables of the papers' READMEs, from the records kept in ``papers/<name>/results/*.json``.
+"""The parts of the papers' READMEs that are made from records, papers/<name>/results/*.json.
 
-``python -m tools.tables`` rewrites what stands between the two marker lines of each README; ``--check`` only says
-which are stale, and fails if any is. A record is the results.json of one run (common/results.schema.json). Records
-that differ only in their seed share a row: mean ± sample standard deviation. The trackers' READMEs have a second table,
-between markers of their own: all of them on the same real sequences.
+``python -m tools.tables`` rewrites what stands between the marker lines of each README; ``--check`` only says which are
+stale, and fails if any is. A record is the results.json of one run (common/run/results.schema.json). In the part
+"results" records that differ only in their seed share a row: mean ± sample standard deviation. Further parts are a
+paper's own, in its compare.py: ``README_PARTS`` maps a part's name to a function of the paper's records,
+``SHARED_PARTS`` to one of all papers' records, by paper.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import shlex
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -21,19 +24,11 @@ from typing import Any
 import jsonschema
 import tyro
 
-from common.run import ROOT, SCHEMA, UserError
+from common.run import ROOT, SCHEMA, UserError, write_text
 from common.run import main as run_main
 from common.run.readme import filled, markers
 from tools.list import recipes
 
-START, END = markers("results")
-REAL_START, REAL_END = markers("real")
-# Trackers by paper, and the records of their small trainings on real videos: tested on OTB, and the other way round.
-TRACKERS = {
-    ("sbt", ""): "SBT", ("dualtfr", ""): "DualTFR", ("maml_tracker", ""): "Retina-MAML",
-    ("sbt", "_long"): "SBT, long", ("dualtfr", "_long"): "DualTFR, long",
-}
-REAL = ("real_small{}-seed0.json", "real_small_otb{}-seed0.json")
 COLUMNS = ("recipe", "data", "metric", "paper", "ours", "seeds", "comparable", "hardware", "revision")
 # Options that tell runs of one setting apart without changing what is measured.
 _PER_RUN = {"--seed", "--out", "--resume"}
@@ -57,22 +52,41 @@ def main() -> None:
 
 
 def update(papers: Path, *, write: bool) -> list[Path]:
-    """READMEs under `papers` whose table does not show the records; rewritten with `write`."""
-    stale, real = [], real_table(papers)
-    for folder in sorted(p for p in papers.iterdir() if p.is_dir()):
-        records = read_records(folder)
-        readme = folder / "README.md"
-        text = readme.read_text() if readme.is_file() else ""
-        new = filled(text, "results", table(records))
-        if new is None and (records or START in text):
-            raise UserError(f"{readme}: add these two lines where the results belong:\n{START}\n{END}")
-        new = filled(new or text, "real", real) or new
-        if new not in (None, text):
-            stale.append((readme, new))
-    if write:
-        for readme, new in stale:
-            readme.write_text(new)
-    return [readme for readme, _ in stale]
+    """READMEs under `papers` that do not show the records; rewritten with `write`."""
+    records = {folder.name: read_records(folder) for folder in sorted(papers.iterdir()) if folder.is_dir()}
+    stale = []
+    for paper, own in records.items():
+        readme = papers / paper / "README.md"
+        if not readme.is_file():
+            continue
+        text = readme.read_text(encoding="utf-8")
+        wanted = with_parts(text, readme, parts(papers / paper, own, records))
+        if wanted != text:
+            stale.append(readme)
+            if write:
+                write_text(readme, wanted)
+    return stale
+
+
+def parts(folder: Path, own: list[Record], records: Mapping[str, list[Record]]) -> dict[str, str]:
+    """The contents of a README's parts, by name."""
+    made = {"results": table(own)}
+    if (folder / "compare.py").is_file():
+        compare = importlib.import_module(f"papers.{folder.name}.compare")
+        made |= {name: make(own) for name, make in compare.README_PARTS.items()}
+        made |= {name: make(records) for name, make in getattr(compare, "SHARED_PARTS", {}).items()}
+    return made
+
+
+def with_parts(text: str, readme: Path, made: Mapping[str, str]) -> str:
+    """A README with its parts made anew. `UserError` where one has no place in it."""
+    for name, content in made.items():
+        filled_in = filled(text, name, content)
+        if filled_in is None:
+            lines = "\n".join(markers(name))
+            raise UserError(f"{readme}: add these two lines where the part {name!r} belongs:\n{lines}")
+        text = filled_in
+    return text
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -128,33 +142,6 @@ def table(records: list[Record]) -> str:
     if spread:
         lines += ["±: sample standard deviation over the seeds.", ""]
     return "\n".join([*lines, *dict.fromkeys(notes), ""])
-
-
-def real_table(papers: Path) -> str:
-    """Markdown: trackers and baselines on each real sequence of the records in `REAL`, their mean, and the speeds."""
-    cells: dict[str, dict[str, float]] = {}
-    for (name, kind), title in TRACKERS.items():
-        for path in (papers / name / "results" / file.format(kind) for file in REAL):
-            for metric in read_record(path)["metrics"] if path.is_file() else ():
-                row, _, baseline = metric["name"].partition(", ")
-                cells.setdefault(row, {}).setdefault(baseline or title, metric["value"])
-    rows = {row: its for row, its in cells.items() if "/" in row}
-    if not rows:
-        return "No runs are recorded yet.\n"
-    columns = [c for c in (*TRACKERS.values(), "still", "correlation") if any(c in its for its in rows.values())]
-    whole = [c for c in columns if all(c in its for its in rows.values())]
-    rows[f"mean of the {len(rows)}"] = {c: statistics.mean(its[c] for its in rows.values()) for c in whole}
-    for row, its in cells.items():
-        if (dataset := row.removesuffix(" fps")) != row:
-            rows[f"{dataset} frames/s, with reading"] = its
-        elif (dataset := row.removesuffix(" fps_model")) != row:
-            rows[f"{dataset} frames/s, the tracker alone"] = its
-    lines = [_row(["", *columns]), "|---" + "|---:" * len(columns) + "|"]
-    lines += [_row([row, *(f"{its[c]:.1f}" if c in its else "–" for c in columns)]) for row, its in rows.items()]
-    note = "%, a single training each: `real_small` for OTB, `real_small_otb` for the others."
-    if any(column.endswith(", long") for column in columns):
-        note += "\nLong: from a network pre-trained on Imagenette, 2,400 steps instead of 700."
-    return "\n".join([*lines, "", note, ""])
 
 
 def headline(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

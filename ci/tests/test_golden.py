@@ -1,11 +1,11 @@
-"""The tiny recipe of every paper starts as it always has (ci/golden.py)."""
+"""The tiny recipe of every paper starts as it always has (tools/golden.py)."""
 
 import json
 
 import numpy as np
 import pytest
 
-from ci import golden
+from tools import golden
 from tools.list import papers
 
 

@@ -52,6 +52,12 @@ class Options:
     """Write a checkpoint and leave after this step, as if the machine had been taken away; 0: never."""
 
 
+# What recipes' fields were called before they were called the same in all papers.
+RENAMED = {
+    "base_lr": "lr", "backbone_lr": "backbone_lr_scale", "weights": "init", "start": "init", "connection": "init",
+    "pretrained": "init", "drop_epoch": "milestones", "drop_epochs": "milestones", "decay_epochs": "milestones",
+    "contenders": "compare", "mixings": "compare", "crop_area": "crop_scale",
+}
 # Options that may differ between a run and its resumption without changing the result.
 FREE_ON_RESUME = {"data", "out", "resume", "workers", "checkpoint_every", "log_every", "stop_at"}
 
@@ -73,6 +79,11 @@ def parse(recipes: Mapping[str, Recipe], prog: str, argv: Sequence[str] | None =
     if name not in recipes:
         sys.exit(_usage(f"{prog}: unknown recipe {name!r}; the recipes are\n{listing}"))
     kind = type(recipes[name])
+    fields = {field.name for each in (kind, Options) for field in dataclasses.fields(each)}
+    for word in rest:
+        old = word.removeprefix("--").partition("=")[0].replace("-", "_")
+        if word.startswith("--") and old in RENAMED.keys() - fields and RENAMED[old] in fields:
+            sys.exit(_usage(f"{prog}: --{old.replace('_', '-')} is now called --{RENAMED[old].replace('_', '-')}"))
     both = dataclasses.make_dataclass("Run", [("recipe", kind), ("options", Options)], frozen=True)
     both.__doc__ = f"Recipe {name}: {recipes[name].about}"
     chosen = tyro.cli(

@@ -93,8 +93,8 @@ def test_largest_batch_fills_the_card():
 
 def test_hours():
     # 2880 samples at 0.2/s: 14,400 s
-    assert "4.0 h at the 0.2 samples/s given" in text(images_per_s=0.2)
-    assert "assumed" not in text(images_per_s=0.2)
+    assert "4.0 h at the 0.2 samples/s given" in text(samples_per_s=0.2)
+    assert "assumed" not in text(samples_per_s=0.2)
     big = plan.times(plan.Arguments("toy", "tiny", gpus=2), samples=1, flops=312e12 * 3600 * 2)
     assert "not measured" in big[0]
     assert "2 x A100           312 TFLOP/s each: 5.0 h at 20%, 2.5 h at 40%" in big[1]

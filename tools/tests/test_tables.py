@@ -3,8 +3,11 @@ import json
 import pytest
 
 from common.run import UserError, metric
+from common.run.readme import markers
 from tools import list as tools_list
 from tools import tables
+
+START, END = markers("results")
 
 
 def record(**changes):
@@ -22,7 +25,7 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "papers/toypaper"
     (folder / "results").mkdir(parents=True)
     (folder / "recipes.py").write_text("RECIPES = {'tiny': None, 'big': None, 'base': None}")
-    (folder / "README.md").write_text(f"# Toy\n\n{tables.START}\n{tables.END}\n\nAfter.\n")
+    (folder / "README.md").write_text(f"# Toy\n\n{START}\n{END}\n\nAfter.\n")
     monkeypatch.setattr(tools_list, "PAPERS", folder.parent)
     return folder.parent
 
@@ -126,7 +129,7 @@ def test_a_seed_counts_once(home):
 def test_records_without_a_place_for_them(home):
     keep(home, record())
     (home / "toypaper/README.md").write_text("# Toy\n")
-    with pytest.raises(UserError, match=f"add these two lines .*\n{tables.START}\n{tables.END}"):
+    with pytest.raises(UserError, match=f"add these two lines .*\n{START}\n{END}"):
         tables.update(home, write=True)
     assert readme(home) == "# Toy\n"
 
@@ -138,28 +141,3 @@ def test_records_without_a_place_for_them(home):
 ])
 def test_figures(value, sd, text):
     assert tables.figure(value, sd) == text
-
-
-def test_the_trackers_share_a_table_of_real_sequences(home):
-    values = {
-        "sbt": {"otb/Man auc": 31.26, "otb/Man auc, still": 9.0, "otb auc": 50.0, "otb fps": 7.0, "otb fps_model": 9.0},
-        "dualtfr": {"otb/Man auc": 40.0, "otb/Bolt auc": 20.0, "otb/Bolt auc, still": 11.0},
-    }
-    for paper, scores in values.items():
-        (home / paper / "results").mkdir(parents=True)
-        (home / paper / "recipes.py").write_text("RECIPES = {'real_small': None}")
-        metrics = [metric(name, value, "%") for name, value in scores.items()]
-        (home / paper / "results/real_small-seed0.json").write_text(json.dumps(record(paper=paper, metrics=metrics)))
-        (home / paper / "README.md").write_text(
-            f"{tables.START}\n{tables.END}\nbetween\n{tables.REAL_START}\nold\n{tables.REAL_END}\nAfter.\n")
-    assert len(tables.update(home, write=True)) == 3 and not tables.update(home, write=True)
-    for paper in values:
-        text = (home / paper / "README.md").read_text()
-        assert text.startswith(f"{tables.START}\n| recipe |") and text.endswith(f"{tables.REAL_END}\nAfter.\n")
-        assert text.partition("between\n")[2].splitlines()[1:-2] == [
-            "|  | SBT | DualTFR | still |", "|---|---:|---:|---:|",
-            "| otb/Man auc | 31.3 | 40.0 | 9.0 |", "| otb/Bolt auc | – | 20.0 | 11.0 |",
-            "| mean of the 2 | – | 30.0 | 10.0 |",
-            "| otb frames/s, with reading | 7.0 | – | – |", "| otb frames/s, the tracker alone | 9.0 | – | – |", "",
-            "%, a single training each: `real_small` for OTB, `real_small_otb` for the others.",
-        ]

@@ -1,6 +1,6 @@
 """First losses of every paper's tiny recipe: a change in them is a change in what is trained.
 
-``python -m ci.golden PAPER`` writes them anew, to papers/PAPER/tests/golden.json, after an intended change.
+``python -m tools.golden PAPER`` writes them anew, to papers/PAPER/tests/golden.json, after an intended change.
 """
 
 from __future__ import annotations
