@@ -8,10 +8,10 @@ one-paper = $(if $(filter $(PAPER),$(PAPERS)),,$(error $(if $(PAPER),no paper '$
 paths = $(foreach name,DATA CHECKPOINT,$(if $($(name)),$(name)=$(abspath $($(name)))))
 in-paper = @+$(one-paper)$(MAKE) --no-print-directory -C papers/$(PAPER) $@ $(paths)
 .DEFAULT_GOAL := help
-.PHONY: help setup list reproduce smoke train evaluate test bench report tables plan lint new_paper clean
+.PHONY: help setup list reproduce smoke train evaluate test test-long bench report tables plan lint new_paper clean
 
 help:  ## this list
-	@grep -hE '^[a-z_]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z_-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup:  ## make the environment (.venv); with PAPER=, also what that paper needs
 	@$(if $(PAPER),$(one-paper))tools/setup.sh $(PAPER)
@@ -34,6 +34,10 @@ evaluate:  ## a checkpoint: PAPER= CHECKPOINT=run-folder-or-file [RECIPE=] [DATA
 test:  ## the tests; with PAPER=, one paper's
 	@$(if $(PAPER),$(one-paper))for p in $(or $(PAPER),$(PAPERS)); do tools/setup.sh $$p || exit 1; done
 	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile $(if $(PAPER),papers/$(PAPER)) $(ARGS)
+
+test-long:  ## what takes minutes: kills, several hosts; with PAPER=, one paper's
+	@$(if $(PAPER),$(one-paper))for p in $(or $(PAPER),$(PAPERS)); do tools/setup.sh $$p || exit 1; done
+	$(PYTHON) -m pytest --long $(if $(PAPER),papers/$(PAPER)) $(ARGS)
 
 bench: setup  ## kernels and the networks that use them against their baselines; with PAPER=, one paper's
 	$(if $(PAPER),$(in-paper),@for m in common.kernels papers.shiftvit papers.smlpnet; do $(PYTHON) -m $$m.bench $(ARGS) || exit; done)

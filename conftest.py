@@ -12,7 +12,15 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # `make test`: the w
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that tests start
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes, and no others")
+
+
+def pytest_collection_modifyitems(config, items):
+    long = [item for item in items if "long" in item.keywords]
+    others = [item for item in items if "long" not in item.keywords]
+    items[:], left_out = (long, others) if config.getoption("--long") else (others, long)
+    config.hook.pytest_deselected(items=left_out)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

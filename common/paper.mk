@@ -6,8 +6,8 @@ RECIPE ?= tiny
 GPUS ?= 1
 export PYTHONPATH := $(ROOT)
 run = cd $(ROOT) && $(PYTHON) -m
-# one process, or one per GPU; "--" since torchrun would take our --start for its own
-launch = cd $(ROOT) && $(PYTHON) -m $(if $(filter 1,$(GPUS)),,torch.distributed.run --standalone --nproc-per-node $(GPUS) -m --)
+# one process, or one per GPU
+launch = cd $(ROOT) && $(PYTHON) -m $(if $(filter 1,$(GPUS)),,common.run.launch $(GPUS))
 data = $(if $(DATA),--data $(abspath $(DATA)))
 .DEFAULT_GOAL := reproduce
 .PHONY: setup reproduce train evaluate test smoke bench

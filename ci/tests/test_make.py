@@ -24,8 +24,8 @@ def test_paths_are_meant_from_where_make_was_called(paper):
 def test_a_gpu_each_gets_a_process():
     _, one = _make("reproduce", "PAPER=shiftvit")
     _, eight = _make("reproduce", "PAPER=shiftvit", "RECIPE=imagenet_tiny", "GPUS=8", "ARGS=--seed 1")
-    assert "-m  papers.shiftvit.train tiny" in one and "torch.distributed" not in one
-    assert "--nproc-per-node 8 -m -- papers.shiftvit.train imagenet_tiny" in eight and "--seed 1" in eight
+    assert "-m  papers.shiftvit.train tiny" in one and "launch" not in one
+    assert "-m common.run.launch 8 papers.shiftvit.train imagenet_tiny" in eight and "--seed 1" in eight
 
 
 def test_an_unknown_paper_gets_the_list():

@@ -47,27 +47,44 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """A file of `write_json`, or anybody's; OSError or ValueError where there is none or it is damaged."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+
+
+def shown(text: object) -> str:
+    """A name from a file or a data set as it is printed or listed: on one line, and no terminal obeys it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def cache_dir(name: str) -> Path:
     """A folder for what is made once and kept: tiny sets, indices, compiled kernels, built wheels.
 
-    Where the home cannot be written to (a container, a cluster's node), the user's own folder among the temporary
-    files takes its place. OSError when that is impossible too, or belongs to somebody else.
+    What lies in it is believed, and some of it run, so it must be the user's own and nobody else's to write to. Where
+    the home has no such place (a container, a cluster's node), a folder among the temporary files takes its place.
+    OSError when that is impossible too.
     """
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vision-reproductions"
-        return _writable(home / name)
+        return _own(home, home / name)
     except (OSError, RuntimeError):  # RuntimeError: no home at all, as for a user without an entry in passwd
-        own = Path(tempfile.gettempdir()) / f"vision-reproductions-{os.getuid()}"
-        own.mkdir(mode=0o700, exist_ok=True)
-        if own.lstat().st_uid != os.getuid():
-            raise PermissionError(f"{own} belongs to another user; set XDG_CACHE_HOME to a folder of yours") from None
-        return _writable(own / name)
+        return temporary_dir(name)
 
 
-def _writable(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+def temporary_dir(name: str) -> Path:
+    """A folder of the user's own among the temporary files, and so on this machine's disk."""
+    home = Path(tempfile.gettempdir()) / f"vision-reproductions-{os.getuid()}"
+    return _own(home, home / name)
+
+
+def _own(home: Path, folder: Path) -> Path:
+    home.parent.mkdir(parents=True, exist_ok=True)
+    for each in dict.fromkeys((home, folder)):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if each.lstat().st_uid != os.getuid() or each.lstat().st_mode & 0o022:
+            raise PermissionError(
+                f"{each} belongs to another user or others may write to it; set XDG_CACHE_HOME to one of yours"
+            )
     with tempfile.TemporaryFile(dir=folder):  # a folder that is there may still be read-only
         return folder

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.run import leaving
 from common.run.files import UserError, write_text
 from common.run.options import Options
 from common.run.world import World
@@ -38,18 +39,25 @@ class Clock:
         self.end = min(steps, options.stop_at or steps)
         self.step = self.start = start
         self.wall_s = self.before = wall_s
+        self.left = False
+        """Whether a signal made this step the last."""
 
     def over(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """(step, batch) for the steps that are left; `batches` begin with that of step ``start + 1``."""
         self.tick = time.perf_counter()
+        leaving.training(True)
         for step, batch in enumerate(batches, self.start + 1):
             self.step = step
             yield step, batch
+            if self.left:
+                break
             self.tick = time.perf_counter()
+        leaving.training(False)
 
     def stop(self) -> None:
         """The step's update is done."""
         self.wall_s += time.perf_counter() - self.tick
+        self.left = leaving.last_step(self.step)
 
     def about(self, world: World, chunks: int, what: str) -> str:
         """How the global batch is shared out, and the steps to come; `what` are samples called."""
@@ -69,17 +77,20 @@ class Clock:
 
     @property
     def save_due(self) -> bool:
-        return self.step % self.save_every == 0 or self.step in (self.steps, self.options.stop_at)
+        return self.left or self.step % self.save_every == 0 or self.step in (self.steps, self.options.stop_at)
 
     @property
     def eval_due(self) -> bool:
         regular = self.eval_every and self.step % self.eval_every == 0
-        return self.step > 0 and bool(regular or self.step == self.steps)
+        return self.step > 0 and not self.left and bool(regular or self.step == self.steps)
 
     @property
     def stopped(self) -> bool:
-        """Whether the training was left before its last step, for --stop-at."""
-        return self.step < self.steps
+        """Whether the training was left before its end, for --stop-at or a signal."""
+        return self.left or self.step < self.steps
+
+    def farewell(self, folder: Path) -> str:
+        return f"stopped at step {self.step} of {self.steps} for {leaving.name()}; go on with --resume {folder}"
 
 
 def clip_gradients(

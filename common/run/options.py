@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
 
+from common.run import leaving
 from common.run.files import UserError
 
 Recipe = TypeVar("Recipe")
@@ -100,21 +103,46 @@ def _usage(message: str) -> int:
     return 2
 
 
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
 def main(function: Callable[[], object]) -> None:
-    """Runs a trainer's ``main()``: a `UserError` becomes one line and status 2, and the process group is closed."""
+    """Runs a command: what a person can mend becomes one line and status 2, a signal status 130 or 143, anything else a
+    traceback and status 1. A process that fails ends the others."""
+    before = leaving.listen()
     try:
         function()
-    except UserError as error:
-        if int(os.environ.get("RANK", 0)):
-            time.sleep(3)  # a mistake that all processes see is rank 0's to report, and ends them all
-        text = str(error).rsplit("UserError: ", 1)[-1]  # a loader's worker wraps it in its traceback
-        print(f"error: {text.strip()}", file=sys.stderr, flush=True)
+    except Exception as error:
+        leaving.training(False)
+        if int(os.environ.get("RANK") or 0):
+            time.sleep(3)  # what all processes see is rank 0's to report, and ends them all
+        text = mendable(error)
+        if text is None:
+            traceback.print_exc()
+        else:
+            print(f"error: {text}", file=sys.stderr, flush=True)
         if dist.is_initialized() and dist.get_world_size() > 1:
-            os._exit(2)  # the others may be waiting for this process: closing the group would wait for them
-        sys.exit(2)
+            os._exit(1 if text is None else 2)  # the others may be waiting for this process: so would closing the group
+        sys.exit(1 if text is None else 2)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leaving.listen(before)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if (status := leaving.status()) is not None:
+        sys.exit(status)
+
+
+def mendable(error: BaseException) -> str | None:
+    """One line on what a person can mend: a `UserError`, a full disk, a folder that is closed; else None."""
+    if isinstance(error, UserError):
+        return str(error).rsplit("UserError: ", 1)[-1].strip()  # a loader's worker puts its traceback before it
+    if isinstance(error, OSError) and error.errno in MENDABLE:
+        return f"{error.strerror}: {error.filename or 'the disk of the run folder, or of the cache'}"
+    if "No space left on device" in str(error):  # safetensors' and torch's own errors
+        return f"no space left on the device: {error}"
+    if isinstance(error, RuntimeError) and "bus error" in str(error).lower():
+        return "the loader's processes ran out of shared memory (/dev/shm): make it larger, or --workers 0"
+    return None
 
 
 def data_folder(recipe: Any, data: Path | None, built_in: Mapping[str, Callable[[], Path]]) -> Path:

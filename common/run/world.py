@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common.run.files import UserError
+from common.run.files import UserError, temporary_dir
 from common.run.options import Options
 
 
@@ -59,22 +59,47 @@ class World:
 
 def start_world(options: Options) -> World:
     """Joins torchrun's process group if there is one (nccl on GPUs, gloo on CPUs) and chooses the device."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_RANK", 0))
+    rank, size, local, local_size = _places()
     cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise UserError("--device cuda was asked for, but torch sees no CUDA device; use --device cpu")
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda and local >= torch.cuda.device_count():
+        raise UserError(f"there are {local_size} processes, but torch sees {torch.cuda.device_count()} CUDA devices")
     if cuda:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=30))
+        # On one machine processes meet in a file of the user's: a port would be open to the whole network.
+        places = {"store": _store(size), "rank": rank, "world_size": size} if local_size == size else {}
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=30), **places)
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     bf16 = options.precision == "bf16" or (options.precision == "auto" and cuda)
     return World(rank, size, device, torch.bfloat16 if bf16 else None)
+
+
+def _places() -> tuple[int, int, int, int]:
+    """(rank, processes, rank on this machine, processes on this machine) from torchrun's environment, or of one."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    found = {name: os.environ.get(name, "") for name in names}
+    try:
+        rank, size, local, local_size = (int(found[name] or default) for name, default in zip(names, (0, 1, 0, 1)))
+    except ValueError:
+        raise UserError(f"torchrun sets {', '.join(names)} to whole numbers; found {found}") from None
+    lacking = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if size > 1 and lacking:
+        raise UserError(
+            f"WORLD_SIZE is {size}, but {', '.join(lacking)} not set: start several processes with torchrun or "
+            "python -m common.run.launch, or unset WORLD_SIZE for one"
+        )
+    return rank, size, local, local_size
+
+
+def _store(size: int) -> dist.FileStore:
+    start = "-".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
+    return dist.FileStore(str(temporary_dir("processes") / f"{start}-{os.environ['MASTER_PORT']}"), size)
 
 
 def seed_all(*key: int) -> None:
