@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from common.run.files import UserError, read_json, write_json, written_whole
@@ -37,6 +36,12 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
+    with open(path, "rb") as file:
+        start = file.read(64)
+    for mark, what in ((b"version https://git-lfs", "a pointer of Git LFS; git lfs pull brings the file"),
+                       (b"<", "a web page: the download failed")):
+        if start.lstrip().startswith(mark):
+            raise UserError(f"{path} is no checkpoint but {what}")
     try:
         if path.suffix == ".safetensors":
             weights = load_file(path)
@@ -48,8 +53,9 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"reading it could run {found[1]}" if found else "it is no file of tensors"
         raise UserError(f"{path} is refused: {what}") from None
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise UserError(f"{path} is truncated or not a checkpoint: {error}") from None
+    except Exception as error:  # damaged files raise whatever torch's readers stumble on
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        raise UserError(f"{path} is truncated or not a checkpoint: {reason}") from None
     for key in ("model", "state_dict"):
         if isinstance(weights, dict) and isinstance(weights.get(key), dict):
             weights = weights[key]
@@ -79,17 +85,26 @@ def save_checkpoint(
     if home.exists():  # left by the interrupted run that this one resumed
         shutil.rmtree(home)
     os.replace(part, home)
-    for old in sorted(home.parent.glob("step_*"))[:-keep]:
+    for old in steps(folder)[:-keep]:
         shutil.rmtree(old)
+
+
+def steps(folder: Path) -> list[Path]:
+    """A run's checkpoints, the oldest first. Whatever else lies beside them, such as somebody's copy, is not ours."""
+    home = folder / "checkpoints"
+    found = home.iterdir() if home.is_dir() else ()
+    return sorted(p for p in found if re.fullmatch(r"step_\d{8}", p.name) and p.is_dir() and not p.is_symlink())
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor]], dict[str, Any]] | None:
     """(step, weights, state) of a run's newest whole checkpoint, or None; a damaged one is named and passed over."""
-    for home in sorted((folder / "checkpoints").glob("step_*"), reverse=True):
+    for home in reversed(steps(folder)):
         try:
             files = {p.stem: load_weights(p) for p in home.glob("*.safetensors")}
             state = _unpack(read_json(home / "state.json"), files.pop("state"))
-        except (UserError, OSError, ValueError, KeyError) as error:
+            if not files or not isinstance(state, dict):
+                raise ValueError("no weights or no state in it")
+        except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             print(f"passing over {home}: {error}", file=sys.stderr)
             continue
         return int(home.name.removeprefix("step_")), files, state

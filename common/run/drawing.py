@@ -13,6 +13,7 @@ from PIL import Image
 from common.run.log import read_log
 
 plt.switch_backend("Agg")  # files, never windows
+plt.rcParams["text.parse_math"] = False  # a name with two dollar signs is a name
 
 
 def curves(folder: Path, panels: Sequence[Sequence[str]]) -> None:

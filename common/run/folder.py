@@ -25,7 +25,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -33,11 +33,18 @@ from common.run.files import ROOT, UserError, read_json, write_json
 from common.run.options import FREE_ON_RESUME, Options
 from common.run.world import World
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
 
 def open_run(paper: str, name: str, recipe: Any, options: Options, world: World) -> Path:
-    """Makes a run folder, or finds the one to resume, and records configuration and environment in it.
+    """Makes a run folder, or finds the one to resume, records configuration and environment in it, and holds it until
+    this process ends: nobody else trains in it meanwhile.
 
-    Raises `UserError` when a resumed run was made with other settings, naming those that differ.
+    ``--resume auto`` takes the newest unfinished run of these very settings that nobody holds, or starts afresh.
+    Raises `UserError` when a named run was made with other settings, naming those that differ.
     """
     found = world.agree(_find_run(paper, name, recipe, options) if world.is_main else None)
     if isinstance(found, UserError):
@@ -49,33 +56,83 @@ def _find_run(paper: str, name: str, recipe: Any, options: Options) -> Path | Us
     config = {"paper": paper, "recipe_name": name, "recipe": recipe, "options": options}
     config = json.loads(json.dumps(config, default=_plain))
     home = options.out / paper / name
-    folder = None
-    if options.resume == "auto":
-        unfinished = [path.parent for path in home.glob("*/config.json") if not finished(path.parent)]
-        folder = max(unfinished, default=None)
-        if folder is None:
-            print(f"nothing to resume under {home}: starting afresh")
-    elif options.resume:
-        folder = Path(options.resume)
-        if not (folder / "config.json").is_file():
-            return UserError(f"--resume {folder}: not a run folder (no config.json in it)")
-    if folder:
-        before = read_json(folder / "config.json")
-        then, now = ({**c["options"], **c["recipe"]} for c in (before, config))
-        differ = [
-            f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
-            for key in sorted({*then, *now} - FREE_ON_RESUME) if then.get(key) != now.get(key)
-        ]
-        if differ or (before["paper"], before["recipe_name"]) != (paper, name):
-            made_by = f"{before['paper']} {before['recipe_name']}"
-            return UserError(f"cannot resume {folder}, a run of {made_by}, as {paper} {name}: " + "; ".join(differ))
-        return folder
     try:
+        if options.resume == "auto":
+            for folder in sorted((path.parent for path in home.glob("*/config.json")), reverse=True):
+                if not finished(folder) and not _differences(folder, config) and _hold(folder):
+                    return _resumed(folder)
+            print(f"nothing to resume under {home}: starting afresh")
+        elif options.resume:
+            folder = Path(options.resume)
+            if not (folder / "config.json").is_file():
+                return UserError(f"--resume {folder}: not a run folder (no config.json in it)")
+            if differ := _differences(folder, config):
+                return UserError(f"cannot resume {folder}: {differ}. Without --resume a new run is made")
+            if not _hold(folder):
+                return UserError(f"cannot resume {folder}: a process that is still running trains in it")
+            return _resumed(folder)
         folder = new_folder(home)
+        _hold(folder)
         write_json(folder / "environment.json", environment())
         write_json(folder / "config.json", config)  # last: a folder with it is complete
+    except UserError as error:
+        return error
     except OSError as error:
         return UserError(f"cannot write a run folder at {home}: {error.strerror}; choose another with --out")
+    return folder
+
+
+def _differences(folder: Path, config: dict[str, Any]) -> str:
+    """What tells the run in `folder` from one of `config`; nothing if it may be gone on with."""
+    try:
+        before = read_json(folder / "config.json")
+        if (made := (before["paper"], before["recipe_name"])) != (config["paper"], config["recipe_name"]):
+            return f"it is a run of {' '.join(map(str, made))}, not of {config['paper']} {config['recipe_name']}"
+        then, now = ({**c["options"], **c["recipe"]} for c in (before, config))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its config.json is damaged ({error})"
+    return "; ".join(
+        f"{key}: {then.get(key)!r} then, {now.get(key)!r} now"
+        for key in sorted({*then, *now} - FREE_ON_RESUME) if then.get(key) != now.get(key)
+    )
+
+
+_held: dict[Path, IO] = {}  # files whose locks this process keeps
+
+
+def _hold(folder: Path) -> bool:
+    """Locks a run for this process; False if another one has it. Where the file system knows no locks, all may."""
+    if links := [path for path in folder.rglob("*") if path.is_symlink()]:
+        raise UserError(f"{folder} is refused: {links[0].name} in it is a link, and what is written would go elsewhere")
+    path = (folder / "lock").resolve()
+    if fcntl is None or path in _held:
+        return True
+    file = open(path, "a")  # noqa: SIM115 (it stays open as long as the process lives)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    except OSError:
+        pass
+    _held[path] = file
+    return True
+
+
+def release(folder: Path) -> None:
+    """Lets others resume the run, as the end of the process does."""
+    if file := _held.pop((folder / "lock").resolve(), None):
+        file.close()
+
+
+def _resumed(folder: Path) -> Path:
+    """The folder, with what it is resumed under in its environment.json, and under `before` what it ran under."""
+    try:
+        before = read_json(folder / "environment.json")
+    except (OSError, ValueError):
+        before = {}
+    earlier = [*before.pop("before", []), {key: before[key] for key in before if key != "packages"}]
+    write_json(folder / "environment.json", environment() | {"before": earlier})
     return folder
 
 
@@ -150,6 +207,7 @@ def environment() -> dict[str, Any]:
         "time": now(),
         "git": git_revision(),
         "hardware": hardware(),
+        "host": platform.node(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),

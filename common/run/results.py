@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import statistics
 import sys
 import traceback
@@ -13,8 +14,8 @@ from typing import Any
 
 import torch
 
-from common.run.files import write_json, write_text
-from common.run.folder import command, git_revision, hardware, now
+from common.run.files import UserError, write_json, write_text
+from common.run.folder import command, git_revision, hardware, now, release
 from common.run.options import Options
 
 SCHEMA = json.loads((Path(__file__).parent / "results.schema.json").read_text(encoding="utf-8"))
@@ -84,8 +85,14 @@ def finish(
     `then` are pictures and exports, by name. One that fails is named with its traceback and takes nothing with it; one
     that a kill left undone is made when the run is resumed.
     """
+    kept = [row for row in metrics if math.isfinite(row["value"])]
+    for row in metrics:
+        if row not in kept:
+            print(f"{row['name']} is {row['value']}, and left out of the results of {folder}", file=sys.stderr)
+    if not kept:
+        raise UserError(f"no figure of this run is a number: {', '.join(row['name'] for row in metrics)}; see {folder}")
     results = {
-        "paper": paper, "recipe": recipe, "data": data, "metrics": list(metrics), "params": params, "flops": flops,
+        "paper": paper, "recipe": recipe, "data": data, "metrics": kept, "params": params, "flops": flops,
         "wall_s": wall_s, "throughput": throughput, "peak_mem_bytes": peak_mem_bytes or peak_memory_bytes(),
         "seed": options.seed,
     }
@@ -99,6 +106,7 @@ def finish(
             print(f"{name} could not be made; the results are in {folder}:\n{traceback.format_exc()}", file=sys.stderr)
     write_results(folder, results, table)  # the pictures are there now
     pending.unlink()
+    release(folder)
 
 
 def report(results: Mapping[str, Any], folder: Path) -> str:

@@ -19,5 +19,5 @@ def test_a_home_that_cannot_be_written_to(monkeypatch, tmp_path):
     other = os.getuid() + 1
     folder.parent.rename(tmp_path / f"vision-reproductions-{other}")
     monkeypatch.setattr(os, "getuid", lambda: other)
-    with pytest.raises(PermissionError, match="belongs to another user or .* set XDG_CACHE_HOME"):
+    with pytest.raises(PermissionError, match=r"belongs to another user or .* set XDG_CACHE_HOME"):
         cache_dir("kernels")

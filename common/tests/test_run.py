@@ -123,10 +123,11 @@ def test_resume_finds_the_unfinished_run_and_refuses_other_settings(tmp_path):
     folder = run.open_run("p", "r", Recipe(), options, WORLD)
     again = dataclasses.replace(options, resume="auto", workers=3)
     assert run.open_run("p", "r", Recipe(), again, WORLD) == folder
+    named = dataclasses.replace(again, resume=str(folder))
     with pytest.raises(run.UserError, match="epochs: 3 then, 4 now"):
-        run.open_run("p", "r", Recipe(epochs=4), again, WORLD)
+        run.open_run("p", "r", Recipe(epochs=4), named, WORLD)
     with pytest.raises(run.UserError, match="seed: 0 then, 1 now"):
-        run.open_run("p", "r", Recipe(), dataclasses.replace(again, seed=1), WORLD)
+        run.open_run("p", "r", Recipe(), dataclasses.replace(named, seed=1), WORLD)
     (folder / "results.json").write_text("{}")
     assert run.open_run("p", "r", Recipe(), again, WORLD) != folder
     with pytest.raises(run.UserError, match="not a run folder"):
