@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ def door(
     def start() -> None:
         name, recipe, options = parse(recipes, f"papers.{paper}")
         world = start_world(options)
+        if world.device.type == "cuda" and not any(word.split("=")[0] == "--workers" for word in sys.argv):
+            options = replace(options, workers=cores_per_process())
         if getattr(recipe, "compare", ()):
             folder = compare(name, recipe, options, world, train)
         elif options.seeds:
@@ -34,6 +39,12 @@ def door(
             print((folder / "report.md").read_text(encoding="utf-8"))
 
     main(start)
+
+
+def cores_per_process(most: int = 16) -> int:
+    """Of this machine, for the loaders of each of its processes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(most, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1)))
 
 
 def through_the_door(package: str | None) -> None:

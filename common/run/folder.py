@@ -185,6 +185,11 @@ def git_revision() -> str:
         return "unknown"
 
 
+def computed_on() -> str:
+    """The type of device this process has used: a machine's GPUs may have stood idle."""
+    return "cuda" if torch.cuda.is_initialized() else "cpu"
+
+
 @functools.cache
 def hardware(device: str = "auto") -> str:
     """The device a figure was measured on, in one line; `device` is torch's name of its type, 'auto' the GPU if there
@@ -206,7 +211,7 @@ def environment() -> dict[str, Any]:
         "command": command(sys.orig_argv),
         "time": now(),
         "git": git_revision(),
-        "hardware": hardware(),
+        "hardware": hardware(computed_on()),
         "host": platform.node(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -40,7 +40,9 @@ class Options:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast type of the forward pass; 'auto' is bf16 on a GPU, fp32 on a CPU."""
     workers: int = 0
-    """Data loading processes per rank; the data do not depend on it."""
+    """Data loading processes per rank; the data do not depend on it. Not given, a GPU has its share of the cores."""
+    threads: int = 1
+    """Threads of a CPU's computations, which end elsewhere with another number; 0: torch's own choice."""
     micro_batch: int = 0
     """Most samples a device takes at once; the global batch is reached by accumulation. 0: no limit."""
     compile: bool = False

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from common.run.files import UserError, write_json, write_text
-from common.run.folder import command, git_revision, hardware, now, release
+from common.run.folder import command, computed_on, git_revision, hardware, now, release
 from common.run.options import Options
 
 SCHEMA = json.loads((Path(__file__).parent / "results.schema.json").read_text(encoding="utf-8"))
@@ -47,7 +47,7 @@ def multiply_adds(model: torch.nn.Module, *inputs: torch.Tensor) -> int:
 
 def peak_memory_bytes() -> int:
     """Most memory taken so far: allocated on the GPU, else resident in this process."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     import resource
 
@@ -68,7 +68,9 @@ def write_results(folder: Path, results: Mapping[str, Any], table: str = "") -> 
     import jsonschema
 
     results = {
-        **results, "git": git_revision(), "hardware": hardware(), "command": command(sys.orig_argv), "time": now(),
+        **results,
+        "threads": torch.get_num_threads() if computed_on() == "cpu" else None,
+        "git": git_revision(), "hardware": hardware(computed_on()), "command": command(sys.orig_argv), "time": now(),
     }
     jsonschema.validate(results, SCHEMA)
     write_json(folder / "results.json", results)
@@ -125,11 +127,16 @@ def report(results: Mapping[str, Any], folder: Path) -> str:
         *(f"Paper's figure, {s}" for s in sources),
         f"Data: {results['data']}. Parameters: {results['params']:,}. "
         f"Multiply-adds per sample: {_figure(results['flops'] / 1e9 if results['flops'] else None)} G. "
-        f"Trained {results['wall_s']:.0f} s at {_figure(results['throughput'])} samples/s on {results['hardware']}, "
+        f"Trained {results['wall_s']:.0f} s at {_figure(results['throughput'])} samples/s on {results['hardware']}"
+        f"{_threads(results['threads'])}, "
         f"peak memory {results['peak_mem_bytes'] / 2**20:.0f} MiB, seed {results['seed']}.", "",
         f"Run folder: {folder}", "",
         *(f"![{p.stem}]({p.name})" for p in sorted(folder.glob("*.png"))), "",
     ])
+
+
+def _threads(count: int | None) -> str:
+    return "" if count is None else f", {count} thread{'s' * (count > 1)}"
 
 
 def _figure(value: float | None) -> str:

@@ -73,6 +73,8 @@ def start_world(options: Options) -> World:
         # On one machine processes meet in a file of the user's: a port would be open to the whole network.
         places = {"store": _store(size), "rank": rank, "world_size": size} if local_size == size else {}
         dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=30), **places)
+    elif options.threads:
+        torch.set_num_threads(options.threads)
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
