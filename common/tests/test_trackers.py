@@ -241,6 +241,15 @@ def test_speed_counts_frames_over_all_their_time(tmp_path):
     assert trackers.speed(sequences, tmp_path, "another machine")["fps_model"] == pytest.approx(1 / 9)
 
 
+def test_seconds_are_those_of_the_device_that_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "hardware", lambda device="auto": {"cpu": "a CPU", "auto": "a GPU"}[device])
+    sequences, world = make_sequences(tmp_path, lengths=(3,)), World(0, 1, torch.device("cpu"), None)
+    _, speeds = trackers.evaluate_and_score(
+        Drift(), sequences, tmp_path / "out", protocol=GOT10K, settings=SETTINGS, world=world
+    )
+    assert trackers.results(sequences, tmp_path / "out")[0].hardware == "a CPU" and speeds["fps"] > 0
+
+
 def test_archives_are_the_benchmarks(tmp_path):
     def texts(dataset, offset=0, integers=False):
         sequences = make_sequences(tmp_path / dataset, lengths=(2,), dataset=dataset, offset=offset)

@@ -101,15 +101,16 @@ def main(paper: Paper) -> None:
 
 
 def check_classes(checkpoint: Path, trained: Sequence[str], found: Sequence[str]) -> None:
-    """`UserError` if the classes of the data are not those of a run, with the first that differ."""
+    """`UserError` if the classes of the data are not those of a run; names the first that only one of them has."""
     if list(trained) == list(found):
         return
-    lacking, new = ([name for name in a if name not in set(b)] for a, b in ((trained, found), (found, trained)))
-    parts = [
-        f"{len(names)} {what}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-        for what, names in (("are not in the data", lacking), ("are not in the run", new)) if names
-    ]
+    missing, unknown = sorted(set(trained) - set(found)), sorted(set(found) - set(trained))
+    differ = f"the data lack {_some(missing)}, and have besides {_some(unknown)}" if missing or unknown else "other order"
     raise UserError(
-        f"{checkpoint} was trained on the classes of another folder: {'; '.join(parts) or 'the same in another order'}; "
-        "give the folder it was trained on with --data"
+        f"{checkpoint} was trained on the classes of another folder ({len(trained)} there, {len(found)} here): {differ}; "
+        "give that folder with --data"
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    return (", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")) or "none"

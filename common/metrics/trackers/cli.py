@@ -12,6 +12,8 @@ from common import run
 from common.data import tracking as data
 from common.metrics import evaluation, tracking
 from common.metrics.trackers.draw import plot
+from common.metrics.trackers.files import results
+from common.metrics.trackers.loop import device_of
 from common.metrics.trackers.paper import Paper, data_folder, entrants, evaluate_and_score
 from common.metrics.trackers.protocol import dataset_of
 from common.metrics.trackers.score import metrics
@@ -67,6 +69,9 @@ def main(paper: Paper) -> None:
     if world.is_main:
         evaluation.print_rows(rows)
         print(f"{len(sequences)} sequences, {sum(map(len, sequences))} frames, rule {protocol.rule}, {args.checkpoint}")
+        elsewhere = sum(result.hardware != device_of(world) for result in results(sequences, out))
+        if elsewhere:
+            print(f"{elsewhere} of them were tracked on other hardware before: their speed is not counted")
         if summaries[paper.name]:
             note = "" if comparable else ", not comparable"
             plot(out / f"{protocol.name}.png", summaries, {f"{paper.name}, the paper{note}": published})
