@@ -105,10 +105,10 @@ def check_classes(checkpoint: Path, trained: Sequence[str], found: Sequence[str]
     if list(trained) == list(found):
         return
     missing, unknown = sorted(set(trained) - set(found)), sorted(set(found) - set(trained))
-    differ = f"the data lack {_some(missing)}, and have besides {_some(unknown)}" if missing or unknown else "other order"
+    differ = f"the data lack {_some(missing)}, and have besides {_some(unknown)}"
     raise UserError(
-        f"{checkpoint} was trained on the classes of another folder ({len(trained)} there, {len(found)} here): {differ}; "
-        "give that folder with --data"
+        f"{checkpoint} was trained on the classes of another folder ({len(trained)} there, {len(found)} here): "
+        f"{differ if missing or unknown else 'other order'}; give that folder with --data"
     )
 
 
