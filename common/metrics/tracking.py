@@ -26,7 +26,7 @@ import numpy as np
 OVERLAPS = np.linspace(0, 1, 21)
 GOT10K_OVERLAPS = np.linspace(0, 1, 101)
 PIXELS = np.arange(51.0)
-NORMALISED = np.linspace(0, 0.5, 51)
+NORMALIZED = np.linspace(0, 0.5, 51)
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # success, precision, norm_precision -> (thresholds, % of frames)
 
 
@@ -77,12 +77,12 @@ def _clipped(boxes: np.ndarray, bound: tuple[int, int]) -> np.ndarray:
     return np.concatenate([corner, np.clip(boxes[:, 2:], 0, bound - corner)], 1)
 
 
-def centre_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def center_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """(N,) distance of the centres in pixels."""
     return np.linalg.norm(_offset(prediction, truth), axis=1)
 
 
-def norm_centre_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def norm_center_error(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """(N,) distance of the centres, x in true widths and y in true heights; not finite where these are 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.linalg.norm(_offset(prediction, truth) / np.asarray(truth)[:, 2:], axis=1)
@@ -102,8 +102,8 @@ def otb(tracks: Iterable[Track]) -> Summary:
         truth, boxes = _aligned(track)
         boxes[0] = truth[0]
         return {
-            "success": _share(iou(boxes, truth), np.greater, OVERLAPS),
-            "precision": _share(centre_error(boxes, truth), np.less_equal, PIXELS),
+            "success": _fraction(iou(boxes, truth), np.greater, OVERLAPS),
+            "precision": _fraction(center_error(boxes, truth), np.less_equal, PIXELS),
         }
 
     return _averaged("otb", tracks, curves, _at_thresholds)
@@ -139,9 +139,9 @@ def trackingnet(tracks: Iterable[Track]) -> Summary:
     def curves(track: Track) -> Curves:
         truth, boxes = (np.round(x) for x in _aligned(track))
         return {
-            "success": _share(iou(boxes, truth), np.greater_equal, OVERLAPS),
-            "precision": _share(centre_error(boxes, truth), np.less_equal, 50 * OVERLAPS),
-            "norm_precision": _share(norm_centre_error(boxes, truth), np.less_equal, OVERLAPS / 2),
+            "success": _fraction(iou(boxes, truth), np.greater_equal, OVERLAPS),
+            "precision": _fraction(center_error(boxes, truth), np.less_equal, 50 * OVERLAPS),
+            "norm_precision": _fraction(norm_center_error(boxes, truth), np.less_equal, OVERLAPS / 2),
         }
 
     def areas(curves: Curves) -> dict[str, float]:
@@ -154,8 +154,8 @@ def trackingnet(tracks: Iterable[Track]) -> Summary:
 def got10k(tracks: Iterable[Track]) -> Summary:
     """GOT-10k: ao, sr50, sr75 over the frames of all sequences and runs, but first ones and those with cover 0."""
     def scores(overlaps: np.ndarray) -> dict[str, float]:
-        shares = {"ao": overlaps, "sr50": overlaps > 0.5, "sr75": overlaps > 0.75}
-        return {name: 100 * float(x.mean()) for name, x in shares.items()}
+        counted = {"ao": overlaps, "sr50": overlaps > 0.5, "sr75": overlaps > 0.75}
+        return {name: 100 * float(x.mean()) for name, x in counted.items()}
 
     pooled: dict[str, np.ndarray] = {}
     for track in tracks:
@@ -169,7 +169,7 @@ def got10k(tracks: Iterable[Track]) -> Summary:
     everything = np.concatenate([np.empty(0), *pooled.values()])
     if not len(everything):
         raise ValueError("no sequence has a visible target after its first frame")
-    curves = {"success": _share(everything, np.greater, GOT10K_OVERLAPS)}
+    curves = {"success": _fraction(everything, np.greater, GOT10K_OVERLAPS)}
     sequences = {name: scores(overlaps) for name, overlaps in pooled.items() if len(overlaps)}
     return Summary("got10k", scores(everything), curves, sequences)
 
@@ -204,17 +204,17 @@ def _robust(track: Track, is_valid: Callable[[np.ndarray], np.ndarray], invalid_
     valid, visible = is_valid(truth), np.ones(len(truth), bool)
     if track.visible is not None:
         visible = np.asarray(track.visible, bool)
-    errors = np.where(valid, centre_error(boxes, truth), invalid_error)
-    norm_errors = np.where(valid, norm_centre_error(boxes, truth), -1)
+    errors = np.where(valid, center_error(boxes, truth), invalid_error)
+    norm_errors = np.where(valid, norm_center_error(boxes, truth), -1)
     errors[~visible] = norm_errors[~visible] = np.inf
     return {
-        "success": _share(np.where(valid & visible, iou(boxes, truth), -1), np.greater, OVERLAPS),
-        "precision": _share(errors, np.less_equal, PIXELS),
-        "norm_precision": _share(norm_errors, np.less_equal, NORMALISED),
+        "success": _fraction(np.where(valid & visible, iou(boxes, truth), -1), np.greater, OVERLAPS),
+        "precision": _fraction(errors, np.less_equal, PIXELS),
+        "norm_precision": _fraction(norm_errors, np.less_equal, NORMALIZED),
     }
 
 
-def _share(values: np.ndarray, passes: np.ufunc, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fraction(values: np.ndarray, passes: np.ufunc, thresholds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(thresholds, percent of the values that pass each); NaN never passes."""
     return thresholds, 100 * passes(values[:, None], thresholds).mean(0)
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from PIL import Image
 
 from common import run
 from common.data import tracking as data
-from common.metrics import baselines, tracker_demo, trackers, vot
+from common.metrics import trackers
+from common.metrics.trackers import baselines, demo, vot
 from common.run import UserError, World, drawing
 from common.tests.squares import make_sequences
 
@@ -28,6 +29,7 @@ class Recipe:
     speed_px: float = 2.0
     paper_scores: dict[str, float] = field(default_factory=lambda: {"otb auc": 71.2, "otb fps": 40.0})
     paper_source: str | None = "Table 1"
+    sides: tuple[int, ...] = (1, 2)
 
 
 class Linear:
@@ -45,8 +47,17 @@ class Linear:
         return tuple(self.box), 1.0
 
 
-PAPER = trackers.Paper("nobody", {"plain": Recipe()}, lambda recipe: torch.nn.Linear(1, 2), Linear, lambda w, m: w)
+def rename(weights, network):
+    """As the authors of nobody call their tensors."""
+    return {name.removeprefix("linear."): tensor for name, tensor in weights.items()}
+
+
+PAPER = trackers.Paper(
+    name="nobody", recipes={"plain": Recipe()}, build=lambda recipe: torch.nn.Linear(1, 2), make_tracker=Linear,
+    convert_weights=rename,
+)
 WEIGHTS = {"weight": torch.zeros(2, 1), "bias": torch.tensor([2.0, 1.0])}
+AUTHORS_WEIGHTS = {f"linear.{name}": tensor for name, tensor in WEIGHTS.items()}
 
 
 @pytest.fixture
@@ -74,26 +85,59 @@ def test_evaluate_of_a_file(tmp_path, otb, monkeypatch, capsys):
     assert rows["otb auc"]["value"] == pytest.approx(2000 / 21)
     assert (rows["otb auc"]["paper_value"], rows["otb auc"]["paper_source"]) == (71.2, "Table 1")
     assert not any(row["comparable"] for row in rows.values())  # one sequence is not OTB-100
-    assert rows["otb auc, still"]["paper_value"] is None and rows["otb auc, still"]["value"] < 80
-    assert rows["otb auc, correlation"]["value"] > 80
+    assert rows["otb auc, static box"]["paper_value"] is None and rows["otb auc, static box"]["value"] < 80
+    assert rows["otb auc, template matching (NCC)"]["value"] > 80
     assert "the paper: 71.2 (not comparable)" in capsys.readouterr().out
-    for paper, comparable in ((PAPER, False), (replace(PAPER, official=lambda found: "bias" in found), True)):
-        assert paper.load(weights, "plain", CPU)[-1] == comparable  # of files, the authors' alone
+    for state_dict, published in ((WEIGHTS, False), (AUTHORS_WEIGHTS, True)):  # of files, the authors' alone
+        run.save_weights(weights, state_dict)
+        assert PAPER.load(weights, "plain", CPU).published == published
     results = run.metric("x", 1, "%").keys()
     assert all(row.keys() == results for row in rows.values())
 
 
 def test_a_papers_figures_have_their_rule(tmp_path, otb, monkeypatch):
-    run.save_weights(weights := tmp_path / "w.safetensors", WEIGHTS)
-    monkeypatch.setitem(trackers.WHOLE, "otb", 1)
-    for rules, asked, rule, comparable in (
-        ({}, [], "otb", True), ({"otb": "lasot"}, [], "lasot", True),
-        ({"otb": "lasot"}, ["--rule", "otb"], "otb", False),
+    """Scored by another rule, a metric has another name and stands beside no figure of the paper."""
+    run.save_weights(weights := tmp_path / "w.safetensors", AUTHORS_WEIGHTS)
+    monkeypatch.setitem(trackers.BENCHMARK_SIZES, "otb", 1)
+    for rules, asked, rule, name, published in (
+        ({}, [], "otb", "otb auc", 71.2), ({"otb": "lasot"}, [], "lasot", "otb-lasot auc", 71.2),
+        ({"otb": "lasot"}, ["--rule", "otb"], "otb", "otb auc", None),
+        ({}, ["--rule", "lasot"], "lasot", "otb-lasot auc", None),
     ):
         monkeypatch.setattr(sys, "argv", ["evaluate", str(weights), "--recipe", "plain", "--data", str(otb), *asked])
-        trackers.main(replace(PAPER, official=lambda _: True, rules=rules))
+        trackers.main(replace(PAPER, rules=rules))
         told = json.loads((tmp_path / "tracking" / "evaluation.json").read_text())
-        assert told["rule"] == rule and any(row["comparable"] for row in told["metrics"]) == comparable
+        first = told["metrics"][0]
+        assert (told["rule"], first["name"], first["paper_value"]) == (rule, name, published)
+        assert first["comparable"] == (published is not None)
+    assert {p.name for p in (tmp_path / "tracking").glob("otb*.json")} == {"otb.json", "otb-lasot.json"}
+
+
+def test_a_training_and_an_evaluation_score_by_the_same_rule(tmp_path, monkeypatch):
+    """LaSOT with half of the true boxes at x = 0, which its toolkit does not accept and PyTracking does."""
+    (sequence,) = make_sequences(tmp_path / "made", lengths=(1,))
+    boxes = np.tile([9.0, 12, 16, 16], (50, 1))
+    boxes[:25, 0] = -1  # 0 in the files, which count from 1
+    lasot = [data.Sequence("s0", "lasot", sequence.frames * 50, boxes, np.ones(50, bool), 1)]
+
+    class OnePixelOff:
+        def init(self, frame, box):
+            self.rest = iter(boxes[1:])
+
+        def track(self, frame):
+            return next(self.rest) + (1, 0, 0, 0), 1.0
+
+    run.write_json(tmp_path / "config.json", {"recipe_name": "plain", "recipe": {}})
+    run.save_checkpoint(tmp_path, 5, {"model": WEIGHTS}, {})
+    monkeypatch.setattr(data, "open_sequences", lambda root, split: lasot)
+    for rules, name, auc in (({}, "lasot auc", 42.9), ({"lasot": "lasot_pytracking"}, "lasot-pytracking auc", 85.9)):
+        paper = replace(PAPER, rules=rules, make_tracker=lambda *_: OnePixelOff())
+        first = trackers.compare(paper, tmp_path, lasot, CPU, baselines=False)[0]
+        monkeypatch.setattr(sys, "argv", ["evaluate", str(tmp_path), "--data", str(tmp_path)])
+        trackers.main(paper)
+        told = json.loads((tmp_path / "tracking" / "evaluation.json").read_text())
+        assert told["metrics"][0] == first
+        assert first["name"] == name and first["value"] == pytest.approx(auc, abs=0.05)
 
 
 def test_evaluate_of_a_run(tmp_path, otb, monkeypatch):
@@ -119,37 +163,42 @@ def test_a_finished_run_is_compared_with_the_baselines(tmp_path, otb):
     rows = trackers.compare(PAPER, tmp_path, sequences, CPU, each=True)
     found = {row["name"]: row["value"] for row in rows}
     assert list(found)[:6] == [
-        f"{score}{label}" for score in ("otb auc", "got10k ao") for label in ("", ", still", ", correlation")]
+        f"{score}{label}" for score in ("otb auc", "got10k ao")
+        for label in ("", ", static box", ", template matching (NCC)")]
     assert list(found)[-4:] == [f"{name} {fps}" for name in ("otb", "got10k") for fps in ("fps", "fps_model")]
     assert len(found) == 6 + 9 + 4 and found["otb fps"] < found["otb fps_model"]
     assert rows[0]["paper_value"] == 71.2 and not any(row["comparable"] for row in rows)
-    assert found["got10k/s0 ao"] == pytest.approx(100) and found["got10k/s1 ao, still"] == pytest.approx(100)
+    assert found["got10k/s0 ao"] == pytest.approx(100) and found["got10k/s1 ao, static box"] == pytest.approx(100)
     assert found["got10k ao"] == pytest.approx((5 * 100 + 8 * found["got10k/s1 ao"]) / 13)  # a mean over frames
     (alone, *_, speed) = trackers.compare(PAPER, tmp_path, sequences[:1], CPU, baselines=False)
     assert (alone, speed["name"]) == (rows[0], "otb fps_model")
 
 
-@pytest.mark.parametrize("state, count, comparable", [
-    ({}, 100, False), ({"comparable": True}, 100, True), ({"comparable": True}, 99, False),
+@pytest.mark.parametrize("changes, count, comparable", [
+    ({}, 100, True), ({"speed_px": 3.0}, 100, False), ({}, 99, False),
 ])
-def test_only_the_whole_test_set_and_a_faithful_training_are_comparable(
-    tmp_path, otb, monkeypatch, state, count, comparable
+def test_only_the_whole_test_set_and_an_untouched_recipe_are_comparable(
+    tmp_path, otb, monkeypatch, changes, count, comparable
 ):
+    """In the report of a training as in an evaluation."""
     (one,) = data.open_sequences(otb)
     many = [data.Sequence(f"s{i}", "otb", one.frames[:2], one.boxes[:2], one.visible[:2], 1) for i in range(count)]
     monkeypatch.setattr(data, "open_sequences", lambda root, split: many)
-    run.write_json(tmp_path / "config.json", {"recipe": {}})
-    run.save_checkpoint(tmp_path, 5, {"model": WEIGHTS}, state)
+    recipe = json.loads(json.dumps(asdict(Recipe(**changes))))
+    run.write_json(tmp_path / "config.json", {"recipe_name": "plain", "recipe": recipe})
+    run.save_checkpoint(tmp_path, 5, {"model": WEIGHTS}, {})
     evaluate_line(monkeypatch, tmp_path, "--data", otb)
     told = json.loads((tmp_path / "tracking" / "evaluation.json").read_text())
     found = {row["name"]: row["comparable"] for row in told["metrics"]}
     assert found == {"otb auc": comparable, "otb precision": False, "otb fps": False, "otb fps_model": False}
+    trained = {row["name"]: row["comparable"] for row in trackers.compare(PAPER, tmp_path, many, CPU, baselines=False)}
+    assert trained == {"otb auc": comparable, "otb fps": False, "otb fps_model": False}
 
 
 @pytest.mark.parametrize("argv, message", [
     (["missing.pth"], "no checkpoint at missing.pth"),
     (["w.safetensors"], "a file of weights needs --recipe, one of plain"),
-    (["w.safetensors", "--recipe", "plain"], "meant for OTB-100: give the sequences' folder with --data"),
+    (["w.safetensors", "--recipe", "plain"], "meant for OTB-100: give its folder with --data"),
     (["w.safetensors", "--recipe", "plain", "--rule", "vot"], "no rule 'vot'; there are otb, lasot"),
     (["bad.safetensors", "--recipe", "plain"], "does not fit the recipe plain"),
     (["."], "is no run folder with a whole checkpoint"),
@@ -173,7 +222,7 @@ def test_demo_on_a_folder(tmp_path, otb, monkeypatch, out):
     monkeypatch.setattr(sys, "argv", [
         "demo", str(otb / "Square" / "img"), "--checkpoint", str(weights), "--recipe", "plain",
         "--out", str(tmp_path / out)])
-    tracker_demo.main(PAPER)
+    demo.main(PAPER)
     with av.open(str(tmp_path / out)) as video:
         frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
     assert len(frames) == 6 and frames[0].shape == (60, 80, 3)
@@ -193,10 +242,10 @@ def test_demo_on_a_video_and_a_strip_of_a_long_one(tmp_path, otb, monkeypatch):
         video.mux(stream.encode())
     shown = {}
     monkeypatch.setattr(drawing, "gallery", lambda path, _pictures, captions, *_, **__: shown.update({path: captions}))
-    assert tracker_demo.follow(baselines.Still(), path, (10, 10, 20, 20), tmp_path / "a.mp4") == 40
+    assert demo.annotate(baselines.StaticBox(), path, (10, 10, 20, 20), tmp_path / "a.mp4") == 40
     (captions,) = shown.values()
     assert [caption.split(":")[0] for caption in captions] == [str(i) for i in range(1, 41, 4)]
-    assert tracker_demo.follow(baselines.Still(), path, (10, 10, 20, 20), tmp_path / "b.gif", limit=3) == 3
+    assert demo.annotate(baselines.StaticBox(), path, (10, 10, 20, 20), tmp_path / "b.gif", limit=3) == 3
     with av.open(str(tmp_path / "a.mp4")) as video:
         assert video.streams.video[0].average_rate == 10
 
@@ -204,21 +253,21 @@ def test_demo_on_a_video_and_a_strip_of_a_long_one(tmp_path, otb, monkeypatch):
 def test_where_the_target_is(tmp_path):
     (tmp_path / "img").mkdir()
     with pytest.raises(UserError, match="Give --box"):
-        tracker_demo.first_box(tmp_path / "img", None)
+        demo.first_box(tmp_path / "img", None)
     (tmp_path / "groundtruth.txt").write_text("1,2,11,2,11,22,1,22\n5,5,5,5,5,5,5,5\n")
-    assert tracker_demo.first_box(tmp_path / "img", None) == (1, 2, 11, 21)
-    assert tracker_demo.first_box(tmp_path, "3, 4 ,5,6") == (3, 4, 5, 6)
+    assert demo.first_box(tmp_path / "img", None) == (1, 2, 11, 21)
+    assert demo.first_box(tmp_path, "3, 4 ,5,6") == (3, 4, 5, 6)
     (tmp_path / "tabs.txt").write_text("1\t2\t3\t4\n")
-    assert tracker_demo.first_box(tmp_path / "video.mp4", str(tmp_path / "tabs.txt")) == (1, 2, 3, 4)
+    assert demo.first_box(tmp_path / "video.mp4", str(tmp_path / "tabs.txt")) == (1, 2, 3, 4)
     for files in (("groundtruth_rect.txt",), ("groundtruth.txt", "full_occlusion.txt")):  # OTB, LaSOT
         folder = tmp_path / files[-1].removesuffix(".txt")
         (folder / "img").mkdir(parents=True)
         for file in files:
             (folder / file).write_text("11,21,5,6\n")
-        assert tracker_demo.first_box(folder / "img", None) == (10, 20, 5, 6)
+        assert demo.first_box(folder / "img", None) == (10, 20, 5, 6)
     for wrong in ("1,2,3", "1,2,0,4", "a,b,c,d", "nan,1,2,3", str(tmp_path / "missing.txt")):
         with pytest.raises(UserError, match="--box is x,y,w,h"):
-            tracker_demo.first_box(tmp_path, wrong)
+            demo.first_box(tmp_path, wrong)
 
 
 def test_a_sequence_of_otb_that_is_a_part_of_its_folder(tmp_path, otb):
@@ -226,9 +275,9 @@ def test_a_sequence_of_otb_that_is_a_part_of_its_folder(tmp_path, otb):
     folder = (otb / "Square").rename(otb / "BlurCar3")
     (folder / "groundtruth_rect.1.txt").write_text("")
     for source in (folder, folder / "img"):
-        assert tracker_demo.first_box(source, None) == (10, 12, 20, 16)
-        frames, _ = tracker_demo._frames(source)
-        np.testing.assert_array_equal(next(frames), data.read_frame(folder / "img" / "0003.jpg"))
+        assert demo.first_box(source, None) == (10, 12, 20, 16)
+        with demo.open_frames(source) as (frames, _):
+            np.testing.assert_array_equal(next(frames), data.read_frame(folder / "img" / "0003.jpg"))
 
 
 def test_mistakes_in_a_demo(tmp_path):
@@ -237,12 +286,12 @@ def test_mistakes_in_a_demo(tmp_path):
     (cut,) = make_sequences(tmp_path / "cut", lengths=(3,))
     cut.frames[1].write_bytes(cut.frames[1].read_bytes()[:200])
     for source, out, message in (
-        ("none", "a.mp4", "has no frames"), ("none", "a.avi", "an .mp4 or a .gif"),
+        ("none", "a.mp4", "holds no frames"), ("none", "a.avi", "an .mp4 or a .gif"),
         ("text.mp4", "a.mp4", "cannot make .*a.mp4 from .*text.mp4: .*Invalid data"),
         ("missing", "a.mp4", "No such file"), ("cut/s0", "a.mp4", r"cannot read .*1\.png"),
     ):
         with pytest.raises(UserError, match=message):
-            tracker_demo.follow(baselines.Still(), tmp_path / source, (1, 1, 2, 2), tmp_path / out)
+            demo.annotate(baselines.StaticBox(), tmp_path / source, (1, 1, 2, 2), tmp_path / out)
         assert not list(tmp_path.glob(".*part*")) and not (tmp_path / out).exists()
 
 
@@ -260,7 +309,7 @@ def test_a_trax_client_gets_its_answers(tmp_path):
     mask = np.zeros((60, 80), np.uint8)
     mask[y:y + h, x:x + w] = 1
     corners = [(x, y), (x + w - 1, y), (x + w - 1, y + h - 1), (x, y + h - 1)]
-    command = [sys.executable, "-m", "common.metrics.vot", "correlation", "--region", "polygon"]
+    command = [sys.executable, "-m", "common.metrics.trackers.vot", "ncc", "--region", "polygon"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=run.ROOT)
     client = Client((process.stdin.fileno(), process.stdout.fileno()), log=lambda _: None)
     images = [{"color": trax.FileImage.create(str(path))} for path in sequence.frames]
@@ -270,7 +319,7 @@ def test_a_trax_client_gets_its_answers(tmp_path):
         for image, true in zip(images[1:], sequence.boxes[1:]):
             ((answer, properties),), _ = client.frame(image, {}, [])
             assert answer.type == "polygon" and float(properties["confidence"]) > 0.9
-            np.testing.assert_allclose(vot.box_around(answer), true, atol=0.01)
+            np.testing.assert_allclose(vot.region_to_box(answer), true, atol=0.01)
     client.quit()
     assert process.wait(20) == 0
 
@@ -279,17 +328,17 @@ def test_boxes_as_regions_and_back():
     pytest.importorskip("six")
     pytest.importorskip("trax")
     for kind in ("rectangle", "polygon", "mask"):
-        region = vot.answer((7, 3, 10, 4), kind, (60, 80))
-        assert region.type == kind and vot.box_around(region) == (7, 3, 10, 4)
-    drawn = vot.answer((-5.2, 3.6, 10, 4), "mask", (60, 80))
+        region = vot.box_to_region((7, 3, 10, 4), kind, (60, 80))
+        assert region.type == kind and vot.region_to_box(region) == (7, 3, 10, 4)
+    drawn = vot.box_to_region((-5.2, 3.6, 10, 4), "mask", (60, 80))
     assert drawn.offset() == (0, 4) and drawn.array().shape == (4, 5) and drawn.array().all()
-    assert not vot.answer((90, 3, 10, 4), "mask", (60, 80)).array().any()
-    assert vot.answer((np.nan, 3, 10, 4), "rectangle", (60, 80)).bounds() == (0, 0, 0, 0)
+    assert not vot.box_to_region((90, 3, 10, 4), "mask", (60, 80)).array().any()
+    assert vot.box_to_region((np.nan, 3, 10, 4), "rectangle", (60, 80)).bounds() == (0, 0, 0, 0)
     with pytest.raises(UserError, match="empty mask"):
-        vot.box_around(vot.answer((np.nan, 3, 10, 4), "mask", (60, 80)))
+        vot.region_to_box(vot.box_to_region((np.nan, 3, 10, 4), "mask", (60, 80)))
 
 
 def test_without_vot_trax_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "trax", None)
     with pytest.raises(UserError, match="pip install vot-trax six"):
-        vot.serve(baselines.Still())
+        vot.serve(baselines.StaticBox())

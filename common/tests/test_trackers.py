@@ -20,12 +20,15 @@ from PIL import Image
 
 from common import run
 from common.data import tracking as data
-from common.metrics import baselines, trackers, tracking
+from common.metrics import trackers, tracking
+from common.metrics.trackers import baselines
+from common.metrics.trackers.files import result_path
 from common.run import UserError, World, drawing
 from common.tests.squares import make_sequences
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 SETTINGS = {"tracker": "test"}
+GOT10K, OTB = (trackers.Protocol(name, name) for name in ("got10k", "otb"))
 
 
 class Drift:
@@ -88,9 +91,10 @@ import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from common.data import tracking as data
-from common.metrics import baselines, trackers
+from common.metrics import trackers
+from common.metrics.trackers import baselines
 import numpy as np
-class Slow(baselines.Still):
+class Slow(baselines.StaticBox):
     def track(self, frame):
         time.sleep(0.05 if len(list(Path({str(out)!r}).rglob("*.csv"))) == 0 else 60)
         return super().track(frame)
@@ -135,6 +139,8 @@ def test_a_damaged_or_foreign_result_is_made_anew(tmp_path):
     assert inits() == 1
     assert inits({"tracker": "another"}) == 1 and inits({"tracker": "another"}) == 0
     assert inits({"sides": (1, 2)}) == 1 and inits({"sides": [1, 2]}) == 0  # as JSON has it
+    with pytest.raises(ValueError, match="what the answers depend on"):
+        inits({})
 
 
 def test_what_cannot_be_evaluated(tmp_path):
@@ -159,8 +165,9 @@ def _process(rank, port, folder):
         data.Sequence(f"s{k}", "got10k", [folder / f"s{k}" / f"{i}.png" for i in range(n)],
                       np.tile([10.0, 12, 20, 16], (n, 1)), np.ones(n, bool)) for k, n in enumerate((5, 9, 7))]
     tracker = Drift()
-    summary, _ = trackers.measure(
-        tracker, sequences, folder / "two", settings=SETTINGS, world=World(rank, 2, torch.device("cpu"), None))
+    summary, _ = trackers.evaluate_and_score(
+        tracker, sequences, folder / "two", protocol=GOT10K, settings=SETTINGS,
+        world=World(rank, 2, torch.device("cpu"), None))
     (folder / f"rank{rank}.json").write_text(json.dumps([tracker.frames, summary.scores]))
     dist.destroy_process_group()
 
@@ -187,7 +194,7 @@ def put(sequences, out, boxes, seconds=0.1, read=0.3, hardware=None):
             np.array(its, float), np.ones(n), np.full(n, seconds), np.full(n, read), (80, 60), {},
             hardware or run.hardware(),
         )
-        trackers._write_result(trackers._path(sequence, out), result)
+        trackers.write_result(result_path(sequence, out), result)
 
 
 def test_each_data_set_has_its_rule_and_its_frames(tmp_path):
@@ -209,8 +216,8 @@ def test_each_data_set_has_its_rule_and_its_frames(tmp_path):
     boxes[2] = sequence.boxes[2]  # right, but LaSOT calls the target absent
     lasot = [data.Sequence("s0", "lasot", sequence.frames, sequence.boxes, visible, absent=~visible)]
     put(lasot, tmp_path, [boxes])
-    assert trackers.score(lasot, tmp_path, "otb").scores["auc"] == pytest.approx(2000 / 21)
-    assert trackers.score(lasot, tmp_path, "lasot").scores["auc"] == pytest.approx(2000 / 21 * 4 / 5)
+    assert trackers.score(lasot, tmp_path, trackers.Protocol("lasot", "otb")).scores["auc"] == pytest.approx(2000 / 21)
+    assert trackers.score(lasot, tmp_path).scores["auc"] == pytest.approx(2000 / 21 * 4 / 5)
 
 
 def test_scores_are_taken_in_the_coordinates_of_the_files(tmp_path):
@@ -226,17 +233,29 @@ def test_scores_are_taken_in_the_coordinates_of_the_files(tmp_path):
 def test_speed_counts_frames_over_all_their_time(tmp_path):
     sequences = make_sequences(tmp_path, lengths=(4, 6))
     put(sequences, tmp_path, [s.boxes for s in sequences], seconds=0.01, read=0.03)
-    assert trackers.speed(sequences, tmp_path) == pytest.approx({"fps": 25, "fps_model": 100})
+    assert trackers.speed(sequences, tmp_path, run.hardware()) == pytest.approx({"fps": 25, "fps_model": 100})
     put(sequences[:1], tmp_path, [sequences[0].boxes], seconds=9, hardware="another machine")
-    assert trackers.speed(sequences, tmp_path) == pytest.approx({"fps": 25, "fps_model": 100}), "its seconds count"
-    assert trackers.speed(sequences[:1], tmp_path) == {}
+    kept = trackers.speed(sequences, tmp_path, run.hardware())
+    assert kept == pytest.approx({"fps": 25, "fps_model": 100}), "its seconds count"
+    assert trackers.speed(sequences[:1], tmp_path, run.hardware()) == {}
+    assert trackers.speed(sequences, tmp_path, "another machine")["fps_model"] == pytest.approx(1 / 9)
+
+
+def test_seconds_are_those_of_the_device_that_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "hardware", lambda device="auto": {"cpu": "a CPU", "auto": "a GPU"}[device])
+    sequences, world = make_sequences(tmp_path, lengths=(3,)), World(0, 1, torch.device("cpu"), None)
+    _, speeds = trackers.evaluate_and_score(
+        Drift(), sequences, tmp_path / "out", protocol=GOT10K, settings=SETTINGS, world=world
+    )
+    assert trackers.results(sequences, tmp_path / "out")[0].hardware == "a CPU" and speeds["fps"] > 0
 
 
 def test_archives_are_the_benchmarks(tmp_path):
-    def texts(dataset, offset=0, **options):
-        sequences = make_sequences(tmp_path / f"{dataset}{options}", lengths=(2,), dataset=dataset, offset=offset)
+    def texts(dataset, offset=0, integers=False):
+        sequences = make_sequences(tmp_path / dataset, lengths=(2,), dataset=dataset, offset=offset)
+        protocol = trackers.Protocol(dataset, dataset, integers)
         put(sequences, tmp_path, [[[10, 12, 20, 16], [11.98765, 12.4, 20, 16]]], seconds=0.0125)
-        with zipfile.ZipFile(trackers.archive(sequences, tmp_path, **options)) as file:
+        with zipfile.ZipFile(trackers.archive(sequences, tmp_path, protocol)) as file:
             return {name: file.read(name).decode() for name in file.namelist()}
 
     assert texts("got10k") == {
@@ -251,7 +270,7 @@ def test_archives_are_the_benchmarks(tmp_path):
 def test_a_box_that_is_no_number_is_handed_in_empty_and_scored_as_a_failure(tmp_path):
     sequences = make_sequences(tmp_path, lengths=(3,))
     put(sequences, tmp_path, [[[10, 12, 20, 16], [np.nan] * 4, [14, 14, 20, np.inf]]])
-    with zipfile.ZipFile(trackers.archive(sequences, tmp_path)) as file:
+    with zipfile.ZipFile(trackers.archive(sequences, tmp_path, GOT10K)) as file:
         assert file.read("s0/s0_001.txt").decode().splitlines()[1:] == ["0.000,0.000,0.000,0.000"] * 2
     assert trackers.score(sequences, tmp_path).scores["ao"] == 0
 
@@ -260,7 +279,9 @@ def test_a_test_set_without_ground_truth_is_run_and_handed_in(tmp_path):
     sequences = make_sequences(tmp_path)
     for sequence in sequences:
         sequence.boxes[1:] = np.nan
-    summary, speeds = trackers.measure(Drift(), sequences, tmp_path / "out", settings=SETTINGS)
+    summary, speeds = trackers.evaluate_and_score(
+        Drift(), sequences, tmp_path / "out", protocol=GOT10K, settings=SETTINGS
+    )
     assert summary is None and speeds["fps"] < speeds["fps_model"]
     with zipfile.ZipFile(tmp_path / "out" / "got10k.zip") as file:
         assert len(file.namelist()) == 6 and len(file.read("s1/s1_001.txt").splitlines()) == 9
@@ -268,9 +289,11 @@ def test_a_test_set_without_ground_truth_is_run_and_handed_in(tmp_path):
         trackers.score(sequences, tmp_path / "out")
 
 
-def test_measure_leaves_scores_and_curves(tmp_path):
+def test_an_evaluation_leaves_scores_and_curves(tmp_path):
     sequences = make_sequences(tmp_path)
-    summary, _ = trackers.measure(Drift(), sequences, tmp_path / "out", settings=SETTINGS)
+    summary, _ = trackers.evaluate_and_score(
+        Drift(), sequences, tmp_path / "out", protocol=GOT10K, settings=SETTINGS
+    )
     told = json.loads((tmp_path / "out" / "got10k.json").read_text())
     assert told["scores"] == summary.scores and set(told["sequences"]) == {"s0", "s1", "s2"}
     assert Image.open(tmp_path / "out" / "got10k.png").size[0] > 200
@@ -294,12 +317,12 @@ def test_frames_show_every_box_that_is_a_number(tmp_path, monkeypatch):
     boxes = [sequence.boxes + (3, 0, 0, 0) for sequence in sequences]
     boxes[1][-1] = np.nan
     put(sequences, tmp_path / "out", boxes)
-    put(sequences, tmp_path / "out" / "still", [sequence.boxes + (5, 0, 0, 0) for sequence in sequences])
+    put(sequences, tmp_path / "out" / "static_box", [sequence.boxes + (5, 0, 0, 0) for sequence in sequences])
     trackers.draw_tracks(tmp_path / "x.png", sequences, tmp_path / "out", count=2)
     lefts = [[patch.get_x() for patch in axis.patches] for axis in shown[0].axes]
     assert lefts == [[10, 13, 15], [18, 21, 23], [10, 13, 15], [26, 31], [10, 13, 15], [22, 25, 27]]
     assert shown[0].axes[3].get_title() == "s1, 9"
-    assert shown[0].get_suptitle() == "truth: lime, tracker: red, still: white"
+    assert shown[0].get_suptitle() == "truth: lime, tracker: red, static box: white"
 
 
 def test_the_window_is_highest_in_the_middle_and_zero_at_the_border():
@@ -326,19 +349,20 @@ def test_a_box_may_be_as_small_as_its_margin():
 # Baselines ------------------------------------------------------------------------------------------------
 
 
-def test_correlation_follows_and_still_does_not(tmp_path):
+def test_template_matching_follows_and_a_static_box_does_not(tmp_path):
     sequences = make_sequences(tmp_path, lengths=(15,))
     scores = {
-        name: trackers.measure(make(), sequences, tmp_path / name, settings=SETTINGS)[0].scores["ao"]
-        for name, make in trackers.BASELINES.items()
+        label: trackers.evaluate_and_score(
+            make(), sequences, tmp_path / make.folder, protocol=GOT10K, settings=SETTINGS)[0].scores["ao"]
+        for label, make in trackers.BASELINES.items()
     }
-    assert scores["correlation"] > 95 and scores["still"] < 45
+    assert scores["template matching (NCC)"] > 95 and scores["static box"] < 45
 
 
-def test_correlation_follows_a_change_of_size():
+def test_template_matching_follows_a_change_of_size():
     rng = np.random.default_rng(0)
     scene = Image.fromarray(rng.integers(0, 255, (30, 40), dtype=np.uint8)).resize((200, 150), Image.BICUBIC)
-    tracker = baselines.Correlation()
+    tracker = baselines.NCC()
     tracker.init(np.array(scene.convert("RGB")), (80, 55, 40, 40))  # the middle, from which everything grows
     for step in range(1, 9):
         side = (200 * 1.03**step, 150 * 1.03**step)
@@ -350,9 +374,9 @@ def test_correlation_follows_a_change_of_size():
 
 
 @pytest.mark.parametrize("box", [(-8, -5, 20, 20), (70, 50, 30, 30), (30, 30, 0.4, 0.4), (-40, -40, 500, 500)])
-def test_correlation_stands_odd_boxes(box):
+def test_template_matching_stands_odd_boxes(box):
     frame = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
-    tracker = baselines.Correlation()
+    tracker = baselines.NCC()
     tracker.init(frame, box)
     found, score = tracker.track(frame)
     np.testing.assert_allclose(found, box, atol=1)
@@ -367,9 +391,12 @@ def test_on_real_sequences(tmp_path):
     with tarfile.open(REAL / "tracking" / "tracking_small.tar") as file:
         file.extractall(tmp_path, [m for m in file.getmembers() if "Crossing" in m.name], filter="data")
     sequences = data.open_sequences(next(tmp_path.rglob("OTB")))
-    summary, _ = trackers.measure(baselines.Correlation(), sequences, tmp_path / "out", settings=SETTINGS)
-    still, _ = trackers.measure(baselines.Still(), sequences, tmp_path / "still", settings=SETTINGS)
-    assert summary.scores["auc"] > 70 and summary.scores["precision"] == 100 and still.scores["auc"] < 10
+    found, static = (
+        trackers.evaluate_and_score(
+            make(), sequences, tmp_path / make.folder, protocol=OTB, settings=SETTINGS)[0].scores
+        for make in (baselines.NCC, baselines.StaticBox)
+    )
+    assert found["auc"] > 70 and found["precision"] == 100 and static["auc"] < 10
 
 
 def test_shares_of_data_sets():

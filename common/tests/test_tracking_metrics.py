@@ -36,7 +36,7 @@ def test_primitives():
     bounded = tracking.iou(A, B, bound=tuple(PRIMITIVES["bound_width_height"]))
     np.testing.assert_allclose(bounded, PRIMITIVES["iou_values_bounded"], atol=1e-9)
     np.testing.assert_array_equal((A, B), before)
-    np.testing.assert_allclose(tracking.centre_error(A, B), PRIMITIVES["center_error"], atol=1e-9)
+    np.testing.assert_allclose(tracking.center_error(A, B), PRIMITIVES["center_error"], atol=1e-9)
 
 
 def test_otb_equals_its_toolkit():

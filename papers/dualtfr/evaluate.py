@@ -61,9 +61,10 @@ def weights_of(source: str) -> dict[str, torch.Tensor]:
 
 
 PAPER = trackers.Paper(
-    "dualtfr", {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)}, build,
-    lambda model, recipe, world: DualTFRTracker(model, recipe, world.amp or torch.float32),
-    lambda weights, _model: weights,
+    name="dualtfr",
+    recipes={name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)},
+    build=build,
+    make_tracker=lambda model, recipe, world: DualTFRTracker(model, recipe, world.amp or torch.float32),
 )
 
 if __name__ == "__main__":

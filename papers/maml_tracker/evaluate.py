@@ -11,7 +11,7 @@ from papers.maml_tracker.model import build
 from papers.maml_tracker.recipes import RECIPES
 from papers.maml_tracker.tracker import MAMLTracker
 
-PAPER = trackers.Paper("maml_tracker", RECIPES, build, MAMLTracker, lambda weights, _network: weights)
+PAPER = trackers.Paper(name="maml_tracker", recipes=RECIPES, build=build, make_tracker=MAMLTracker)
 
 if __name__ == "__main__":
     run.main(lambda: trackers.main(PAPER))

@@ -1,7 +1,7 @@
-"""A program for the VOT toolkit: ``python -m papers.maml_tracker.vot RUN``, see common/metrics/vot.py."""
+"""A program for the VOT toolkit: ``python -m papers.maml_tracker.vot RUN``, see common/metrics/trackers/vot.py."""
 
 from common import run
-from common.metrics import vot
+from common.metrics.trackers import vot
 from papers.maml_tracker.evaluate import PAPER
 
 if __name__ == "__main__":

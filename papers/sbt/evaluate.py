@@ -38,7 +38,7 @@ def build(recipe: Recipe) -> torch.nn.Module:
         raise run.UserError(f"cannot build {recipe.model} with head {recipe.head}: {error}") from None
 
 
-def follow(network: torch.nn.Module, recipe: Recipe, world: run.World) -> SBTTracker:
+def make_tracker(network: torch.nn.Module, recipe: Recipe, world: run.World) -> SBTTracker:
     """The network as a tracker."""
     return SBTTracker(
         network, template_size=recipe.template_px, search_size=recipe.search_px,
@@ -52,7 +52,7 @@ def official(weights: Mapping[str, torch.Tensor]) -> bool:
     return any(name.startswith("backbone.patch_embed1.") for name in weights)
 
 
-def take(weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
+def convert_weights(weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A file's tensors under our names. The authors' were trained with what their code does, and go nowhere else."""
     if official(weights) and network.backbone.stages[0].norm_applied:
         raise run.UserError("these weights are the authors': take the recipe authors_base, _large or _huge for them")
@@ -60,8 +60,10 @@ def take(weights: Mapping[str, torch.Tensor], network: torch.nn.Module) -> dict[
 
 
 PAPER = trackers.Paper(
-    "sbt", {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)}, build, follow, take,
-    official, rules={"lasot": "lasot_pytracking"},
+    name="sbt",
+    recipes={name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)},
+    build=build, make_tracker=make_tracker, convert_weights=convert_weights,
+    rules={"lasot": "lasot_pytracking"},  # the authors evaluate with PyTracking
 )
 
 if __name__ == "__main__":

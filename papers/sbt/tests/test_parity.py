@@ -12,7 +12,7 @@ from common.metrics.trackers import hann_window, keep_inside
 from common.run import UserError, World
 from common.tests import parity
 from papers.sbt import load_official
-from papers.sbt.evaluate import build, follow, official, take
+from papers.sbt.evaluate import build, convert_weights, make_tracker, official
 from papers.sbt.loss import assign, terms, total, weight_sum
 from papers.sbt.model import Prediction
 from papers.sbt.official import convert
@@ -201,8 +201,8 @@ def test_load_official_lists_every_wrong_tensor():
 def test_the_authors_weights_need_a_recipe_that_errs_as_they_do():
     weights = parity.state_dict(read("params_base"))
     with pytest.raises(UserError, match="authors_base"):
-        take(weights, build(RECIPES["full"]))
+        convert_weights(weights, build(RECIPES["full"]))
     network = build(RECIPES["authors_base"])
-    network.load_state_dict(take(weights, network))
+    network.load_state_dict(convert_weights(weights, network))
     assert official(weights) and not official(network.state_dict())  # whose scores may be called comparable
-    assert follow(network, RECIPES["authors_base"], World(0, 1, torch.device("cpu"), None)).published
+    assert make_tracker(network, RECIPES["authors_base"], World(0, 1, torch.device("cpu"), None)).published

@@ -7,7 +7,7 @@ from torch import nn
 
 from common import run
 from common.metrics.trackers import hann_window
-from papers.sbt.evaluate import build, follow
+from papers.sbt.evaluate import build, make_tracker
 from papers.sbt.model import Prediction, create_tracker
 from papers.sbt.recipes import RECIPES
 from papers.sbt.tracker import SBTTracker, best_token
@@ -74,7 +74,7 @@ def test_bf16_leaves_the_trained_weights_alone():
     network = build(RECIPES["tiny"]).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     world = run.World(0, 1, torch.device("cpu"), torch.bfloat16)
-    tracker = follow(network, RECIPES["tiny"], world)
+    tracker = make_tracker(network, RECIPES["tiny"], world)
     frame = np.random.default_rng(0).integers(0, 256, (120, 160, 3), dtype=np.uint8)
     tracker.init(frame, (60, 40, 30, 30))
     box, score = tracker.track(frame)

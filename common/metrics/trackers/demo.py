@@ -1,10 +1,10 @@
-"""Video in, video out, for any tracker: a paper's ``demo.py`` is ``run.main(lambda: tracker_demo.main(PAPER))``."""
+"""Video in, video out, for any tracker: a paper's ``demo.py`` is ``run.main(lambda: demo.main(PAPER))``."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +18,9 @@ from PIL import Image, ImageDraw
 from common import run
 from common.data import tracking as data
 from common.data.tiny.sequences import sequences
-from common.metrics.trackers import Box, Paper, Tracker
+from common.data.video import FrameFolder
+from common.metrics.trackers.paper import Paper
+from common.metrics.trackers.protocol import Box, Tracker
 from common.run import UserError, drawing
 
 
@@ -43,18 +45,14 @@ class Arguments:
 def main(paper: Paper) -> None:
     """The command line of ``papers.<name>.demo``: draws the boxes a tracker gives into a video."""
     args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.demo", description="A target, followed.")
-    done = sorted(Path("runs", paper.name).glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
-    finished = [p.parent for p in done if (p.parent / "checkpoints").is_dir() and p.parts[-3] in paper.recipes]
-    if not (args.checkpoint or finished):
-        command = f"make reproduce PAPER={paper.name}"
-        raise UserError(f"no finished run under runs/{paper.name}; make one with {command}, or give --checkpoint")
-    checkpoint = args.checkpoint or finished[-1]
-    tracker, *_ = paper.load(checkpoint, args.recipe, run.start_world(run.Options(device=args.device)))
+    checkpoint = args.checkpoint or run.newest(paper.name, paper.recipes)
+    tracker = paper.load(checkpoint, args.recipe, run.start_world(run.Options(device=args.device))).tracker
     if args.source:
-        count = follow(tracker, args.source, first_box(args.source, args.box), args.out, args.frames)
+        source, box = args.source, first_box(args.source, args.box)
     else:
         sequence = data.open_sequences(sequences(), "val")[0]
-        count = follow(tracker, sequence.frames[0].parent, tuple(sequence.boxes[0]), args.out, args.frames)
+        source, box = sequence.frames[0].parent, tuple(sequence.boxes[0])
+    count = annotate(tracker, source, box, args.out, args.frames)
     print(f"{count} frames in {args.out}, some of them in {args.out.with_suffix('.png')}; {checkpoint}")
 
 
@@ -83,7 +81,7 @@ def first_box(source: Path, box: str | None) -> Box:
     return float(x - from_one), float(y - from_one), float(w), float(h)
 
 
-def follow(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) -> int:
+def annotate(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) -> int:
     """Tracks through a video or a folder of frames and writes the annotated video and a strip of pictures.
 
     Returns the number of frames. The strip has 8 to 15 evenly spaced frames (fewer of a shorter video).
@@ -91,10 +89,12 @@ def follow(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) 
     if out.suffix not in (".mp4", ".gif"):
         raise UserError(f"--out is an .mp4 or a .gif, got {out}")
     codec, pixels = ("gif", "rgb8") if out.suffix == ".gif" else ("libx264", "yuv420p")
-    kept, every, count, part = [], 1, 0, out.with_name(f".{out.stem}.part{out.suffix}")
+    kept, every, count = [], 1, 0
     try:
-        frames, rate = _frames(source)
-        with av.open(str(part), "w") as video:
+        with (
+            open_frames(source) as (frames, rate), run.written_whole(out) as part,
+            av.open(str(part), "w", format=out.suffix[1:]) as video,
+        ):
             for count, frame in enumerate(frames, 1):
                 if count == 1:
                     tracker.init(frame, box)
@@ -115,13 +115,10 @@ def follow(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) 
             if not count:
                 raise UserError(f"{source} has no frames")
             video.mux(stream.encode())
-        os.replace(part, out)
     except (OSError, av.FFmpegError) as error:
         raise UserError(f"cannot make {out} from {source}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
-    frames, captions = zip(*kept)
-    drawing.gallery(out.with_suffix(".png"), frames, captions, ["black"] * len(kept), columns=min(4, len(kept)))
+    pictures, captions = zip(*kept)
+    drawing.gallery(out.with_suffix(".png"), pictures, captions, ["black"] * len(kept), columns=min(4, len(kept)))
     return count
 
 
@@ -135,21 +132,30 @@ def _drawn(frame: np.ndarray, box: Box, caption: str) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _frames(source: Path) -> tuple[Iterator[np.ndarray], int]:
-    """(RGB frames, their rate per second) of a video or a folder of images, one at a time."""
+@contextmanager
+def open_frames(source: Path) -> Iterator[tuple[Iterator[np.ndarray], int]]:
+    """(frames (H, W, 3) uint8 RGB, one at a time, their rate per second) of a video or a folder of images.
+
+    A video is decoded once from its beginning: `common.data.video.VideoFile` reads any frames, and so starts at the key
+    frame before them each time.
+    """
     if source.is_dir():
-        files = [p for p in source.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".bmp")]
-        files.sort(key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
-        if not files and (source / "img").is_dir():
-            return _frames(source / "img")
-        otb = source.parent if source.name == "img" else source
-        if otb.name in data.OTB_RANGES and any(otb.glob("groundtruth_rect*.txt")):
-            files = data.otb_part(otb.name, files)
-        return map(data.read_frame, files), 25
-    video = av.open(str(source))
-    if not video.streams.video:
-        raise UserError(f"{source} holds no pictures")
-    stream = video.streams.video[0]
-    scaler = VideoReformatter()  # one for all: to_ndarray(format=...) would set one up for every frame
-    frames = (scaler.reformat(frame, format="rgb24").to_ndarray() for frame in video.decode(stream))
-    return frames, round(stream.average_rate or 25)
+        yield map(data.read_frame, _frame_files(source)), 25
+        return
+    with av.open(str(source)) as video:
+        if not video.streams.video:
+            raise UserError(f"{source} holds no pictures")
+        stream = video.streams.video[0]
+        scaler = VideoReformatter()  # one for all: to_ndarray(format=...) would set one up for every frame
+        frames = (scaler.reformat(frame, format="rgb24").to_ndarray() for frame in video.decode(stream))
+        yield frames, round(stream.average_rate or 25)
+
+
+def _frame_files(folder: Path) -> list[Path]:
+    """The images of a folder, or of img/ in it, in the order of their numbers; of OTB's those of the sequence."""
+    img = folder / "img" if (folder / "img").is_dir() else folder
+    files = FrameFolder(img).files
+    otb = img.parent if img.name == "img" else img
+    if otb.name in data.OTB_RANGES and any(otb.glob("groundtruth_rect*.txt")):
+        return data.otb_part(otb.name, files)
+    return files

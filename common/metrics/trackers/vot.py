@@ -1,21 +1,21 @@
 """Any tracker as a program that the VOT toolkit can run, over the TraX protocol (pip install vot-trax six).
 
-A paper's ``vot.py`` is ``run.main(lambda: vot.main(PAPER))``; the baselines answer to ``python -m common.metrics.vot
-correlation``. The toolkit (GPL-3) is a program of its own and wants an environment of its own ::
+A paper's ``vot.py`` is ``run.main(lambda: vot.main(PAPER))``; the baselines answer to ``python -m
+common.metrics.trackers.vot ncc``. The toolkit (GPL-3) is a program of its own and wants an environment of its own ::
 
     python -m venv vot && vot/bin/pip install vot-toolkit==0.7.3 attributee==0.1.9 six
 
 It finds trackers in ``trackers.ini`` in the folder it is started from, and runs them in a temporary one ::
 
-    [correlation]                      # for a paper: -m papers.sbt.vot /whole/path/to/run
+    [ncc]                              # for a paper: -m papers.sbt.vot /whole/path/to/run
     label = NCC
     protocol = trax
-    command = REPOSITORY/.venv/bin/python -m common.metrics.vot correlation --region rectangle
+    command = REPOSITORY/.venv/bin/python -m common.metrics.trackers.vot ncc --region rectangle
     env_PYTHONPATH = REPOSITORY
 
-    vot/bin/vot test correlation                                      # 50 generated frames: does it answer?
+    vot/bin/vot test ncc                                              # 50 generated frames: does it answer?
     vot/bin/vot initialize vot2018/shortterm --workspace W            # fetches the data; trackers.ini goes into W
-    vot/bin/vot evaluate --workspace W correlation && vot/bin/vot analysis --workspace W --format json correlation
+    vot/bin/vot evaluate --workspace W ncc && vot/bin/vot analysis --workspace W --format json ncc
 
 Without the download: ``initialize custom --nodownload``, sequences in W/sequences (list.txt; NAME/color/00000001.jpg,
 NAME/groundtruth.txt, NAME/sequence with ``channels.color=color/%08d.jpg``; for anchors NAME/anchor.value, a line of
@@ -40,13 +40,15 @@ import tyro
 
 from common import run
 from common.data.tracking import read_frame
-from common.metrics import trackers
+from common.metrics.trackers.baselines import BASELINES
+from common.metrics.trackers.paper import Paper
+from common.metrics.trackers.protocol import Box, Tracker
 from common.run import UserError
 
 RegionKind = Literal["rectangle", "polygon", "mask"]
 
 
-def serve(tracker: trackers.Tracker, region: RegionKind = "rectangle", name: str = "") -> None:
+def serve(tracker: Tracker, region: RegionKind = "rectangle", name: str = "") -> None:
     """Answers a TraX client on standard input and output (or $TRAX_SOCKET) until it says goodbye."""
     try:
         import trax
@@ -59,15 +61,15 @@ def serve(tracker: trackers.Tracker, region: RegionKind = "rectangle", name: str
             frame = read_frame(Path(request.image[trax.ImageChannel.COLOR].path()))
             if request.type == trax.TraxStatus.INITIALIZE:
                 ((target, _),) = request.objects
-                box, properties = box_around(target), {}
+                box, properties = region_to_box(target), {}
                 tracker.init(frame, box)
             else:
                 box, score = tracker.track(frame)
                 properties = {"confidence": float(score)}
-            server.status([(answer(box, region, frame.shape[:2]), properties)])
+            server.status([(box_to_region(box, region, frame.shape[:2]), properties)])
 
 
-def box_around(region) -> trackers.Box:
+def region_to_box(region) -> Box:
     """x, y, w, h of a TraX rectangle, or of the pixels of a polygon or mask."""
     if region.type == "rectangle":
         return region.bounds()
@@ -80,7 +82,7 @@ def box_around(region) -> trackers.Box:
     return (*points.min(0).tolist(), *(np.ptp(points, axis=0) + 1).tolist())
 
 
-def answer(box: trackers.Box, region: RegionKind, size: tuple[int, int]):
+def box_to_region(box: Box, region: RegionKind, size: tuple[int, int]):
     """A box as a TraX region of the given kind, in a frame of (height, width); one that is not finite is empty."""
     import trax
 
@@ -108,17 +110,18 @@ class Arguments:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
-def main(paper: trackers.Paper) -> None:
+def main(paper: Paper) -> None:
     """The command line of ``papers.<name>.vot``."""
     args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.vot", description="Answers the VOT toolkit.")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
-    serve(paper.load(args.checkpoint, args.recipe, world)[0], args.region, paper.name)
+    serve(paper.load(args.checkpoint, args.recipe, world).tracker, args.region, paper.name)
 
 
-def baseline(name: Annotated[Literal["still", "correlation"], tyro.conf.Positional], region: RegionKind = "rectangle"):
+def baseline(name: Annotated[Literal["static_box", "ncc"], tyro.conf.Positional], region: RegionKind = "rectangle"):
     """Answers the VOT toolkit with a baseline."""
-    serve(trackers.BASELINES[name](), region, name)
+    trackers = {make.folder: make for make in BASELINES.values()}
+    serve(trackers[name](), region, name)
 
 
 if __name__ == "__main__":
-    run.main(lambda: tyro.cli(baseline, prog="python -m common.metrics.vot"))
+    run.main(lambda: tyro.cli(baseline, prog="python -m common.metrics.trackers.vot"))

@@ -1,0 +1,117 @@
+"""What a paper that classifies images tells, and the command line of its evaluate.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from common import run
+from common.data import images
+from common.metrics import evaluation
+from common.metrics.classification.accuracy import accuracy, data_folder, metrics
+from common.run import UserError
+
+IMAGENET = (1_281_167, 50_000)  # training and validation images
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper that classifies images."""
+
+    name: str
+    recipes: Mapping[str, Any]
+    build: Callable[[Any, int], torch.nn.Module]
+    """(recipe, number of classes) -> model"""
+    convert_weights: evaluation.ConvertWeights
+
+    def comparable(self, name: str, recipe: Any, train: images.Images, val: images.Images) -> bool:
+        """Whether a training's result may stand beside the paper's: its recipe untouched, on all of ImageNet-1K."""
+        untouched = evaluation.is_untouched(name, recipe, self.recipes)
+        return recipe.paper_top1 is not None and untouched and (len(train), len(val)) == IMAGENET
+
+    def comparable_checkpoint(self, checkpoint: Path, model: torch.nn.Module, recipe: Any, val: images.Images) -> bool:
+        """The same of an evaluation: of a run whose own results say so, or of the authors' file, on all of
+        ImageNet-1K's validation images."""
+        if checkpoint.is_dir():
+            results = checkpoint / "results.json"
+            published = results.exists() and run.read_json(results)["metrics"][0]["comparable"]
+        else:
+            published = recipe.paper_top1 is not None and evaluation.is_authors_file(checkpoint, model)
+        return published and len(val) == IMAGENET[1]
+
+    def load_run(self, folder: Path) -> tuple[torch.nn.Module, Any, list[str]]:
+        """A run's newest model in eval mode, its recipe, and the names of its classes."""
+        recipe, weights, state = run.load_run(folder, type(next(iter(self.recipes.values()))))
+        model = self.build(recipe, len(state["classes"]))
+        model.load_state_dict(weights["model"])
+        return model.eval(), recipe, state["classes"]
+
+    def load_file(self, path: Path, recipe: Any, classes: int) -> torch.nn.Module:
+        """The recipe's model in eval mode with the weights of a file, ours or the authors'."""
+        model = self.build(recipe, classes)
+        evaluation.load_file(path, model, self.convert_weights, f"{recipe.model} with {classes} classes")
+        return model.eval()
+
+
+@dataclass
+class Arguments:
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """Run folder, or file of weights (.safetensors, .pth)."""
+    recipe: str | None = None
+    """Recipe that names the model and the evaluation; a run folder knows its own."""
+    data: Path | None = None
+    """Data folder with a validation split."""
+    out: Path | None = None
+    """JSON file to write the scores to."""
+    workers: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+def main(paper: Paper) -> None:
+    """The command line of ``papers.<name>.evaluate``."""
+    args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.evaluate", description="Scores of a checkpoint.")
+    world = run.start_world(run.Options(device=args.device, precision=args.precision))
+    if not args.checkpoint.exists():
+        raise UserError(f"no checkpoint at {args.checkpoint}")
+    if args.checkpoint.is_dir():
+        model, recipe, classes = paper.load_run(args.checkpoint)
+        val = images.open_images(data_folder(recipe, args.data), "val")
+        check_classes(args.checkpoint, classes, val.classes)
+    else:
+        if args.recipe not in paper.recipes:
+            known = ", ".join(paper.recipes)
+            raise UserError(f"a file of weights needs --recipe, one of {known}; got {args.recipe!r}")
+        recipe = paper.recipes[args.recipe]
+        val = images.open_images(data_folder(recipe, args.data), "val")
+        model = paper.load_file(args.checkpoint, recipe, len(val.classes))
+    model.to(world.device, memory_format=torch.channels_last)  # as it was trained
+    scores = accuracy(model, val, recipe, world, workers=args.workers)
+    if world.is_main:
+        rows = metrics(scores, recipe, paper.comparable_checkpoint(args.checkpoint, model, recipe, val))
+        evaluation.print_rows(rows)
+        print(f"{len(val)} images of {len(val.classes)} classes, {recipe.model}, {args.checkpoint}")
+        if args.out:
+            about = {"checkpoint": str(args.checkpoint), "images": len(val), "metrics": rows}
+            run.write_json(args.out, about | run.environment())
+
+
+def check_classes(checkpoint: Path, trained: Sequence[str], found: Sequence[str]) -> None:
+    """`UserError` if the classes of the data are not those of a run; names the first that only one of them has."""
+    if list(trained) == list(found):
+        return
+    missing, unknown = sorted(set(trained) - set(found)), sorted(set(found) - set(trained))
+    differ = f"the data lack {_some(missing)}, and have besides {_some(unknown)}"
+    raise UserError(
+        f"{checkpoint} was trained on the classes of another folder ({len(trained)} there, {len(found)} here): "
+        f"{differ if missing or unknown else 'other order'}; give that folder with --data"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return (", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")) or "none"
