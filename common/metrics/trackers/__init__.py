@@ -31,3 +31,4 @@ from common.metrics.trackers.paper import (
 )
 from common.metrics.trackers.protocol import BENCHMARK_SIZES, RULES, Box, Protocol, Tracker, dataset_of
 from common.metrics.trackers.score import metrics, scorable, score, speed
+from common.metrics.trackers.tables import real_table
