@@ -2,7 +2,7 @@
 # Makes .venv with the pinned packages, and adds what a paper needs: tools/setup.sh [PAPER].
 # Remembers what it has installed and returns at once when there is nothing to do.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd -- "$(dirname -- "$0")/.." > /dev/null
 paper="${1:-}"
 fail() { echo "setup: $*" >&2; exit 1; }
 
@@ -17,16 +17,21 @@ added="${extra:+.venv/.installed-$paper-$(stamp constraints.txt "$extra")}"
 [ -e "$base" ] && { [ -z "$added" ] || [ -e "$added" ]; } && exit 0
 
 if command -v flock > /dev/null; then  # two makes at once: the second waits
-  exec 9> "${TMPDIR:-/tmp}/vision-reproductions-setup-$(id -u).lock"
-  flock 9
+  exec 9>> .setup.lock
+  flock -n 9 || { echo "setup: waiting for another setup in this folder"; flock 9; }
 fi
 
 if [ ! -x .venv/bin/python ]; then
-  for python in ${PYTHON3:-python3.11 python3.12 python3}; do
-    "$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2> /dev/null && break
+  candidates=(python3.11 python3.12 python3.13 python3)
+  [ -z "${PYTHON3:-}" ] || candidates=("$PYTHON3")
+  seen=""
+  for python in "${candidates[@]}"; do
+    "$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2> /dev/null && break
+    seen="$seen, $python: $("$python" --version 2> /dev/null || echo none)"
     python=""
   done
-  [ -n "$python" ] || fail "needs Python 3.11 or 3.12 with its venv module (on Debian: apt-get install python3-venv); none found"
+  [ -n "$python" ] || fail "needs Python 3.11, 3.12 or 3.13 with its venv module (on Debian: apt-get install python3-venv;" \
+    "or PYTHON3=/path/to/python3.12); found ${seen#, }"
   free_gb=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
   [ "$free_gb" -ge 10 ] || fail "PyTorch and its CUDA libraries take about 10 GB here; only $free_gb GB are free in $PWD"
   command -v cc > /dev/null || echo "setup: no C compiler (cc): all runs, but --compile and DeepSpeed will not; install gcc and g++"

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from common.run import leaving
 from common.run.files import UserError
+from common.run.sources import source
 
 Recipe = TypeVar("Recipe")
 
@@ -153,4 +154,5 @@ def data_folder(recipe: Any, data: Path | None, built_in: Mapping[str, Callable[
         return data
     if recipe.dataset in built_in:
         return built_in[recipe.dataset]()
-    raise UserError(f"this recipe is meant for {recipe.dataset}: give its folder with --data")
+    whence = f" ({text})" if (text := source(recipe.dataset)) else ""
+    raise UserError(f"this recipe is meant for {recipe.dataset}: give its folder with --data{whence}")
