@@ -9,6 +9,6 @@ cd "$(dirname "$0")/../../.."
 : "${RECIPE:=finetune_7b}" "${GPUS:=8}" "${PYTHON:=.venv/bin/python}" "${MICRO_BATCH:=16}"
 : "${LLM:=lmsys/vicuna-7b-v1.5}" "${VISION:=openai/clip-vit-large-patch14-336}"
 set -x
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m papers.vlora.train "$RECIPE" \
+exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m -- papers.vlora.train "$RECIPE" \
   --data "$DATA" --connection "$START" --llm "$LLM" --vision "$VISION" --micro-batch "$MICRO_BATCH" --workers 8 \
   --log-every 20 --checkpoint-every 500 --resume auto "$@"
