@@ -146,7 +146,7 @@ def open_if_there(root: Path, split: str, recipe: Recipe) -> Samples | None:
         return None
 
 
-def spread(count: int, most: int) -> list[int]:
+def evenly_spread(count: int, most: int) -> list[int]:
     """At most `most` of `count` rows, evenly spread."""
     most = min(most, count)
     return [count * i // most for i in range(most)]

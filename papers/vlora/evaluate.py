@@ -33,9 +33,9 @@ from papers.vlora.data import (
     assistant_message,
     caption_messages,
     data_folder,
+    evenly_spread,
     open_dataset,
     open_if_there,
-    spread,
 )
 from papers.vlora.processing import IGNORED, TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import RECIPES, Recipe
@@ -65,7 +65,7 @@ def load(folder: Path, device: torch.device) -> tuple[VisionLanguageModel, VLoRA
 
 def questions(data: Samples, most: int) -> list[Question]:
     """What is asked: the last turn of conversations, or the captions of images; evenly spread if there are too many."""
-    rows = spread(len(data), most)
+    rows = evenly_spread(len(data), most)
     if isinstance(data, CaptionDataset):
         return [
             Question(i, tuple(caption_messages(data.prompt, "")[:1]), "caption", data.data.captions(i)) for i in rows

@@ -18,7 +18,7 @@ from common import run
 from common.data.loader import steps_per_epoch
 from common.run.hf import Progress, Trainer, arguments, count, deepspeed_config, quiet
 from papers.vlora import build, figures
-from papers.vlora.data import Encoded, data_folder, describe, open_dataset, open_if_there, spread, train_loader
+from papers.vlora.data import Encoded, data_folder, describe, evenly_spread, open_dataset, open_if_there, train_loader
 from papers.vlora.evaluate import evaluate, load
 from papers.vlora.processing import VLoRAProcessor
 from papers.vlora.recipes import Recipe
@@ -73,7 +73,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     watched = None
     if held_out:
         encoded = Encoded(held_out, processor, recipe.max_length, strict=True)
-        watched = Subset(encoded, spread(len(held_out), VALIDATION_SAMPLES))
+        watched = Subset(encoded, evenly_spread(len(held_out), VALIDATION_SAMPLES))
     trainer = Trainer(
         batches, progress, model=model, args=args, data_collator=processor.collate, eval_dataset=watched
     )

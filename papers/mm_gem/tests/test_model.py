@@ -198,9 +198,9 @@ def test_chunks_give_the_same_loss_and_gradients(model, batch):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(free_port, tmp_path):
-    script = Path(__file__).parent / "two_processes.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port)]
-    done = subprocess.run([*command, str(script), str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    module = ["-m", "papers.mm_gem.tests.two_processes", str(tmp_path)]
+    done = subprocess.run([*command, *module], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["gradients"] > 50

@@ -79,6 +79,21 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, data):
     assert not list(whole.rglob("training_args.bin")), "a pickle"
 
 
+def test_a_run_killed_over_its_pictures_has_its_results_and_draws_them_later(tmp_path, data, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    recipe = dataclasses.replace(SMALL, steps=2, eval_every=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.figures, "draw", killed)
+        _train(tmp_path, data, recipe)
+    (folder,) = (tmp_path / "vlora" / "smoke").iterdir()
+    before = _results(folder)
+    assert not list(folder.glob("*.png"))
+    assert _train(tmp_path, data, recipe, resume="auto") == folder
+    assert _results(folder) == before and len(list(folder.glob("*.png"))) == 3 and run.folder.finished(folder)
+
+
 def test_the_saved_model_is_the_evaluated_one(tmp_path, data, monkeypatch, capsys):
     folder = _train(tmp_path, data)
     monkeypatch.setattr(sys, "argv", ["evaluate", str(folder), "--data", str(data), "--out", str(tmp_path / "s.json")])
