@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # First stage on one machine: the generator alone on captions. Resumed where it was left:
-#   DATA=/data/capsfusion LLM=/models/vicuna-7b-v1.5 VISION=/models/clip-vit-large-patch14-336 pretrain.sh [--field value ...]
+#   DATA=/data/capsfusion LLM=/models/vicuna-7b-v1.5 VISION=/models/clip-l-336 pretrain.sh [--field value ...]
 # DATA holds webdataset shards train-000000.tar ... (KEY.jpg, KEY.txt). The global batch stays 768 whatever GPUS is.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
