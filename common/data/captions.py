@@ -35,6 +35,10 @@ EXPECTED = """expected
 SAME = {"val": ("val", "test"), "test": ("test", "val"), "train": ("train",)}
 
 
+class NoSplit(UserError):
+    """The folder is right, but has nothing of this split."""
+
+
 @dataclass(frozen=True)
 class Captioned:
     """An image and all its captions."""
@@ -141,7 +145,7 @@ class CaptionShards(Dataset):
 def read_captions(root: str | Path, split: str) -> list[Captioned]:
     """The captioned images of a split ("train", "val"; "test" is another name of "val"), by image file.
 
-    Raises `UserError` for a missing folder, a file that is no annotation file, or a split without captions.
+    Raises `UserError` for a missing folder or no annotation file, `NoSplit` for a split without captions.
     """
     rows = []
     for folder, content in _annotations(Path(root), "captions", split):
@@ -204,5 +208,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _nonempty(rows: list, root: str | Path, split: str, what: str) -> list:
     if not rows:
-        raise UserError(f"{root} has no {what} for {split!r}: {EXPECTED.format(root=root)}")
+        raise NoSplit(f"{root} has no {what} for {split!r}: {EXPECTED.format(root=root)}")
     return rows

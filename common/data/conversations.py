@@ -76,7 +76,8 @@ def read_conversations(
     except ValueError as error:
         raise UserError(f"{path} is no JSON: {error}") from None
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: expected a list of conversations, found {type(entries).__name__}")
+        found = "an empty one" if entries == [] else type(entries).__name__
+        raise UserError(f"{path}: expected a list of conversations, found {found}")
     rows, bad = [], []
     for number, entry in enumerate(entries):
         try:
@@ -99,7 +100,9 @@ def parse(entry: dict[str, Any], images: Path) -> Conversation:
         if turn["from"] != expected:
             raise ValueError(f"id {entry.get('id')}: turn {len(messages)} is from {turn['from']!r}, not {expected!r}")
         text = turn["value"]
-        here = text.count(IMAGE) if expected == "human" else 0
+        here = text.count(IMAGE)
+        if here and expected == "gpt":
+            raise ValueError(f"id {entry.get('id')}: {IMAGE} in an answer; it marks where a question has its image")
         marks += here
         content = [{"type": "image"}] * here + [{"type": "text", "text": text.replace(IMAGE, "").strip()}]
         messages.append({"role": ROLES[expected], "content": content})

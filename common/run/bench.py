@@ -144,16 +144,25 @@ def quartiles(longer: Sequence[float], shorter: Sequence[float]) -> list[float]:
     return statistics.quantiles((a / b for a, b in zip(longer, shorter, strict=True)), n=4, method="inclusive")
 
 
-def peak_bytes(function: Callable[[], object], device: torch.device | str) -> int | None:
-    """Most memory that tensors take on a GPU while `function` runs, beyond what they take before; None on a CPU."""
-    if torch.device(device).type != "cuda":
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    function()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+def peak_bytes(function: Callable[[], object], device: torch.device | str) -> int:
+    """Most memory that tensors take while `function` runs, beyond what they take before."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
+        function()
+    now = peak = 0
+    for event in profile.profiler.kineto_results.events():  # allocations and releases, in their order
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
 
 
 # Records ----------------------------------------------------------------------------------------------------

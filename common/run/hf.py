@@ -1,17 +1,18 @@
 """transformers' Trainer in a run folder, for the papers that train language models.
 
 A paper's ``train.py`` says what is trained and how: model, batches, and what it prescribes of `arguments`. It overrides
-`Trainer` where its loss or its optimizer is its own. Here is what joins transformers to run.py: seeds, log, stop,
-resumption, and DeepSpeed. Checkpoints are transformers' own, ``checkpoints/checkpoint-N/``, with two changes: of the
-weights they hold those that are trained, as safetensors, and one without `WHOLE`, written last, does not count.
+`Trainer` where its loss or its optimizer is its own. Here is what joins it to a run folder: seeds, clock, log,
+stop, resumption, and DeepSpeed. Checkpoints are transformers' own, ``checkpoints/checkpoint-N/``, with two changes: of
+the weights they hold those that are trained, as safetensors, and one without `COMPLETE_MARKER`, written last, does not
+count.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,15 @@ import transformers
 from torch.utils.data import DataLoader
 
 from common import run
+from common.run import UserError
 
-WHOLE = "whole.json"
+COMPLETE_MARKER = "whole.json"
+
+
+def quiet() -> None:
+    """transformers' warnings and progress bars would tear the run's own progress line."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def arguments(
@@ -52,64 +60,66 @@ def deepspeed_config(paper: Path, name: str) -> str | None:
         import deepspeed
     except ImportError:
         message = f"this recipe needs deepspeed (make setup PAPER={paper.name}); to do without: --deepspeed ''"
-        raise run.UserError(message) from None
+        raise UserError(message) from None
     if dist.is_initialized():
         deepspeed.init_distributed()  # joins our group; else ZeRO-3 takes itself for alone while weights are loaded
     return str(paper / "scripts" / f"{name}.json")
 
 
 class Progress(transformers.TrainerCallback):
-    """Log, checkpoints and stop of a run, and the seed of every step; where a resumed run goes on."""
+    """Clock, log, checkpoints and stop of a run, and the seed of every step; where a resumed run goes on."""
 
     def __init__(
         self, folder: Path, options: run.Options, world: run.World, *, batch: int, steps: int, per_epoch: int,
         eval_every: int = 0,
     ):
         """`eval_every`: steps between losses on the Trainer's `eval_dataset`; 0: never."""
-        self.options, self.world, self.batch, self.steps, self.eval_every = options, world, batch, steps, eval_every
-        self.save_every = options.checkpoint_every or per_epoch
+        self.options, self.world = options, world
         self.checkpoint = _newest_checkpoint(folder) if options.resume else None
-        self.start, self.before = 0, 0.0  # steps, and seconds they took, of the processes before this one
+        start, wall_s = 0, 0.0
         if self.checkpoint:
-            self.start = int(self.checkpoint.name.split("-")[1])
-            self.before = json.loads((self.checkpoint / WHOLE).read_text())["wall_s"]
-        self.step, self.began = self.start, time.perf_counter()
-        self.log = run.Log(folder, world, steps=steps, start=self.start)
+            start = int(self.checkpoint.name.split("-")[1])
+            wall_s = run.read_json(self.checkpoint / COMPLETE_MARKER)["wall_s"]
+        self.clock = run.Clock(
+            options, steps=steps, batch=batch, per_epoch=per_epoch, eval_every=eval_every, start=start, wall_s=wall_s
+        )
+        self.log = run.Log(folder, world, steps=steps, start=start)
 
-    @property
-    def wall_s(self) -> float:
-        return self.before + time.perf_counter() - self.began
-
-    @property
-    def throughput(self) -> float | None:
-        """Samples per second since this process started."""
-        return (self.step - self.start) * self.batch / (self.wall_s - self.before) or None
+    def on_train_begin(self, args, state, control, **_):
+        self.clock.tick = time.perf_counter()
 
     def on_step_begin(self, args, state, control, **_):
         run.seed_all(self.options.seed, state.global_step + 1, self.world.rank)
 
     def on_step_end(self, args, state, control, **_):
-        self.step = state.global_step
-        last = self.step in (self.steps, self.options.stop_at)
+        clock = self.clock
+        clock.stop()
+        clock.step, clock.tick = state.global_step, time.perf_counter()
+        last = clock.step in (clock.steps, self.options.stop_at)
         control.should_log |= last
-        control.should_save |= last or self.step % self.save_every == 0
-        if self.eval_every:
-            control.should_evaluate = self.step % self.eval_every == 0 or self.step == self.steps
+        control.should_save |= clock.save_due
+        control.should_evaluate = clock.eval_every > 0 and clock.eval_due
         control.should_training_stop |= last
-        self.log.step(self.step)
+        self.log.step(clock.step)
 
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" in logs:
-            values = {"loss": logs["loss"], "lr": logs["learning_rate"], "samples_per_s": self.throughput}
+            values = {"loss": logs["loss"], "lr": logs["learning_rate"], "samples_per_s": self.clock.rate}
             more = {key: float(value) for key, value in logs.items() if key not in ("loss", "learning_rate", "epoch")}
-            self.log.step(self.step, values | more)
+            self.log.step(self.clock.step, values | more)
         elif "eval_loss" in logs:
-            self.log.step(self.step, {"val/loss": logs["eval_loss"]})
+            self.log.step(self.clock.step, {"val/loss": logs["eval_loss"]})
+
+    def on_evaluate(self, args, state, control, **_):
+        self.clock.tick = time.perf_counter()  # evaluation and checkpoints are not training
+
+    def on_save(self, args, state, control, **_):
+        self.clock.tick = time.perf_counter()
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run."""
-    found = [path.parent for path in (folder / "checkpoints").glob(f"checkpoint-*/{WHOLE}")]
+    found = [path.parent for path in (folder / "checkpoints").glob(f"checkpoint-*/{COMPLETE_MARKER}")]
     return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
@@ -124,13 +134,13 @@ class Trainer(transformers.Trainer):
 
     def run_steps(self) -> bool:
         """Trains from the newest checkpoint on; whether the last step was reached, and not --stop-at before it."""
-        progress = self.progress
-        self.train(resume_from_checkpoint=str(progress.checkpoint) if progress.checkpoint else None)
-        progress.log.close()
-        if progress.step < progress.steps:
+        checkpoint, clock, log = self.progress.checkpoint, self.progress.clock, self.progress.log
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        log.close()
+        if clock.stopped:
             folder = Path(self.args.output_dir).parent
-            progress.log.say(f"stopped at step {progress.step} of {progress.steps}; go on with --resume {folder}")
-        return progress.step >= progress.steps
+            log.say(f"stopped at step {clock.step} of {clock.steps}; go on with --resume {folder}")
+        return not clock.stopped
 
     def get_train_dataloader(self) -> DataLoader:
         return self.batches  # shared out between the ranks already
@@ -138,7 +148,7 @@ class Trainer(transformers.Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():
-            raise run.UserError(
+            raise UserError(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1}; the last good checkpoint is in "
                 f"{self.args.output_dir}. Lower the learning rate or --clip-norm"
             )
@@ -160,9 +170,12 @@ class Trainer(transformers.Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         weights = run.load_weights(Path(resume_from_checkpoint) / "model.safetensors")
-        missing, unexpected = self.model.load_state_dict(weights, strict=False)
-        if unexpected or not set(missing).isdisjoint(self._trained()):
-            raise run.UserError(f"{resume_from_checkpoint} holds other weights than this recipe trains")
+        if differ := weights.keys() ^ set(self._trained()):
+            raise UserError(
+                f"{resume_from_checkpoint} holds other weights than this recipe trains, such as {min(differ)}: start "
+                "afresh, without --resume"
+            )
+        self.model.load_state_dict(weights, strict=False)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
@@ -170,4 +183,14 @@ class Trainer(transformers.Trainer):
             dist.barrier()  # every rank has written its part
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            run.write_json(folder / WHOLE, {"wall_s": self.progress.wall_s})
+            run.write_json(folder / COMPLETE_MARKER, {"wall_s": self.progress.clock.wall_s})
+
+
+def shape(parameter: torch.nn.Parameter) -> torch.Size:
+    """Of a parameter that is whole, or that ZeRO-3 has scattered."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def count(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Elements of the parameters, whole."""
+    return sum(shape(parameter).numel() for parameter in parameters)

@@ -206,6 +206,16 @@ def test_wrong_caption_folders(tmp_path, prepare, message):
         captions.read_captions(tmp_path, "train")
 
 
+def test_a_folder_without_a_split_is_told_from_a_wrong_one(root, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for read in (captions.read_captions, captions.read_regions):
+        with pytest.raises(captions.NoSplit):
+            read(tmp_path, "val")
+        with pytest.raises(UserError) as wrong:
+            read(root, "has no")
+        assert wrong.type is UserError
+
+
 def test_missing_caption_folder_and_split(tmp_path, root):
     with pytest.raises(UserError, match="no data folder"):
         captions.read_captions(tmp_path / "none", "train")
@@ -297,6 +307,7 @@ BAD = [
     ({"id": 1}, "malformed, KeyError"), ("text", "malformed"),
     ({"conversations": [{"from": "gpt", "value": "x"}]}, "not 'human'"),
     ({"conversations": [{"from": "human", "value": 3}]}, "malformed"),
+    (_entry("hm?", "see <image>", "and?", "no"), "id 3: <image> in an answer"),
 ]
 
 
@@ -312,7 +323,7 @@ def test_malformed_conversations(tmp_path, entry, message):
         _read(tmp_path, [good, entry, entry])
 
 
-@pytest.mark.parametrize("content, message", [("{", "no JSON"), ("{}", "found dict"), ("[]", "found list")])
+@pytest.mark.parametrize("content, message", [("{", "no JSON"), ("{}", "found dict"), ("[]", "found an empty one")])
 def test_wrong_conversation_files(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=message):

@@ -1,29 +1,30 @@
 """What the chunked contrastive step costs and saves: ``python -m papers.mm_gem.bench``.
 
 One training step (loss and gradients) over a batch of pairs, whole and in chunks of several sizes, taking turns; memory
-is what the step takes beside the weights. Nothing is timed before losses and gradients have been found equal. Writes
+is what a step takes beside the weights. Nothing is timed before losses and gradients have been found equal. Writes
 results/bench/mm_gem_<recipe>_<hardware>.{json,md}.
 """
 
 from __future__ import annotations
 
-import re
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import tyro
+from torch import Tensor
 
 from common import run
-from common.run import ROOT, UserError
-from papers.mm_gem import parts
+from common.run import UserError
+from common.run.bench import Case, check_parity, measure, peak_bytes, prepare, table, write_record
+from papers.mm_gem import build
 from papers.mm_gem.model import MMGEMModel
 from papers.mm_gem.recipes import RECIPES
 
-TURNS = 5
+TEXT_TOKENS = 16  # [EMB] included
 
 
 @dataclass
@@ -31,85 +32,55 @@ class Arguments:
     recipe: str = "tiny"
     """Whose model is measured, with random weights; float32 on a CPU, bf16 autocast on a GPU."""
     batch: int = 256
-    text: int = 16
-    """Tokens of a text, [EMB] included."""
     chunks: tuple[int, ...] = (128, 64, 32, 16)
-    device: str = "auto"
-    out: Path = ROOT / "papers" / "mm_gem" / "results" / "bench"
+    """Pairs at a time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = torch.get_num_threads()
+    seconds: float = 0.5
+    """Spent on each chunk size at least."""
+    out: Path = Path(__file__).parent / "results" / "bench"
+    """Folder of the record."""
 
 
-def measure(args: Arguments, world: run.World) -> list[dict[str, float]]:
-    """A row for the whole batch (chunk = batch) and for every chunk size."""
+def study(args: Arguments, world: run.World) -> dict[str, Any]:
+    """The record of a step over the whole batch, and in chunks of each size."""
     torch.manual_seed(0)
     recipe = RECIPES[args.recipe]
     with world.device:
-        model = MMGEMModel(parts.blueprint(recipe)).train()
+        model = MMGEMModel(build.blueprint(recipe)).train()
         side = getattr(model.config.vision_config, "image_size", 224)
         pixels = torch.randn(args.batch, 3, side, side)
-        ids = torch.randint(4, model.config.emb_token_id, (args.batch, args.text))
+        ids = torch.randint(4, model.config.emb_token_id, (args.batch, TEXT_TOKENS))
         ids[:, -1] = model.config.emb_token_id
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def step(chunk: int) -> torch.Tensor:
+    def step(chunk: int) -> Tensor:
         model.zero_grad()
         with world.autocast():
             loss = model(ids, pixels, chunk=chunk).loss
         loss.backward()
-        return loss.detach()
+        return loss
 
-    def gradient() -> torch.Tensor:
-        return torch.cat([p.grad.flatten() for p in model.parameters()])
+    def loss_and_gradient(chunk: int) -> tuple[Tensor, Tensor]:
+        return step(chunk), torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
-    whole, expected = step(0), gradient()
-    tolerance = 1e-4 if world.amp is None else 3e-2
-    rows = []
-    for chunk in (args.batch, *args.chunks):
-        loss, found = step(chunk), gradient()
-        off = (found - expected).norm().item() / expected.norm().item()
-        if off > tolerance or abs(loss - whole) > tolerance:
-            raise UserError(f"in chunks of {chunk} the gradient is off by {off:.2g}: not timed")
-        rows.append({"chunk": chunk, "gradient off by": off, "mb": peak_bytes(lambda c=chunk: step(c), world) / 1e6})
-    times: dict[int, list[float]] = {row["chunk"]: [] for row in rows}
-    for _ in range(TURNS):
-        for chunk, each in times.items():
-            began = time.perf_counter()
-            step(chunk).item()
-            each.append(time.perf_counter() - began)
-    for row in rows:
-        each = times[row["chunk"]]
-        row["pairs_per_s"] = args.batch / statistics.median(each)
-        row["slower"] = statistics.median(a / b for a, b in zip(each, times[args.batch]))
-    return rows
+    chunks = {"whole batch": 0} | {f"{chunk} at a time": chunk for chunk in args.chunks}
+    results = {name: partial(loss_and_gradient, chunk) for name, chunk in chunks.items()}
+    steps = {name: partial(step, chunk) for name, chunk in chunks.items()}
+    title = f"step of {args.batch} pairs"
+    check_parity(Case(title, results, tolerance=1e-4 if world.amp is None else 3e-2))
+    memory = {name: peak_bytes(step, world.device) for name, step in steps.items()}
+    return measure(Case(title, steps, about={"peak_bytes": memory}), args.seconds)
 
 
-def peak_bytes(function: Callable[[], object], world: run.World) -> int:
-    """Most memory a step takes beside the weights, gradients included."""
-    if world.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return torch.cuda.max_memory_allocated() - before
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
-        function()
-    now = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    return peak
-
-
-def page(found: dict) -> str:
-    rows = [
-        f"| {row['chunk'] if i else 'whole batch'} | {row['mb']:.0f} | {row['pairs_per_s']:.0f} | {row['slower']:.2f} |"
-        for i, row in enumerate(found["rows"])
-    ]
-    return "\n".join([
-        f"`{found['command']}`", "", found["about"], "",
-        "| pairs at a time | peak memory, MB | pairs/s | time of the whole batch |", "|---|---|---|---|", *rows, "",
-    ])
+def page(record: Mapping[str, Any], batch: int) -> str:
+    """Markdown: the times, and what the README shows of them."""
+    lines = ["| pairs at a time | peak memory, MB | pairs/s | time of the whole batch |", "|---|---|---|---|"]
+    for name, seconds in record["seconds"].items():
+        memory, longer = record["peak_bytes"][name] / 1e6, 1 / record["times_faster"][name][1]
+        lines.append(f"| {name} | {memory:.0f} | {batch / seconds:.0f} | {longer:.2f} |")
+    return "\n".join([table([record]), *lines, ""])
 
 
 def main() -> None:
@@ -117,19 +88,12 @@ def main() -> None:
     if args.recipe not in RECIPES:
         raise UserError(f"no recipe {args.recipe!r}; there are {', '.join(RECIPES)}")
     world = run.start_world(run.Options(device=args.device))
-    environment = run.environment()
-    found = {
-        "command": environment["command"],
-        "about": f"{args.recipe}: {args.batch} pairs of an image and {args.text} tokens, random weights, "
-                 f"{environment['hardware']}, {environment['threads']} thread(s), torch {torch.__version__}, revision "
-                 f"{environment['git'][:7]}, {environment['time']}",
-        "rows": measure(args, world),
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / ("mm_gem_" + re.sub(r"\W+", "_", f"{args.recipe} {run.hardware()}").lower())
-    run.write_json(stem.with_suffix(".json"), found)
-    stem.with_suffix(".md").write_text(page(found))
-    print(page(found))
+    prepare(args.threads)
+    record = study(args, world)
+    text = page(record, args.batch)
+    stamp = f"{args.recipe}, {TEXT_TOKENS} tokens a text, random weights, {args.threads} thread(s)"
+    write_record(args.out, f"mm_gem_{args.recipe}", world.device.type, [record], text, stamp=stamp)
+    print(text)
 
 
 if __name__ == "__main__":

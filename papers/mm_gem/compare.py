@@ -1,19 +1,12 @@
-"""All scores of the kept records, the two objectives apart and together: the README's second table.
-
-``python -m papers.mm_gem.compare`` writes it anew between the two marker lines.
-"""
+"""All scores of the kept records, the two objectives apart and together: a table of the README."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from common.run import readme
-
-HERE = Path(__file__).parent
 # Recipes that differ in nothing but their objectives.
 FAMILIES = (
     ("tiny",), ("objectives_both", "objectives_embedding", "objectives_generation"),
@@ -21,11 +14,10 @@ FAMILIES = (
 )
 
 
-def tables(folder: Path = HERE / "results") -> str:
+def tables(records: Sequence[dict[str, Any]]) -> str:
     """Markdown: for each family with records a table with a column for each recipe and a row for each score."""
     runs = defaultdict(list)
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
+    for record in sorted(records, key=lambda record: record["seed"]):
         runs[record["recipe"]].append(record)
     found = [{name: runs[name] for name in family if name in runs} for family in FAMILIES]
     return "\n".join(_table(family) for family in found if family)
@@ -55,5 +47,4 @@ def _cell(metrics: list[dict[str, Any] | None]) -> str:
     return f"{statistics.mean(values):.{places}f}{spread} {metrics[0]['unit']}".strip()
 
 
-if __name__ == "__main__":
-    readme.fill(HERE / "README.md", "compare", tables())
+README_PARTS = {"compare": tables}

@@ -9,19 +9,21 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import tyro
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common import run
 from common.data import captions
-from common.data.captions import Region, read_regions
+from common.data.captions import NoSplit, Region, read_regions
 from common.data.loader import Augmented, StepSampler, steps_per_epoch
 from common.data.picture import read_picture
 from common.data.tiny.scenes import scenes
 from common.run import UserError
 from papers.mm_gem.processing import Box, MMGEMProcessor
-from papers.mm_gem.recipes import Recipe
+from papers.mm_gem.recipes import BUILT_IN, Recipe
 
+Captioned = captions.Captions | captions.CaptionShards
 EXPECTED = """expected one of
   captions  {root}/annotations/captions_train*.json beside image folders                (COCO's format)
   shards    {root}/train-000000.tar ..., val-000000.tar ...   (webdataset: KEY.jpg and KEY.txt)
@@ -32,7 +34,7 @@ and for regions
 class Rows(Dataset):
     """Captioned images, one of the captions at random, then regions."""
 
-    def __init__(self, images: captions.Captions | captions.CaptionShards, regions: list[Region]):
+    def __init__(self, images: Captioned, regions: list[Region]):
         self.images, self.regions = images, regions
 
     def __len__(self) -> int:
@@ -52,7 +54,7 @@ class Rows(Dataset):
 
 
 class Mixture(Sampler):
-    """One rank's batches of (row, seed): images alone for `image_steps`, then with a share of regions.
+    """One rank's batches of (row, seed): images alone for `image_steps`, then with a fraction of regions.
 
     A function of the seed; neither the number of ranks nor a resume changes the global batches.
     """
@@ -62,11 +64,11 @@ class Mixture(Sampler):
     ):
         self.images, self.steps, self.seed, self.ranks = images, steps, seed, {"rank": rank, "world": world}
         self.regions, self.batch = regions, recipe.batch
-        self.pure = recipe.image_steps if recipe.region_share else steps
-        self.share = round(recipe.batch * recipe.region_share / world) * world
-        steps_per_epoch(images, self.batch - self.share if self.pure < steps else self.batch)
-        if self.pure < steps and regions < self.share:
-            raise UserError(f"a batch takes {self.share} regions, but there are {regions} training regions")
+        self.pure = recipe.image_steps if recipe.region_fraction else steps
+        self.boxes = round(recipe.batch * recipe.region_fraction / world) * world  # regions of a batch
+        steps_per_epoch(images, self.batch - self.boxes if self.pure < steps else self.batch)
+        if self.pure < steps and regions < self.boxes:
+            raise UserError(f"a batch takes {self.boxes} regions, but there are {regions} training regions")
 
     def __len__(self) -> int:
         return self.steps
@@ -75,22 +77,25 @@ class Mixture(Sampler):
         if self.pure:
             yield from StepSampler(self.images, self.batch, min(self.pure, self.steps), seed=self.seed, **self.ranks)
         if (left := self.steps - self.pure) > 0:
-            own = StepSampler(self.images, self.batch - self.share, left, seed=self.seed + 1, **self.ranks)
-            boxes = StepSampler(self.regions, self.share, left, seed=self.seed + 2, **self.ranks)
+            own = StepSampler(self.images, self.batch - self.boxes, left, seed=self.seed + 1, **self.ranks)
+            boxes = StepSampler(self.regions, self.boxes, left, seed=self.seed + 2, **self.ranks)
             for first, second in zip(own, boxes):
                 yield first + [(self.images + row, seed) for row, seed in second]
 
 
 def data_folder(recipe: Recipe, data: Path | None) -> Path:
     """Where a recipe's data are: as given, or the built-in scenes for a recipe meant for them."""
-    if data:
-        return data
-    if recipe.dataset == "scenes":
-        return scenes()
-    raise UserError(f"this recipe is meant for {recipe.dataset}: give their folder with --data")
+    return run.data_folder(recipe, data, {"scenes": scenes})
 
 
-def open_captions(root: Path, split: str) -> captions.Captions | captions.CaptionShards:
+def describe(recipe: Recipe, data: Path | None, train: int, val: int) -> str:
+    """What a result was measured on: the recipe's data set if what was given is of its size, else the folder's name."""
+    own = data is None or (recipe.dataset not in BUILT_IN and train == recipe.samples)
+    name = recipe.dataset if own else data.resolve().name
+    return f"{name}: {train:,} training, {val:,} validation images"
+
+
+def open_captions(root: Path, split: str) -> Captioned:
     """The captioned images of a split, from COCO's files or shards."""
     if not root.is_dir():
         raise UserError(f"no data folder {root}: {EXPECTED.format(root=root)}")
@@ -99,18 +104,19 @@ def open_captions(root: Path, split: str) -> captions.Captions | captions.Captio
     return captions.Captions(captions.read_captions(root, split))
 
 
-def open_regions(root: Path, split: str, needed: bool = True) -> list[Region]:
+def open_regions(root: Path, split: str) -> list[Region]:
     """The regions of a split; of those too small to be seen, under 1/32 of the image's sides, none."""
-    try:
-        found = read_regions(root, split)
-    except UserError:
-        if needed:
-            raise
-        return []
     return [
-        region for region in found
+        region for region in read_regions(root, split)
         if region.box_xywh_px[2] * 32 >= region.size_px[0] and region.box_xywh_px[3] * 32 >= region.size_px[1]
     ]
+
+
+def regions_if_there(root: Path, split: str) -> list[Region]:
+    try:
+        return open_regions(root, split)
+    except NoSplit:
+        return []
 
 
 def corners(region: Region) -> Box:
@@ -143,14 +149,12 @@ class _Collate:
         return self.processor.collate([row for row, _ in samples])
 
 
-def main() -> None:
-    import sys
-
-    root = Path(sys.argv[1])
+def main(folder: Path, /) -> None:
+    """Counts the captioned images and the regions of a data folder; or says what is expected."""
     for split in ("train", "val"):
-        print(f"{split}: {len(open_captions(root, split)):,} captioned images, "
-              f"{len(open_regions(root, split, needed=False)):,} regions")
+        print(f"{split}: {len(open_captions(folder, split)):,} captioned images, "
+              f"{len(regions_if_there(folder, split)):,} regions")
 
 
 if __name__ == "__main__":
-    run.main(main)
+    run.main(lambda: tyro.cli(main))

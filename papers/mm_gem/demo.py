@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import ImageDraw
 
 from common import run
+from common.data.picture import Unreadable, read_picture
+from common.data.tiny.scenes import scenes
 from common.run import UserError, drawing
-from papers.mm_gem.evaluate import load
+from papers.mm_gem.embedder import load
 
 
 @dataclass
 class Arguments:
-    image: Annotated[Path, tyro.conf.Positional]
-    """A picture."""
+    picture: Annotated[Path | None, tyro.conf.Positional] = None
+    """An image file; without one, a generated scene."""
     checkpoint: Path | None = None
     """Run folder, or model folder; without one, the newest run answers."""
     box: tuple[float, float, float, float] | None = None
@@ -28,6 +30,7 @@ class Arguments:
     texts: tuple[str, ...] = ()
     """Texts to compare the picture with; without any, its own caption is the only one."""
     beams: int = 1
+    """Of the search for the caption."""
     new_tokens: int = 32
     """Most tokens of the caption."""
     out: Path = Path("answer.png")
@@ -37,24 +40,26 @@ class Arguments:
 
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.mm_gem.demo", description="Describe a picture.")
+    file = args.picture or min((scenes() / "val").glob("*.png"))
     try:
-        picture = Image.open(args.image).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{args.image} is no readable picture ({error})") from None
-    tools = load(args.checkpoint, run.start_world(run.Options(device=args.device)))
-    source = (picture, args.box)
-    (caption,) = tools.describe([source], args.beams, args.new_tokens)
+        picture = read_picture(file)
+    except Unreadable as error:
+        raise UserError(f"{file} is no readable picture ({error})") from None
+    embedder = load(args.checkpoint, run.start_world(run.Options(device=args.device)))
+    boxes = [[args.box or (0, 0, *picture.size)]]
+    (caption,) = embedder.describe([picture], boxes, beams=args.beams, new_tokens=args.new_tokens)
     texts = args.texts or (caption,)
-    similarity = tools.images([source]) @ tools.texts(texts).mT
-    chances = (similarity[0] / tools.model.temperature).softmax(0).tolist()
+    similarity = embedder.regions([picture], boxes) @ embedder.texts(texts).mT
+    probabilities = (similarity[0] / embedder.model.temperature).softmax(0).tolist()
     drawn = picture.copy()
     if args.box:
         ImageDraw.Draw(drawn).rectangle(args.box, outline="magenta", width=max(1, picture.width // 100))
-    best = sorted(zip(texts, chances), key=lambda row: -row[1])[:8]
+    best = sorted(zip(texts, probabilities), key=lambda row: -row[1])[:8]
     drawing.answer(args.out, drawn, dict(best))
     print(caption)
-    for text, chance in best if args.texts else ():
-        print(f"{chance:7.1%}  {text}")
+    if args.texts:
+        for text, probability in best:
+            print(f"{probability:7.1%}  {text}")
     print(f"drawn in {args.out}")
 
 

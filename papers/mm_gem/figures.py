@@ -11,41 +11,41 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from common.run import drawing
+from common.run.drawing import evenly_spaced
 
 
-def draw(folder: Path, said: dict[str, Any]) -> None:
+def draw(folder: Path, outputs: dict[str, Any]) -> None:
     """All pictures of a finished run into its folder."""
     drawing.curves(folder, [["loss", "loss_emb", "loss_gen"], ["tau"], ["grad_norm"]])
-    files = said["images"]
+    files, truths = outputs["images"], outputs["truths"]
     if not Path(files[0]).is_file():  # in shards
         return
-    if "similarity" in said:
-        queries = _spread(len(said["texts"]), 4)
-        similarity = said["similarity"].T
-        nearest = [[files[i] for i in similarity[q].topk(min(5, len(files))).indices] for q in queries]
-        hits(folder / "retrieval.png", [said["texts"][q] for q in queries], nearest, said)
-    if "captions" in said:
-        rows = _spread(len(files), 10)
-        colors = ["green" if said["captions"][i] in said["truths"][i] else "black" for i in rows]
-        captions = [_wrapped(said["captions"][i]) for i in rows]
-        drawing.gallery(folder / "captions.png", [_picture(files[i]) for i in rows], captions, colors, columns=5)
-    if said.get("regions"):
-        rows = [said["regions"][i] for i in _spread(len(said["regions"]), 10)]
+    if "nearest" in outputs:
+        hits(folder / "retrieval.png", outputs, evenly_spaced(len(outputs["texts"]), 4))
+    if "captions" in outputs:
+        rows = evenly_spaced(len(files), 10)
+        captions = [outputs["captions"][i] for i in rows]
+        colors = ["green" if caption in truths[i] else "black" for i, caption in zip(rows, captions)]
+        pictures = [_picture(files[i]) for i in rows]
+        drawing.gallery(folder / "captions.png", pictures, [_wrapped(x) for x in captions], colors, columns=5)
+    if outputs.get("regions"):
+        rows = [outputs["regions"][i] for i in evenly_spaced(len(outputs["regions"]), 10)]
         pictures = [boxed(row["image"], row["box_xyxy_px"]) for row in rows]
-        colors = ["green" if row["said"] == row["phrase"] else "black" for row in rows]
-        drawing.gallery(folder / "regions.png", pictures, [_wrapped(row["said"]) for row in rows], colors, columns=5)
+        colors = ["green" if row["caption"] == row["phrase"] else "black" for row in rows]
+        captions = [_wrapped(row["caption"]) for row in rows]
+        drawing.gallery(folder / "regions.png", pictures, captions, colors, columns=5)
 
 
-def hits(path: Path, queries: Sequence[str], found: Sequence[Sequence[str]], said: dict[str, Any]) -> None:
-    """A line of pictures for each text query, the nearest first; green where the picture has that very caption."""
+def hits(path: Path, outputs: dict[str, Any], queries: Sequence[int]) -> None:
+    """A line of pictures for each text, the nearest first; green where the picture has that very caption."""
     pictures, captions, colors = [], [], []
-    for query, files in zip(queries, found):
-        for rank, file in enumerate(files, 1):
-            truths = said["truths"][said["images"].index(file)]
-            pictures.append(_picture(file))
-            captions.append(_wrapped(query) if rank == 1 else str(rank))
-            colors.append("green" if query in truths else "black")
-    drawing.gallery(path, pictures, captions, colors, columns=len(found[0]))
+    for query in queries:
+        text, nearest = outputs["texts"][query], outputs["nearest"][query]
+        for rank, image in enumerate(nearest, 1):
+            pictures.append(_picture(outputs["images"][image]))
+            captions.append(_wrapped(text) if rank == 1 else str(rank))
+            colors.append("green" if text in outputs["truths"][image] else "black")
+    drawing.gallery(path, pictures, captions, colors, columns=len(outputs["nearest"][0]))
 
 
 def boxed(file: str | Path, box: Sequence[float]) -> np.ndarray:
@@ -57,10 +57,6 @@ def boxed(file: str | Path, box: Sequence[float]) -> np.ndarray:
 
 def _picture(file: str | Path) -> np.ndarray:
     return np.asarray(Image.open(file).convert("RGB"))
-
-
-def _spread(count: int, most: int) -> list[int]:
-    return [count * i // min(most, count) for i in range(min(most, count))]
 
 
 def _wrapped(text: str, width: int = 24) -> str:

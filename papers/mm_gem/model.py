@@ -2,8 +2,9 @@
 
 Ma et al., "Multi-Modal Generative Embedding Model", arXiv 2405.19333. What the paper leaves open is marked [ours].
 
-R rows of a batch (an image or a region, with its text), I images, L tokens, C width of the feature map, H x W its grid;
-g x g cells of a pooled region, d width of the LLM, D width of the joint space.
+R rows of a batch (an image or a region, with its text), b rows of this process, B of all processes, I images, L tokens,
+C width of the feature map, H x W its grid; g x g cells of a pooled region, d width of the LLM, D width of the joint
+space.
 
                   image -> F -> PoolAggregator -> mean -> h1 -> v  \\
     embedding                                                       contrastive loss
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -29,8 +31,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from common.run import UserError
-from papers.mm_gem.losses import contrastive, gather, processes, text_keys
+from common.run import UserError, gather, gather_with_gradient, processes
 
 MAX_SCALE = 100.0  # 1 / tau stays below
 
@@ -98,6 +99,41 @@ class MMGEMOutput(ModelOutput):
     logits_per_text: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
+
+
+def contrastive(v_bD: Tensor, t_bD: Tensor, scale: Tensor, keys_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(L_v2t, L_t2v) in nats: cross-entropy of own images among all texts, and of own texts among all images.
+
+    Embeddings of unit length; scale = 1 / tau; all processes bring equally many rows. With `keys`, pairs of equal key
+    count as positives of each other (the mean of their log-probabilities), instead of as wrong negatives.
+
+    The mean of the losses over the processes is the loss of the joined batch, and so, for gradients, is the mean that
+    data-parallel training takes: a gathered row's gradient is summed over the processes before.
+    """
+    v_BD, t_BD = gather_with_gradient(v_bD), gather_with_gradient(t_bD)
+    first = dist.get_rank() * len(v_bD) if processes() > 1 else 0
+    keys_B = torch.arange(len(v_BD), device=v_bD.device) if keys_B is None else keys_B
+    positive = keys_B[first : first + len(v_bD), None] == keys_B
+    target = positive / positive.sum(1, keepdim=True)
+
+    def cross_entropy(queries, items):
+        log_p = (scale * queries.float() @ items.float().mT).log_softmax(1)
+        return -(target * log_p).sum(1).mean()
+
+    return cross_entropy(v_bD, t_BD), cross_entropy(t_bD, v_BD)
+
+
+def text_keys(input_ids: Tensor, end: Tensor) -> Tensor:
+    """For each text of all processes an integer, the same for equal texts. (B,)
+
+    input_ids (b, L), padded on the right to a length of this process's own; end (b,), where [EMB] is.
+    """
+    longest = torch.tensor(input_ids.shape[1], device=end.device)
+    if processes() > 1:
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    padding = torch.arange(input_ids.shape[1], device=end.device) > end[:, None]
+    rows = F.pad(input_ids.masked_fill(padding, -1), (0, longest.item() - input_ids.shape[1]), value=-1)
+    return gather(rows).unique(dim=0, return_inverse=True)[1]
 
 
 class PoolAggregator(nn.Module):
@@ -299,9 +335,7 @@ class MMGEMModel(PreTrainedModel):
             v, t, tokens = self._row_terms(pixel_values, boxes, input_ids, end)
         out = MMGEMOutput(loss=0.0)
         if self.config.objectives != "generation":
-            keys = None
-            if self.config.duplicates:
-                keys = text_keys(input_ids, torch.arange(input_ids.shape[1], device=end.device) <= end[:, None])
+            keys = text_keys(input_ids, end) if self.config.duplicates else None
             scale = self._bounded_log_scale().exp()
             out.loss_emb = sum(contrastive(v, t, scale, keys))  # L_v2t + L_t2v, not their mean
             out.image_embeds, out.text_embeds, out.logits_per_image = v, t, scale * v @ t.mT

@@ -42,16 +42,16 @@ class Recipe:
     """[ours] All of the LLM and the vision encoder, or LoRA on the LLM with the vision encoder frozen."""
     lora_rank: int = 16
     """[ours] With tune=lora."""
-    start: str | None = None
+    init: str | None = None
     """Run folder, or model folder, of stage 1 that stage 2 starts from."""
-    region_share: float = 0.0
-    """Share of regions in a batch; [ours] half of it in stage 2."""
+    region_fraction: float = 0.0
+    """Part of a batch that is regions; [ours] half of it in stage 2."""
     image_steps: int = 0
     """Steps on images alone before regions are mixed in: both stages in one run."""
     dataset: str = "image-text pairs"
     """Data the recipe is meant for; all but the built-in ones are given with --data."""
     samples: int = 12_000_000
-    """Pairs of an epoch of those data, for planning."""
+    """Training images of those data: for planning, and to tell them from others."""
     epochs: int = 1
     """[ours]"""
     steps: int = 0
@@ -74,7 +74,7 @@ class Recipe:
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     """[ours]"""
     clip_norm: float = 1.0
-    """[ours]"""
+    """[ours] Most norm of the gradient; 0: as it is."""
     gradient_checkpointing: bool = True
     """[ours] In the language model."""
     deepspeed: Literal["", "zero2", "zero3"] = "zero2"
@@ -87,14 +87,14 @@ class Recipe:
 
 STAGE1 = Recipe(about="stage 1 in full: TinyLlama and ViT-L/14 on image-text pairs, both objectives")
 TINY = Recipe(
-    about="", llm="tiny", vision="tiny", joint_width=64, duplicates=True, max_text_length=64, region_share=0.5,
+    about="", llm="tiny", vision="tiny", joint_width=64, duplicates=True, max_text_length=64, region_fraction=0.5,
     image_steps=800, dataset="scenes", samples=2000, steps=1400, batch=32, lr=1e-3, llm_lr=1e-3, vision_lr=1e-3,
     warmup_steps=20, gradient_checkpointing=False, deepspeed="", eval_rows=400, beams=1,
 )
-OBJECTIVES = replace(TINY, region_share=0.0, image_steps=0, steps=400)
+OBJECTIVES = replace(TINY, region_fraction=0.0, image_steps=0, steps=400)
 SMOLLM2 = replace(
     TINY, llm="smollm2", vision="efficientnet-lite0", joint_width=256, standardize=True, duplicates=False, tune="lora",
-    max_text_length=512, image_steps=0, region_share=0.25, dataset="COCO captions", samples=239, steps=120, batch=16,
+    max_text_length=512, image_steps=0, region_fraction=0.25, dataset="COCO captions", samples=239, steps=120, batch=16,
     llm_lr=5e-4, eval_rows=60,
 )
 
@@ -104,10 +104,10 @@ RECIPES = {
     "objectives_embedding": replace(OBJECTIVES, about="the same, contrastive loss alone", objectives="embedding"),
     "objectives_generation": replace(OBJECTIVES, about="the same, captioning loss alone", objectives="generation"),
     "tiny_stage1": replace(
-        TINY, about="the first stage of tiny in a run of its own", region_share=0.0, image_steps=0, steps=800,
+        TINY, about="the first stage of tiny in a run of its own", region_fraction=0.0, image_steps=0, steps=800,
     ),
     "tiny_stage2": replace(
-        TINY, about="the second: regions, from tiny_stage1 given with --start", image_steps=0, steps=600,
+        TINY, about="the second: regions, from tiny_stage1 given with --init", image_steps=0, steps=600,
         llm_lr=5e-4, lr=5e-4, vision_lr=5e-5,
     ),
     "smollm2": replace(SMOLLM2, about="SmolLM2-135M by LoRA and EfficientNet-Lite0 on a few hundred COCO images"),
@@ -119,7 +119,7 @@ RECIPES = {
     ),
     "stage2": replace(
         STAGE1, about="stage 2 in full: regions with phrases and images, half each, from stage 1",
-        region_share=0.5, dataset="image-text pairs and regions", samples=4_000_000, epochs=3, batch=1024, lr=2e-5,
+        region_fraction=0.5, dataset="image-text pairs and regions", samples=4_000_000, epochs=3, batch=1024, lr=2e-5,
         llm_lr=2e-5, vision_lr=2e-6, warmup_steps=500, max_text_length=77,
     ),
 }

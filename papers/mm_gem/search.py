@@ -8,7 +8,6 @@ FAISS searches. Its exact index serves a million pictures; for more there is --k
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
-from PIL import Image
 from torch import Tensor
 
 from common import run
 from common.data.images import SUFFIXES
 from common.data.loader import progress
+from common.data.picture import Unreadable, read_picture
 from common.run import UserError, drawing
-from papers.mm_gem.evaluate import BATCH, Tools, load
+from papers.mm_gem.embedder import BATCH, Embedder, Files, load
 
 
 @dataclass
@@ -103,7 +102,7 @@ class Index:
     def load(cls, folder: Path) -> Index:
         faiss = _faiss()
         try:
-            names = json.loads((folder / "names.json").read_text())
+            names = run.read_json(folder / "names.json")
             index = cls(faiss.read_index(str(folder / "vectors.faiss")), names)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} is no index of this program ({error}); make one with embed") from None
@@ -112,19 +111,19 @@ class Index:
         return index
 
 
-def embed(tools: Tools, files: Sequence[Path], kind: str = "Flat") -> Index:
+def embed(embedder: Embedder, files: Sequence[Path], kind: str = "Flat") -> Index:
     """The index of picture files; unreadable ones are named and left out."""
     vectors, names, unreadable = [], [], []
     for first in progress(range(0, len(files), BATCH), "pictures"):
         pictures = []
         for file in files[first : first + BATCH]:
             try:
-                pictures.append(Image.open(file).convert("RGB"))
+                pictures.append(read_picture(file))
                 names.append(str(file.resolve()))
-            except (OSError, SyntaxError, ValueError):
+            except Unreadable:
                 unreadable.append(file)
         if pictures:
-            vectors.append(tools.images(pictures))
+            vectors.append(embedder.images(pictures))
     if unreadable:
         print(f"{len(unreadable)} files are no readable pictures, such as {unreadable[0]}")
     if not names:
@@ -134,23 +133,24 @@ def embed(tools: Tools, files: Sequence[Path], kind: str = "Flat") -> Index:
 
 def main() -> None:
     args = tyro.cli(Embed | Find, prog="python -m papers.mm_gem.search", description="Search pictures.")
-    tools = load(args.checkpoint, run.start_world(run.Options(device=args.device)))
+    embedder = load(args.checkpoint, run.start_world(run.Options(device=args.device)))
     if isinstance(args, Embed):
         files = sorted(p for p in args.folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
             raise UserError(f"no pictures in {args.folder}; expected files ending in {', '.join(sorted(SUFFIXES))}")
-        index = embed(tools, files, args.kind)
+        index = embed(embedder, files, args.kind)
         index.save(args.index)
         print(f"{len(index.names):,} pictures in {args.index}")
         return
     index = Index.load(args.index)
-    query = tools.images([Path(args.query)]) if os.path.isfile(args.query) else tools.texts([args.query])
+    is_file = os.path.isfile(args.query)  # Path.is_file raises on a text longer than a name may be
+    query = embedder.images(Files([Path(args.query)])) if is_file else embedder.texts([args.query])
     found = index.nearest(query[0], args.count)
     for name, similarity in found:
         print(f"{similarity:6.3f}  {name}")
     try:
-        pictures = [np.asarray(Image.open(name).convert("RGB")) for name, _ in found]
-    except OSError as error:
+        pictures = [np.asarray(read_picture(name)) for name, _ in found]
+    except Unreadable as error:
         raise UserError(f"a picture has gone since it was embedded ({error}); embed anew") from None
     drawing.gallery(args.out, pictures, [f"{s:.3f}" for _, s in found], ["black"] * len(found), columns=4)
     print(f"drawn in {args.out}")

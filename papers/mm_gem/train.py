@@ -1,9 +1,9 @@
 """Trains MM-GEM: ``python -m papers.mm_gem.train tiny``.
 
 The loop is transformers' Trainer, with DeepSpeed where a recipe asks for it; the same line works under torchrun. The
-losses stand in model.py and losses.py. There is no gradient accumulation, which would leave every chunk with its own
-few negatives: --micro-batch sets how many rows the networks see at a time within one exact contrastive loss. A run
-leaves its folder under runs/mm_gem/ (see common/run.py).
+losses stand in model.py. There is no gradient accumulation, which would leave every chunk with its own few negatives:
+--micro-batch sets how many rows the networks see at a time within one exact contrastive loss. A run leaves its folder
+under runs/mm_gem/ (see common/run/folder.py).
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common import run
 from common.data.loader import steps_per_epoch
-from common.run.hf import Progress, Trainer, arguments, deepspeed_config
-from papers.mm_gem import figures, parts
-from papers.mm_gem.data import Rows, data_folder, open_captions, open_regions, train_loader
-from papers.mm_gem.evaluate import evaluate, load
-from papers.mm_gem.recipes import RECIPES, Recipe
-
-
-def main() -> None:
-    name, recipe, options = run.parse(RECIPES, "papers.mm_gem.train")
-    world = run.start_world(options)
-    folder = train(name, recipe, options, world)
-    if world.is_main and (folder / "results.json").exists():
-        print((folder / "report.md").read_text())
+from common.run import UserError
+from common.run.hf import Progress, Trainer, arguments, count, deepspeed_config, quiet, shape
+from papers.mm_gem import build, figures
+from papers.mm_gem.data import (
+    Rows,
+    data_folder,
+    describe,
+    open_captions,
+    open_regions,
+    regions_if_there,
+    train_loader,
+)
+from papers.mm_gem.embedder import load
+from papers.mm_gem.evaluate import evaluate
+from papers.mm_gem.processing import MMGEMProcessor
+from papers.mm_gem.recipes import Recipe
 
 
 class GemTrainer(Trainer):
@@ -69,7 +71,7 @@ def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, A
     groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = rates.get(name.split(".")[0], recipe.lr), len(_shape(parameter)) > 1
+            key = rates.get(name.split(".")[0], recipe.lr), len(shape(parameter)) > 1
             groups.setdefault(key, []).append(parameter)
     return [
         {"params": members, "lr": lr, "weight_decay": recipe.weight_decay if decays else 0.0}
@@ -77,27 +79,24 @@ def parameter_groups(model: torch.nn.Module, recipe: Recipe) -> list[dict[str, A
     ]
 
 
-def _shape(parameter: torch.nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)  # of what ZeRO-3 has scattered, and of what is whole
-
-
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, evaluates and reports one run; returns its folder."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     if recipe.tune == "lora" and recipe.deepspeed == "zero3":  # peft's token rows then need a GPU: never run
-        raise run.UserError("--tune lora trains with --deepspeed zero2 or '', not zero3")
+        raise UserError("--tune lora trains with --deepspeed zero2 or '', not zero3")
     root = data_folder(recipe, options.data)
-    rows = Rows(open_captions(root, "train"), open_regions(root, "train") if recipe.region_share else [])
-    held_out = open_captions(root, "val"), open_regions(root, "val", needed=False)
+    rows = Rows(open_captions(root, "train"), open_regions(root, "train") if recipe.region_fraction else [])
+    held_out = open_captions(root, "val"), regions_if_there(root, "val")
     per_epoch = steps_per_epoch(len(rows.images), recipe.batch)
     steps = recipe.steps or recipe.epochs * per_epoch
     run.accumulation(recipe.batch, world, 0)  # the batch must be shared out evenly
-    if recipe.region_share and (recipe.batch * recipe.region_share) % world.size:
-        raise run.UserError(f"{recipe.batch * recipe.region_share:g} regions of a batch for {world.size} processes")
-
-    run.seed_all(options.seed)
-    processor = parts.processor(recipe)
+    regions = recipe.batch * recipe.region_fraction
+    if regions % world.size:
+        raise UserError(
+            f"a batch of {recipe.batch} has {regions:g} regions: expected a multiple of the {world.size} processes; "
+            "change --batch or --region-fraction"
+        )
+    processor = build.processor(recipe)
     folder = run.open_run("mm_gem", name, recipe, options, world)
     args = arguments(
         folder, options, world, batch=recipe.batch, steps=steps, learning_rate=recipe.lr,
@@ -111,20 +110,20 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     run.seed_all(options.seed)
     bf16_weights = recipe.deepspeed and world.amp is not None  # DeepSpeed keeps the float32 ones itself
     dtype = torch.bfloat16 if bf16_weights else torch.float32
-    model = parts.build(recipe, processor, dtype)
-    params = sum(_shape(p).numel() for p in model.parameters())
-    parts.choose_trained(model, recipe)
-    trained = sum(_shape(p).numel() for p in model.parameters() if p.requires_grad)
+    model = build.model(recipe, processor, dtype)
+    params = count(model.parameters())
+    build.choose_trained(model, recipe)
+    trained = count(p for p in model.parameters() if p.requires_grad)
 
     progress = Progress(folder, options, world, batch=recipe.batch, steps=steps, per_epoch=per_epoch)
-    share = recipe.batch // world.size
-    chunk = options.micro_batch if 0 < options.micro_batch < share else 0
+    per_rank = recipe.batch // world.size
+    chunk = options.micro_batch if 0 < options.micro_batch < per_rank else 0
     progress.log.say(
         f"{recipe.llm} with {recipe.vision}: {params:,} parameters, {trained:,} of them trained, {recipe.objectives}\n"
         f"{len(rows.images):,} images and {len(rows.regions):,} regions for training from {root}\n"
-        f"global batch {recipe.batch} = {world.size} processes x {share} pairs"
+        f"global batch {recipe.batch} = {world.size} processes x {per_rank} pairs"
         f"{f', {chunk} at a time' if chunk else ''}, peak learning rate {recipe.lr:.3g}, "
-        f"steps {progress.start} to {steps}\nrun folder {folder}"
+        f"steps {progress.clock.start} to {steps}\nrun folder {folder}"
     )
     batches = train_loader(
         rows, processor, recipe, steps, seed=options.seed, rank=world.rank, world=world.size, workers=options.workers,
@@ -134,44 +133,45 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if not trainer.run_steps():
         return folder
 
-    wall_s, throughput, peak = progress.wall_s, progress.throughput, run.peak_memory_bytes()
-    weights = trainer.whole_weights()
+    weights, peak = trainer.whole_weights(), run.peak_memory_bytes()
     del trainer, model, batches, args
     unset_hf_deepspeed_config()  # what is loaded from here on is whole
     gc.collect()
     if not world.is_main:
         return folder
-
-    model = parts.build(recipe, processor, dtype)
-    parts.choose_trained(model, recipe)
-    model.load_state_dict(weights)
-    parts.merge(model, recipe)
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
-    del model, weights
-    scores, said = evaluate(load(folder, world), *held_out, recipe)
+    export(folder, recipe, processor, weights, dtype)
+    del weights
+    scores, outputs = evaluate(load(folder, world, options.workers), *held_out, recipe)  # what others will load
     scores["training loss"] = [row["loss"] for row in run.read_log(folder) if "loss" in row][-1], "nats"
-    run.write_json(folder / "said.json", {key: value for key, value in said.items() if key != "similarity"})
-    figures.draw(folder, said)
-    own_scenes = recipe.dataset == "scenes" and root == options.data
-    dataset = root.name if own_scenes else recipe.dataset
-    run.write_results(folder, {
-        "paper": "mm_gem", "recipe": name,
-        "data": f"{dataset}: {len(rows.images):,} training, {len(said['images']):,} validation images",
-        "metrics": [run.metric(key, value, unit) for key, (value, unit) in scores.items()],
-        "params": params, "flops": multiply_adds(recipe), "wall_s": wall_s, "peak_mem_bytes": peak,
-        "throughput": throughput, "seed": options.seed,
-    })
+    run.write_json(folder / "outputs.json", outputs)
+    run.finish(
+        folder, "mm_gem", name, options,
+        data=describe(recipe, options.data, len(rows.images), len(outputs["images"])),
+        metrics=[run.metric(key, value, unit) for key, (value, unit) in scores.items()], params=params,
+        flops=multiply_adds(recipe), wall_s=progress.clock.wall_s, throughput=progress.clock.rate, peak_mem_bytes=peak,
+        then={"pictures": lambda: figures.draw(folder, outputs)},
+    )
     return folder
 
 
-def multiply_adds(recipe: Recipe) -> int:
-    """Of one forward pass for a pair: an image, and a text of `cases.TEXT_TOKENS`."""
-    from papers.mm_gem.cases import training_cost
+def export(
+    folder: Path, recipe: Recipe, processor: MMGEMProcessor, weights: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    """``model/`` for from_pretrained, LoRA merged."""
+    model = build.model(recipe, processor, dtype)  # whole, where ZeRO-3 has scattered the trained one
+    build.choose_trained(model, recipe)
+    model.load_state_dict(weights)
+    if recipe.tune == "lora":
+        model.language_model = model.language_model.merge_and_unload()
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
 
-    work = training_cost(recipe)
-    return run.multiply_adds(work.model, *work.inputs)
+
+def multiply_adds(recipe: Recipe) -> int:
+    """Of one forward pass for a pair: an image, and a text of `build.TEXT_TOKENS`."""
+    model, inputs = build.on_meta(recipe)
+    return run.multiply_adds(model, *inputs)
 
 
 if __name__ == "__main__":
-    run.main(main)
+    run.through_the_door(__package__)

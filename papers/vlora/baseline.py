@@ -13,7 +13,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from common.run import UserError
 from papers.vlora.vision_language import VisionLanguageConfig, VisionLanguageModel, positions
 
 
@@ -29,11 +28,6 @@ class VisualTokensForConditionalGeneration(VisionLanguageModel):
         d = config.text_config.hidden_size
         self.projector = nn.Sequential(nn.Linear(config.visual_width, d), nn.GELU(), nn.Linear(d, d))
         self.post_init()
-
-    def check_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> None:
-        super().check_images(input_ids, pixel_values)
-        if (most := int(self.placeholders(input_ids).sum(1).max())) > 1:
-            raise UserError(f"{most} images in one row; this baseline takes one")
 
     def sequence(self, input_ids, pixel_values, attention_mask):
         """Embeddings (B, L + V - 1, d), their mask, and for each token the slot it went to (B, L).

@@ -1,37 +1,31 @@
-"""The README's second table: what comes from the image, for VLoRA and the token baseline, from the records kept.
-
-``python -m papers.vlora.compare`` writes it anew between the two marker lines.
-"""
+"""What comes from the image, for VLoRA and the token baseline: a table of the README from the records that are kept."""
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-from common.run import readme
 from papers.vlora.recipes import RECIPES
 
-HERE = Path(__file__).parent
 EXCHANGED, PRIOR = ", images exchanged", ", prior"
 
 
-def table() -> str:
+def table(records: Sequence[dict[str, Any]]) -> str:
     """Markdown: for each setting with records, every score that has a control beside it."""
     runs = defaultdict(list)
-    for path in sorted((HERE / "results").glob("*.json")):
-        record = json.loads(path.read_text())
-        setting = re.sub(r".*\.train | --(seed|data) \S+", "", record["command"])
+    for record in sorted(records, key=lambda record: record["seed"]):
+        setting = re.sub(r".*papers\.vlora(\.train)? | --(seed|data) \S+", "", record["command"])
         runs[setting].append(({m["name"]: m for m in record["metrics"]}, record))
     lines = []
-    for setting in sorted(runs, key=lambda setting: list(RECIPES).index(setting.split()[0])):
-        records = runs[setting]
-        first, about = records[0]
-        seeds = ", ".join(str(record["seed"]) for _, record in records)
-        seconds = statistics.mean(record["wall_s"] for _, record in records)
-        plural = "s" if len(records) > 1 else ""
+    for setting in sorted(runs, key=lambda setting: (list(RECIPES).index(setting.split()[0]), setting)):
+        rows = runs[setting]
+        first, about = rows[0]
+        seeds = ", ".join(str(record["seed"]) for _, record in rows)
+        seconds = statistics.mean(record["wall_s"] for _, record in rows)
+        plural = "s" if len(rows) > 1 else ""
         lines += [
             f"`{setting}`, {about['data']}, seed{plural} {seeds}, {about['params']:,} parameters, "
             f"trained {seconds:.0f} s:", "",
@@ -39,9 +33,9 @@ def table() -> str:
         ]
         for name in first:
             if f"{name}{EXCHANGED}" in first:
-                cells = [_cell([metrics.get(f"{name}{x}") for metrics, _ in records]) for x in ("", EXCHANGED, PRIOR)]
+                cells = [_cell([metrics.get(f"{name}{x}") for metrics, _ in rows]) for x in ("", EXCHANGED, PRIOR)]
                 lines.append(f"| {name} | {' | '.join(cells)} |")
-        preferred = _cell([metrics.get("right image preferred") for metrics, _ in records])
+        preferred = _cell([metrics.get("right image preferred") for metrics, _ in rows])
         lines += [f"| right image gives the lower loss | {preferred} | 50 % | |", ""]
     return "\n".join(lines)
 
@@ -56,5 +50,4 @@ def _cell(metrics: list[dict | None]) -> str:
     return f"{text}{spread} {metrics[0]['unit']}".strip()
 
 
-if __name__ == "__main__":
-    readme.fill(HERE / "README.md", "controls", table())
+README_PARTS = {"compare": table}

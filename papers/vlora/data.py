@@ -12,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common import run
 from common.data import captions, conversations
+from common.data.captions import NoSplit
 from common.data.loader import Augmented, steps_per_epoch
 from common.data.picture import Unreadable
 from common.data.tiny.scenes import scenes
 from common.run import UserError
 from papers.vlora.processing import VLoRAProcessor
-from papers.vlora.recipes import RECIPES, Recipe
+from papers.vlora.recipes import BUILT_IN, RECIPES, SAMPLES, Recipe
+
+Messages = list[dict[str, Any]]  # a conversation as transformers' chat templates take it
 
 EXPECTED = """expected one of
   conversations  {root}/conversations_train.json (LLaVA's format; or the folder's only .json), conversations_val.json
@@ -29,7 +34,7 @@ EXPECTED = """expected one of
   shards         {root}/train-000000.tar ..., val-000000.tar ...  (webdataset: KEY.jpg and KEY.txt)"""
 
 
-class CaptionTalks(Dataset):
+class CaptionDataset(Dataset):
     """Captioned images as conversations; `pick` chooses one of several captions at random, else it is the first."""
 
     def __init__(self, data: captions.Captions | captions.CaptionShards, prompt: str, pick: bool):
@@ -38,7 +43,7 @@ class CaptionTalks(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> tuple[list[Image.Image], list[dict[str, Any]]]:
+    def __getitem__(self, index: int) -> tuple[list[Image.Image], Messages]:
         image, texts = self.data[index]
         text = random.choice(texts) if self.pick else texts[0]
         return [image], caption_messages(self.prompt, text)
@@ -47,7 +52,7 @@ class CaptionTalks(Dataset):
         return self.data.name(index)
 
 
-class Talks(Dataset):
+class ChatDataset(Dataset):
     """Conversations of a file."""
 
     def __init__(self, data: conversations.Conversations):
@@ -56,7 +61,7 @@ class Talks(Dataset):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> tuple[list[Image.Image], list[dict[str, Any]]]:
+    def __getitem__(self, index: int) -> tuple[list[Image.Image], Messages]:
         images, row = self.data[index]
         return images, list(row.messages)
 
@@ -64,18 +69,21 @@ class Talks(Dataset):
         return self.data.name(index)
 
 
-class Encoded(Dataset):
-    """Samples (PIL images, `processor.encode`d conversation) of either; with `strict` an unreadable one is an error."""
+Samples = ChatDataset | CaptionDataset
 
-    def __init__(self, talks: Talks | CaptionTalks, processor: VLoRAProcessor, max_length: int, strict: bool = False):
-        self.talks, self.processor, self.max_length, self.strict = talks, processor, max_length, strict
+
+class Encoded(Dataset):
+    """(PIL images, `processor.encode`d conversation) of either; with `strict` an unreadable image is an error."""
+
+    def __init__(self, data: Samples, processor: VLoRAProcessor, max_length: int, strict: bool = False):
+        self.data, self.processor, self.max_length, self.strict = data, processor, max_length, strict
 
     def __len__(self) -> int:
-        return len(self.talks)
+        return len(self.data)
 
     def __getitem__(self, index: int):
         try:
-            images, messages = self.talks[index]
+            images, messages = self.data[index]
         except Unreadable as error:
             if self.strict:
                 raise UserError(f"cannot evaluate: {self.name(index)} is unreadable ({error})") from None
@@ -83,54 +91,65 @@ class Encoded(Dataset):
         return images, self.processor.encode(messages, self.max_length)
 
     def name(self, index: int) -> str:
-        return self.talks.name(index)
+        return self.data.name(index)
 
 
-def caption_messages(prompt: str, text: str) -> list[dict[str, Any]]:
+def caption_messages(prompt: str, text: str) -> Messages:
     text = text.replace(conversations.IMAGE, "").strip()  # some of the web's captions hold the mark itself
     question = [{"type": "image"}, {"type": "text", "text": prompt}]
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
+    return [{"role": "user", "content": question}, assistant_message(text)]
+
+
+def assistant_message(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 def data_folder(recipe: Recipe, data: Path | None) -> Path:
     """Where a recipe's data are: as given, or the built-in scenes for a recipe meant for them."""
-    if data:
-        return data
-    if recipe.dataset == "scenes":
-        return scenes()
-    raise UserError(f"this recipe is meant for {recipe.dataset}: give its folder with --data")
+    return run.data_folder(recipe, data, {"scenes": scenes})
 
 
-def open_talks(root: Path, split: str, recipe: Recipe, report: Path | None = None) -> Talks | CaptionTalks:
+def describe(recipe: Recipe, data: Path | None, train: int, val: int) -> str:
+    """What a result was measured on: the recipe's data set if what was given is of its size, else the folder's name."""
+    own = data is None or (recipe.dataset not in BUILT_IN and train == SAMPLES.get(recipe.dataset))
+    name = recipe.dataset if own else data.resolve().name
+    return f"{name}: {train:,} training, {val:,} validation samples"
+
+
+def open_dataset(root: Path, split: str, recipe: Recipe, report: Path | None = None) -> Samples:
     """A split of a folder in one of the layouts above: captions for pre-training, conversations for fine-tuning.
 
-    Malformed conversations of the training split go to `report`.
+    Malformed conversations of the training split go to `report`. `NoSplit` where the folder has no such split.
     """
     if not root.is_dir():
         raise UserError(f"no data folder {root}: {EXPECTED.format(root=root)}")
     if recipe.stage == "pretrain":
         if shards := sorted(root.glob(f"{split}-*.tar")):
-            return CaptionTalks(captions.CaptionShards(shards), recipe.prompt, split == "train")
+            return CaptionDataset(captions.CaptionShards(shards), recipe.prompt, split == "train")
         rows = captions.read_captions(root, split)
-        return CaptionTalks(captions.Captions(rows), recipe.prompt, split == "train")
+        return CaptionDataset(captions.Captions(rows), recipe.prompt, split == "train")
     path = root / f"conversations_{split}.json"
     if not path.exists() and split == "train":
         only = [found for found in root.glob("*.json") if not found.name.startswith("conversations_")]
         path = only[0] if len(only) == 1 else path
     if not path.exists():
-        raise UserError(f"{root} has no conversations for {split!r}: {EXPECTED.format(root=root)}")
+        raise NoSplit(f"{root} has no conversations for {split!r}: {EXPECTED.format(root=root)}")
     rows = conversations.read_conversations(path, root, strict=split != "train", report=report)
-    return Talks(conversations.Conversations(rows))
+    return ChatDataset(conversations.Conversations(rows))
 
 
-def open_if_there(root: Path, split: str, recipe: Recipe) -> Talks | CaptionTalks | None:
-    """`open_talks`, or None where there is no such split: LLaVA's mixture, for one, comes without validation."""
+def open_if_there(root: Path, split: str, recipe: Recipe) -> Samples | None:
+    """`open_dataset`, or None where there is no such split: LLaVA's mixture, for one, comes without validation."""
     try:
-        return open_talks(root, split, recipe)
-    except UserError as error:
-        if "has no" in str(error):
-            return None
-        raise
+        return open_dataset(root, split, recipe)
+    except NoSplit:
+        return None
+
+
+def evenly_spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` rows, evenly spread."""
+    most = min(most, count)
+    return [count * i // most for i in range(most)]
 
 
 class TrainingBatches(Sampler):
@@ -182,25 +201,25 @@ class TrainingBatches(Sampler):
         return np.concatenate([*(batches[i] for i in rng.permutation(len(batches))), left[whole:]])
 
 
-def kinds(talks: Talks | CaptionTalks) -> list[tuple[bool, int]]:
+def kinds(data: Samples) -> list[tuple[bool, int]]:
     """(has an image, length in words) of every sample."""
-    if isinstance(talks, CaptionTalks):
-        return [(True, 1)] * len(talks)
+    if isinstance(data, CaptionDataset):
+        return [(True, 1)] * len(data)
     return [
-        (bool(row.images), sum(len(m["content"][-1]["text"].split()) for m in row.messages)) for row in talks.data.rows
+        (bool(row.images), sum(len(m["content"][-1]["text"].split()) for m in row.messages)) for row in data.data.rows
     ]
 
 
 def train_loader(
-    talks: Talks | CaptionTalks, processor: VLoRAProcessor, recipe: Recipe, steps: int, *, seed: int, rank: int = 0,
+    data: Samples, processor: VLoRAProcessor, recipe: Recipe, steps: int, *, seed: int, rank: int = 0,
     world: int = 1, chunks: int = 1, workers: int = 0, report: Path | None = None,
 ) -> DataLoader:
     """`TrainingBatches` of a recipe, collated. Unreadable images are counted, reported and passed over."""
     batches = TrainingBatches(
-        len(talks), recipe.batch, steps, seed=seed, rank=rank, world=world, chunks=chunks,
-        kinds=kinds(talks) if recipe.grouped else None,
+        len(data), recipe.batch, steps, seed=seed, rank=rank, world=world, chunks=chunks,
+        kinds=kinds(data) if recipe.grouped else None,
     )
-    samples = Augmented(Encoded(talks, processor, recipe.max_length), list, report=report)
+    samples = Augmented(Encoded(data, processor, recipe.max_length), list, report=report)
     return DataLoader(
         samples, batch_sampler=batches, collate_fn=processor.collate, num_workers=workers,
         persistent_workers=workers > 0,
@@ -213,22 +232,18 @@ def main(folder: Path, /) -> None:
     for stage in ("pretrain", "finetune"):
         for split in ("train", "val"):
             try:
-                talks = open_talks(folder, split, replace(RECIPES["tiny"], stage=stage))
+                data = open_dataset(folder, split, replace(RECIPES["tiny"], stage=stage))
             except UserError as error:
                 missing = error
                 continue
             found = True
-            files = set() if isinstance(talks, CaptionTalks) else {p for row in talks.data.rows for p in row.images}
+            files = {p for row in data.data.rows for p in row.images} if isinstance(data, ChatDataset) else set()
             lost = sorted(path for path in files if not path.is_file())
-            print(f"{stage}, {split}: {len(talks):,} samples, {len(files):,} image files named"
+            print(f"{stage}, {split}: {len(data):,} samples, {len(files):,} image files named"
                   + (f", {len(lost):,} of them missing, such as {lost[0]}" if lost else ""))
     if not found:
         raise missing
 
 
 if __name__ == "__main__":
-    import tyro
-
-    from common import run
-
     run.main(lambda: tyro.cli(main))

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import transformers
 import tyro
 from PIL import Image
 
 from common import run
+from common.data.picture import Unreadable, read_picture
 from common.data.tiny.scenes import DESCRIBE, scenes
 from common.run import UserError, drawing
+from common.run.hf import quiet
+from papers.vlora.data import assistant_message
 from papers.vlora.evaluate import answer, load
 from papers.vlora.figures import wrapped
 from papers.vlora.model import VLoRAForConditionalGeneration
@@ -36,11 +39,14 @@ class Arguments:
     checkpoint: Path | None = None
     """Run or model folder; without one, the newest finished run under runs/."""
     new_tokens: int = 64
+    """Most tokens of an answer."""
     out: Path = Path("answer.png")
+    """Picture to write."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class Chat:
-    """A dialogue about one picture. `ask` answers, knowing what was said before."""
+    """A dialogue about one picture. `ask` answers, knowing the turns before."""
 
     def __init__(self, model: Any, processor: Any, picture: Image.Image, world: run.World, new_tokens: int):
         self.model, self.processor, self.picture, self.world = model, processor, picture, world
@@ -57,34 +63,29 @@ class Chat:
         turns = self.turns if remembers else []
         image = [] if turns else [{"type": "image"}]
         turns = [*turns, {"role": "user", "content": [*image, {"type": "text", "text": question}]}]
-        (told,) = answer(
+        (reply,) = answer(
             self.model, self.processor, [[self.picture]], [turns], self.world, self.new_tokens, **self.options
         )
-        self.turns = [*turns, {"role": "assistant", "content": [{"type": "text", "text": told}]}]
-        return told
+        self.turns = [*turns, assistant_message(reply)]
+        return reply
 
 
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.vlora.demo", description="Chat about a picture.")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    finished = sorted(Path("runs", "vlora").glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
-    if not (args.checkpoint or finished):
-        command = "make reproduce PAPER=vlora"
-        raise UserError(f"no finished run under runs/vlora; make one with {command}, or give --checkpoint")
-    checkpoint = args.checkpoint or finished[-1].parent
+    quiet()
+    checkpoint = args.checkpoint or run.newest("vlora")
     picture = args.picture or min((scenes() / "val").glob("*.png"))
     try:
-        image = Image.open(picture).convert("RGB")
-    except OSError as error:
+        image = read_picture(picture)
+    except Unreadable as error:
         raise UserError(f"{picture} is no picture: {error}") from None
-    world = run.start_world(run.Options())
+    world = run.start_world(run.Options(device=args.device))
     model, processor = load(checkpoint, world.device)
     chat = Chat(model, processor, image, world, args.new_tokens)
 
     asked = []
     with contextlib.suppress(KeyboardInterrupt):
-        for question in [args.question or DESCRIBE] if args.question or not sys.stdin.isatty() else _typed():
+        for question in questions(args.question):
             asked.append((question, chat.ask(question)))
             print(f"{question}\n  {asked[-1][1]}")
     caption = "\n".join(wrapped(f"{q} {a}") for q, a in asked[-4:])
@@ -92,7 +93,11 @@ def main() -> None:
     print(f"{args.out} written; {checkpoint}")
 
 
-def _typed():
+def questions(given: str | None) -> Iterator[str]:
+    """The one that is given, or what is typed; without a terminal, what the scenes are described by."""
+    if given or not sys.stdin.isatty():
+        yield given or DESCRIBE
+        return
     print("ask about the picture; an empty line ends")
     while question := input("> ").strip():
         yield question

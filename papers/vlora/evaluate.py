@@ -7,25 +7,36 @@ Larger benchmarks: vlmevalkit.py.
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from common import run
 from common.data.loader import progress
+from common.data.picture import Unreadable, read_picture
 from common.metrics import captions as metrics
 from common.run import UserError, World
-from papers.vlora.data import CaptionTalks, Talks, caption_messages, data_folder, open_if_there, open_talks
+from papers.vlora.data import (
+    CaptionDataset,
+    ChatDataset,
+    Messages,
+    Samples,
+    assistant_message,
+    caption_messages,
+    data_folder,
+    evenly_spread,
+    open_dataset,
+    open_if_there,
+)
 from papers.vlora.processing import IGNORED, TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import RECIPES, Recipe
 from papers.vlora.vision_language import VisionLanguageModel
@@ -52,14 +63,14 @@ def load(folder: Path, device: torch.device) -> tuple[VisionLanguageModel, VLoRA
     return model, AutoProcessor.from_pretrained(folder)
 
 
-def questions(talks: Talks | CaptionTalks, most: int) -> list[Question]:
+def questions(data: Samples, most: int) -> list[Question]:
     """What is asked: the last turn of conversations, or the captions of images; evenly spread if there are too many."""
-    rows = [len(talks) * i // min(most, len(talks)) for i in range(min(most, len(talks)))]
-    if isinstance(talks, CaptionTalks):
+    rows = evenly_spread(len(data), most)
+    if isinstance(data, CaptionDataset):
         return [
-            Question(i, tuple(caption_messages(talks.prompt, "")[:1]), "caption", talks.data.captions(i)) for i in rows
+            Question(i, tuple(caption_messages(data.prompt, "")[:1]), "caption", data.data.captions(i)) for i in rows
         ]
-    found = (talks.data.rows[i] for i in rows)
+    found = (data.data.rows[i] for i in rows)
     return [Question(row.images, row.messages[:-1], row.category or "all", (row.answer,)) for row in found]
 
 
@@ -78,13 +89,28 @@ def exchanged(asked: Sequence[Question]) -> list[int]:
     return other
 
 
-def pictures(question: Question, talks: Talks | CaptionTalks) -> list[Image.Image]:
+def pictures(question: Question, data: Samples) -> list[Image.Image]:
+    """The question's images, decoded."""
     try:
-        if isinstance(talks, CaptionTalks):
-            return [talks.data[question.images][0]]
-        return [Image.open(path).convert("RGB") for path in question.images]
-    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(data, CaptionDataset):
+            return [data.data[question.images][0]]
+        return [read_picture(path) for path in question.images]
+    except Unreadable as error:
         raise UserError(f"cannot evaluate: {question.images} is unreadable ({error})") from None
+
+
+class Pictures(Dataset):
+    """For each of `rows` (question, question whose images it gets instead): both questions' images."""
+
+    def __init__(self, data: Samples, rows: Sequence[tuple[Question, Question]]):
+        self.data, self.rows = data, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[list[Image.Image], list[Image.Image]]:
+        right, wrong = self.rows[index]
+        return pictures(right, self.data), pictures(wrong, self.data)
 
 
 def stops(processor: VLoRAProcessor) -> list[int]:
@@ -98,7 +124,7 @@ def stops(processor: VLoRAProcessor) -> list[int]:
 @torch.no_grad()
 def answer(
     model: VisionLanguageModel, processor: VLoRAProcessor, images: Sequence[list[Image.Image]],
-    messages: Sequence[Sequence[dict[str, Any]]], world: World, new_tokens: int, **options: Any,
+    messages: Sequence[Messages], world: World, new_tokens: int, **options: Any,
 ) -> list[str]:
     """Greedy answers to conversations that end with a question, unless `options` tell generate otherwise."""
     prompts = [processor.apply_chat_template(list(turns), add_generation_prompt=True) for turns in messages]
@@ -115,7 +141,7 @@ def answer(
 @torch.no_grad()
 def losses(
     model: VisionLanguageModel, processor: VLoRAProcessor, images: Sequence[list[Image.Image]],
-    messages: Sequence[Sequence[dict[str, Any]]], world: World,
+    messages: Sequence[Messages], world: World,
 ) -> torch.Tensor:
     """Mean loss per learned token of each conversation, in nats. (rows,)"""
     batch = processor.collate([(image, processor.encode(turns)) for image, turns in zip(images, messages)])
@@ -127,57 +153,46 @@ def losses(
     return (each.sum(1) / (labels != IGNORED).sum(1)).cpu()
 
 
-def gather(rows: list[Any], world: World) -> list[Any]:
-    """Every rank's ``rows[rank::size]`` put back into order, on all ranks."""
-    if world.size == 1:
-        return rows
-    parts: list[list[Any]] = [None] * world.size
-    dist.all_gather_object(parts, rows)
-    whole = [None] * sum(map(len, parts))
-    for rank, part in enumerate(parts):
-        whole[rank :: world.size] = part
-    return whole
-
-
 def evaluate(
-    model: VisionLanguageModel, processor: VLoRAProcessor, talks: Talks | CaptionTalks, recipe: Recipe, world: World,
-    train: Talks | CaptionTalks | None = None,
+    model: VisionLanguageModel, processor: VLoRAProcessor, data: Samples, recipe: Recipe, world: World,
+    train: Samples | None = None, workers: int = 0,
 ) -> tuple[dict[str, tuple[float, str]], list[dict[str, Any]]]:
-    """Scores {name: (value, unit)} over all of `talks`, and what was answered to each question.
+    """Scores {name: (value, unit)} over all of `data`, and what was answered to each question.
 
-    With `train`, the prior is its commonest answer for each category, else that of `talks` itself.
+    With `train`, the prior is its commonest answer for each category, else that of `data` itself.
     """
     model.eval()
-    asked = questions(talks, recipe.eval_rows)
-    other = exchanged(asked)
-    mine = list(range(len(asked)))[world.rank :: world.size]
-    right, wrong, own_loss, other_loss = [], [], [], []
-    for first in progress(range(0, len(mine), BATCH), "evaluating", active=world.is_main):
-        rows = mine[first : first + BATCH]
-        turns = [asked[i].messages for i in rows]
-        images, swapped = ([pictures(asked[i], talks) for i in which] for which in (rows, [other[i] for i in rows]))
-        right += answer(model, processor, images, turns, world, recipe.new_tokens)
-        wrong += answer(model, processor, swapped, turns, world, recipe.new_tokens)
-        full = [[*asked[i].messages, _said(asked[i].truths[0])] for i in rows]
-        own_loss += losses(model, processor, images, full, world).tolist()
-        other_loss += losses(model, processor, swapped, full, world).tolist()
-    right, wrong, own_loss, other_loss = (gather(each, world) for each in (right, wrong, own_loss, other_loss))
-    samples = [
-        {"question": question.messages[-1]["content"][-1]["text"], "category": question.category, "answer": told,
-         "exchanged": mistold, "truths": list(question.truths), "loss": own, "loss_exchanged": others}
-        for question, told, mistold, own, others in zip(asked, right, wrong, own_loss, other_loss)
-    ]
-    return score(samples, _answers(train) if isinstance(train, Talks) else None), samples
+    asked = questions(data, recipe.eval_rows)
+    pairs = [(asked[i], asked[j]) for i, j in enumerate(exchanged(asked))][world.rank :: world.size]
+    loader = DataLoader(Pictures(data, pairs), batch_size=BATCH, num_workers=workers, collate_fn=_columns)
+    mine = []
+    for images, others in progress(loader, "evaluating", active=world.is_main):
+        batch = [question for question, _ in pairs[len(mine) :][: len(images)]]
+        prompts = [list(question.messages) for question in batch]
+        whole = [[*question.messages, assistant_message(question.truths[0])] for question in batch]
+        right = answer(model, processor, images, prompts, world, recipe.new_tokens)
+        wrong = answer(model, processor, others, prompts, world, recipe.new_tokens)
+        own_loss = losses(model, processor, images, whole, world).tolist()
+        other_loss = losses(model, processor, others, whole, world).tolist()
+        mine += [
+            {"question": question.messages[-1]["content"][-1]["text"], "category": question.category,
+             "answer": row[0], "exchanged": row[1], "truths": list(question.truths), "loss": row[2],
+             "loss_exchanged": row[3]}
+            for question, *row in zip(batch, right, wrong, own_loss, other_loss)
+        ]
+    samples = run.gather_objects(mine, world)
+    return score(samples, _answers(train) if isinstance(train, ChatDataset) else None), samples
 
 
-def _said(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+def _columns(rows: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    first, second = zip(*rows)
+    return list(first), list(second)
 
 
-def _answers(talks: Talks) -> dict[str, Counter]:
+def _answers(data: ChatDataset) -> dict[str, Counter]:
     """How often each answer is given to each question in training."""
     counts = defaultdict(Counter)
-    for row in talks.data.rows:
+    for row in data.data.rows:
         for question, reply in zip(row.messages[::2], row.messages[1::2]):
             counts[question["content"][-1]["text"]][reply["content"][-1]["text"]] += 1
     return counts
@@ -188,26 +203,22 @@ def score(
 ) -> dict[str, tuple[float, str]]:
     """Scores of answered questions (see `evaluate`); the first is what the run is judged by."""
     scores: dict[str, tuple[float, str]] = {}
-
-    def share(values) -> tuple[float, str]:
-        values = list(values)
-        return 100 * sum(values) / len(values), "%"
-
-    captions = all(sample["category"] == "caption" for sample in samples)
-    prefers = share(s["loss"] < s["loss_exchanged"] for s in samples)
-    if captions:
+    prefers = _percent(s["loss"] < s["loss_exchanged"] for s in samples)
+    if all(sample["category"] == "caption" for sample in samples):
         scores["right image preferred"] = prefers
     else:
         by_category = defaultdict(list)
         for sample in samples:
             by_category[sample["category"]].append(sample)
-        scores["accuracy"] = share(_hit(s, "answer") for s in samples)
-        scores["accuracy, images exchanged"] = share(_hit(s, "exchanged") for s in samples)
-        scores["accuracy, prior"] = share(hit for rows in by_category.values() for hit in _prior(rows, training))
-        for category, rows in by_category.items() if len(by_category) > 1 else ():
-            scores[category] = share(_hit(s, "answer") for s in rows)
-            scores[f"{category}, images exchanged"] = share(_hit(s, "exchanged") for s in rows)
-            scores[f"{category}, prior"] = share(_prior(rows, training))
+        priors = {category: _prior(rows, training) for category, rows in by_category.items()}
+        scores["accuracy"] = _percent(_hit(s, "answer") for s in samples)
+        scores["accuracy, images exchanged"] = _percent(_hit(s, "exchanged") for s in samples)
+        scores["accuracy, prior"] = _percent(hit for hits in priors.values() for hit in hits)
+        if len(by_category) > 1:
+            for category, rows in by_category.items():
+                scores[category] = _percent(_hit(s, "answer") for s in rows)
+                scores[f"{category}, images exchanged"] = _percent(_hit(s, "exchanged") for s in rows)
+                scores[f"{category}, prior"] = _percent(priors[category])
         scores["right image preferred"] = prefers
     scores["loss"] = sum(s["loss"] for s in samples) / len(samples), "nats"
     scores["loss, images exchanged"] = sum(s["loss_exchanged"] for s in samples) / len(samples), "nats"
@@ -216,6 +227,11 @@ def score(
             found = metrics.scores([s[key] for s in described], [s["truths"] for s in described])
             scores |= {f"{name}{note}": (found[name], "") for name in ("cider_d", "bleu4", "rouge_l")}
     return scores
+
+
+def _percent(hits: Iterable[bool]) -> tuple[float, str]:
+    hits = list(hits)
+    return 100 * sum(hits) / len(hits), "%"
 
 
 def _hit(sample: dict[str, Any], key: str) -> bool:
@@ -245,12 +261,14 @@ class Arguments:
     """JSON file to write the scores and all answers to."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: int = 0
+    """Processes that read images."""
 
 
 def recipe_of(checkpoint: Path, name: str | None) -> Recipe:
     """The recipe of a run folder, or the named one."""
     path = checkpoint / "config.json"
-    if path.is_file() and "recipe" in (found := json.loads(path.read_text())):
+    if path.is_file() and "recipe" in (found := run.read_json(path)):
         return Recipe(**found["recipe"])
     if name not in RECIPES:
         raise UserError(f"a model folder needs --recipe, one of {', '.join(RECIPES)}; got {name!r}")
@@ -265,8 +283,8 @@ def main() -> None:
     recipe = recipe_of(args.checkpoint, args.recipe)
     model, processor = load(args.checkpoint, world.device)
     root = data_folder(recipe, args.data)
-    talks = open_talks(root, "val", recipe)
-    scores, samples = evaluate(model, processor, talks, recipe, world, open_if_there(root, "train", recipe))
+    held_out, train = open_dataset(root, "val", recipe), open_if_there(root, "train", recipe)
+    scores, samples = evaluate(model, processor, held_out, recipe, world, train, args.workers)
     if world.is_main:
         for name, (value, unit) in scores.items():
             print(f"{name:>32} {value:8.3f} {unit}")

@@ -13,26 +13,24 @@ import numpy as np
 
 from common.metrics.captions import exact_match
 from common.run import drawing
-from papers.vlora.data import CaptionTalks, Talks
+from papers.vlora.data import Samples
+from papers.vlora.evaluate import pictures, questions
 
 
-def draw(folder: Path, talks: Talks | CaptionTalks | None, samples: Sequence[dict[str, Any]]) -> None:
+def draw(folder: Path, data: Samples | None, samples: Sequence[dict[str, Any]]) -> None:
     """All pictures of a finished run into its folder."""
     drawing.curves(folder, [["loss", "val/loss"], ["lr"], ["grad_norm"]])
     if samples:
-        answers(folder / "answers.png", talks, samples)
+        answers(folder / "answers.png", data, samples)
         controls(folder / "controls.png", samples)
 
 
-def answers(path: Path, talks: Talks | CaptionTalks, samples: Sequence[dict[str, Any]], count: int = 15) -> None:
+def answers(path: Path, data: Samples, samples: Sequence[dict[str, Any]], count: int = 15) -> None:
     """Evenly spread images, each with what was asked and answered; wrong answers in red with the right one."""
-    from papers.vlora.evaluate import pictures, questions
-
-    asked = questions(talks, len(samples))
-    rows = np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int)
+    asked = questions(data, len(samples))
     images, captions, colors = [], [], []
-    for row in rows:
-        sample, picture = samples[row], pictures(asked[row], talks)
+    for row in drawing.evenly_spaced(len(samples), count):
+        sample, picture = samples[row], pictures(asked[row], data)
         right = exact_match(sample["answer"], sample["truths"])
         words = [sample["question"], sample["answer"]] if sample["question"] else [sample["answer"]]
         if not right and sample["category"] != "caption":
@@ -49,7 +47,7 @@ def wrapped(text: str) -> str:
 
 
 def controls(path: Path, samples: Sequence[dict[str, Any]]) -> None:
-    """Per category: share of right answers with the right image and with another; for captions, the two losses."""
+    """Per category, the right answers with the right image and with another; for captions, the two losses."""
     figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
     if all(sample["category"] == "caption" for sample in samples):
         own, other = (np.array([s[key] for s in samples]) for key in ("loss", "loss_exchanged"))
@@ -63,8 +61,8 @@ def controls(path: Path, samples: Sequence[dict[str, Any]]) -> None:
             groups[sample["category"]].append(sample)
         place = np.arange(len(groups))
         for shift, key, label in ((-0.2, "answer", "right image"), (0.2, "exchanged", "another image")):
-            shares = [np.mean([exact_match(s[key], s["truths"]) for s in rows]) for rows in groups.values()]
-            axis.bar(place + shift, shares, 0.4, label=label)
+            fractions = [np.mean([exact_match(s[key], s["truths"]) for s in rows]) for rows in groups.values()]
+            axis.bar(place + shift, fractions, 0.4, label=label)
         axis.set_xticks(place, list(groups))
         axis.set_ylim(0, 1)
         axis.set_ylabel("right answers")

@@ -22,7 +22,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from common.run import UserError
-from papers.vlora import application
+from papers.vlora import merging
 from papers.vlora.vision_language import VisionLanguageConfig, VisionLanguageModel, positions
 
 # Where each weight type acts in a decoder layer. "m" acts on the whole MLP branch, in parallel.
@@ -34,8 +34,7 @@ class VLoRAConfig(VisionLanguageConfig):
 
     width h, blocks N, heads and mlp_ratio of the perceptual weights generator; rank r; alpha α; weight_types, a choice
     of the letters q, k, v, o, m; separate, one sub-generator for each type instead of one for all; every, the layer
-    spacing: layer i (from 0) is changed when (i + 1) % every == 0; several_images, let the changes of several images in
-    one row add up instead of refusing them (not in the paper).
+    spacing: layer i (from 0) is changed when (i + 1) % every == 0.
     """
 
     model_type = "vlora"
@@ -49,7 +48,6 @@ class VLoRAConfig(VisionLanguageConfig):
     weight_types: str = "qkvom"
     separate: bool = True
     every: int = 4
-    several_images: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -107,7 +105,7 @@ class GroupedLayerNorm(nn.Module):
         return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=1e-5), self.weight)
 
 
-class DecoderBlock(nn.Module):
+class GeneratorBlock(nn.Module):
     """Self-attention of the queries, cross-attention to the image, feed-forward; pre-norm, no dropout."""
 
     def __init__(self, groups: int, width: int, heads: int, mlp_ratio: int):
@@ -124,17 +122,18 @@ class DecoderBlock(nn.Module):
 
     def forward(self, x, image):
         """Queries x (G, I, K, h), image (I, V, h) -> (G, I, K, h). The image is not normalised, and not changed."""
-        x = x + self.self_out(self.attend(*self.self_qkv(self.norm1(x)).chunk(3, -1)))
-        x = x + self.cross_out(self.look(self.cross_q(self.norm2(x)), image))
+        x = x + self.self_out(self.self_attention(*self.self_qkv(self.norm1(x)).chunk(3, -1)))
+        x = x + self.cross_out(self.cross_attention(self.cross_q(self.norm2(x)), image))
         return x + self.linear2(F.gelu(self.linear1(self.norm3(x))))
 
-    def attend(self, q, k, v):
+    def self_attention(self, q, k, v):
+        """Of q, k and v (G, I, K, h), among themselves in each image and sub-generator -> (G, I, K, h)."""
         G = q.shape[0]
         q, k, v = (x.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(0, (G, -1))
 
-    def look(self, q, image):
-        """Cross-attention of q (G, I, K, h) to image (I, V, h) -> (G, I, K, h).
+    def cross_attention(self, q, image):
+        """Of queries (G, I, K, h) to the features of their image (I, V, h) -> (G, I, K, h).
 
         Computed as (q Wk) f instead of q (Wk f), and Wv times the mean of f instead of the mean of Wv f:
         keys and values of the features, most of the generator's work, are never formed, and all groups and heads are
@@ -159,7 +158,7 @@ class PerceptualWeightsGenerator(nn.Module):
         self.visual_proj = nn.Linear(config.visual_width, h)
         self.pos_embed = nn.Parameter(torch.empty(1, config.num_features, h))
         self.queries = nn.Parameter(torch.empty(G, 1, K, h))
-        self.blocks = nn.ModuleList(DecoderBlock(G, h, config.heads, config.mlp_ratio) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(GeneratorBlock(G, h, config.heads, config.mlp_ratio) for _ in range(config.blocks))
         self.norm = GroupedLayerNorm(G, h)
         self.weights_head = GroupedLinear(G, h, d * config.rank)  # the paper's shared linear layer
         for letter in config.weight_types:  # the paper's k independent linear layers
@@ -295,16 +294,10 @@ class VLoRAForConditionalGeneration(VisionLanguageModel):
         return None, ()
 
     def _rows(self, input_ids, A, B):
-        """Factors of images -> factors of rows: 0 without an image, added up over several."""
+        """Factors of images -> factors of rows, 0 without an image."""
         marks = self.placeholders(input_ids).sum(1)
         row = torch.arange(len(input_ids), device=A.device).repeat_interleave(marks, output_size=len(A))
         return A.new_zeros(len(input_ids), *A.shape[1:]).index_add(0, row, A), B
-
-    def check_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> None:
-        super().check_images(input_ids, pixel_values)
-        if not self.config.several_images and (most := int(self.placeholders(input_ids).sum(1).max())) > 1:
-            hint = "with several_images=True in the config their weights add up"
-            raise UserError(f"{most} images in one row: the paper has one; {hint}")
 
     def _without_placeholders(self, input_ids, attention_mask, position_ids, past_key_values):
         """A placeholder keeps its position and becomes token 0, which no later token sees."""
@@ -378,7 +371,7 @@ class VLoRAForConditionalGeneration(VisionLanguageModel):
         """transformers' generate; the perceptual weights are computed once. Prompts are padded on the left.
 
         `apply`: "merge" adds them to the LLM's weights, "side" keeps them beside; "auto" takes what costs less here, as
-        measured (papers/vlora/application.py). Only one image's weights can be merged, for any number of prompts.
+        measured (papers/vlora/merging.py). Only one image's weights can be merged, for any number of prompts.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if perceptual_weights is None and pixel_values is not None:
@@ -397,7 +390,7 @@ class VLoRAForConditionalGeneration(VisionLanguageModel):
         within = contextlib.nullcontext()
         if perceptual_weights is not None:
             if apply == "auto":
-                apply = application.cheaper(self, perceptual_weights, ids, kwargs)
+                apply = merging.cheaper(self, perceptual_weights, ids, kwargs)
             if apply == "merge":
                 within = self.merged(perceptual_weights)
             else:  # repeated by generate for beams and several sequences of a row

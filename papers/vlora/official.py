@@ -10,13 +10,14 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from transformers import CLIPVisionConfig, LlamaConfig
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPVisionConfig, LlamaConfig
 from transformers import initialization as init
 from transformers.modeling_utils import local_torch_dtype
 
 from common import run
 from common.run import UserError
 from papers.vlora.model import VLoRAConfig, VLoRAForConditionalGeneration
+from papers.vlora.processing import TEMPLATES, VLoRAProcessor
 
 # The released 7B model (feipengma/VLoRA-7b-v1): Vicuna-7B-v1.5 and CLIP ViT-L/14 at 336 px.
 VICUNA_7B = {"vocab": 32000, "hidden": 4096, "inter": 11008, "layers": 32, "heads": 32, "rms_eps": 1e-5}
@@ -151,10 +152,6 @@ def main() -> None:
     files = sorted(args.checkpoint.glob("*.safetensors")) or sorted(args.checkpoint.glob("*.bin"))
     if not files:
         raise UserError(f"{args.checkpoint} holds neither *.safetensors nor *.bin")
-    from transformers import AutoTokenizer, CLIPImageProcessor
-
-    from papers.vlora.processing import TEMPLATES, VLoRAProcessor
-
     weights: dict[str, torch.Tensor] = {}
     for file in files:
         weights |= run.load_weights(file)

@@ -21,42 +21,42 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 # What stands between the marks `generation` is learned; an image's mark opens its turn, followed by a newline.
-_PARTS = (
-    "{%- macro said(content) -%}{%- if content is string -%}{{ content }}{%- else -%}"
+_MACRO = (
+    "{%- macro text(content) -%}{%- if content is string -%}{{ content }}{%- else -%}"
     "{%- for part in content if part.type == 'image' -%}" + IMAGE + "{{ '\\n' }}{%- endfor -%}"
     "{%- for part in content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
 )
 TEMPLATES = {
     # Pre-training: the image and its caption; the question is thrown away.
-    "plain": _PARTS + (
+    "plain": _MACRO + (
         "{{ bos_token }}{%- for message in messages -%}{%- if message.role == 'user' -%}"
         "{%- for part in message.content if part.type == 'image' -%}" + IMAGE + "{%- endfor -%}{%- else -%}"
-        "{% generation %}{{ said(message.content) + '\\n' }}{% endgeneration %}{%- endif -%}{%- endfor -%}"
+        "{% generation %}{{ text(message.content) + '\\n' }}{% endgeneration %}{%- endif -%}{%- endfor -%}"
     ),
     # The same with a question, for a language model that is not trained along.
-    "prompted": _PARTS + (
-        "{{ bos_token }}{%- for message in messages -%}{%- if message.role == 'user' -%}{{ said(message.content) }}"
-        "{%- else -%}{{ ' ' }}{% generation %}{{ said(message.content) + '\\n' }}{% endgeneration %}{%- endif -%}"
+    "prompted": _MACRO + (
+        "{{ bos_token }}{%- for message in messages -%}{%- if message.role == 'user' -%}{{ text(message.content) }}"
+        "{%- else -%}{{ ' ' }}{% generation %}{{ text(message.content) + '\\n' }}{% endgeneration %}{%- endif -%}"
         "{%- endfor -%}"
     ),
     # Fine-tuning: Vicuna's first version.
-    "vicuna_v1": _PARTS + (
+    "vicuna_v1": _MACRO + (
         "{{ bos_token }}" + SYSTEM + "{%- for message in messages -%}{%- if message.role == 'user' -%}"
-        "{{ ' ' if loop.first }}USER: {{ said(message.content) }}{{ ' ASSISTANT:' }}{%- else -%}"
-        "{{ ' ' }}{% generation %}{{ said(message.content) + eos_token }}{% endgeneration %}{%- endif -%}{%- endfor -%}"
+        "{{ ' ' if loop.first }}USER: {{ text(message.content) }}{{ ' ASSISTANT:' }}{%- else -%}"
+        "{{ ' ' }}{% generation %}{{ text(message.content) + eos_token }}{% endgeneration %}{%- endif -%}{%- endfor -%}"
     ),
     # The same without the system's sentences, for vocabularies of a few words.
-    "short": _PARTS + (
+    "short": _MACRO + (
         "{{ bos_token }}{%- for message in messages -%}{%- if message.role == 'user' -%}"
-        "USER: {{ said(message.content) }}{{ ' ASSISTANT:' }}{%- else -%}"
-        "{{ ' ' }}{% generation %}{{ said(message.content) + eos_token }}{% endgeneration %}{%- endif -%}{%- endfor -%}"
+        "USER: {{ text(message.content) }}{{ ' ASSISTANT:' }}{%- else -%}"
+        "{{ ' ' }}{% generation %}{{ text(message.content) + eos_token }}{% endgeneration %}{%- endif -%}{%- endfor -%}"
     ),
     # SmolLM2's and others' own.
-    "chatml": _PARTS + (
+    "chatml": _MACRO + (
         "{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\\n' }}"
-        "{%- if message.role == 'assistant' -%}{% generation %}{{ said(message.content) + '<|im_end|>' }}"
+        "{%- if message.role == 'assistant' -%}{% generation %}{{ text(message.content) + '<|im_end|>' }}"
         "{% endgeneration %}{{ '\\n' }}{%- else -%}"
-        "{{ said(message.content) + '<|im_end|>\\n' }}{%- endif -%}{%- endfor -%}"
+        "{{ text(message.content) + '<|im_end|>\\n' }}{%- endif -%}{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
     ),
 }
@@ -67,20 +67,17 @@ class VLoRAProcessor(ProcessorMixin):
 
     The token stands for a whole image. Its id may lie beyond the language model's vocabulary: the model never embeds
     it. `pad_to_square` pads images with the processor's mean colour before they are resized, as fine-tuning and
-    inference do; pre-training crops instead. `several_images`: as the model's.
+    inference do; pre-training crops instead.
     """
 
-    def __init__(
-        self, image_processor=None, tokenizer=None, chat_template=None, pad_to_square: bool = True,
-        several_images: bool = False,
-    ):
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, pad_to_square: bool = True):
         if tokenizer is not None:
             if IMAGE not in tokenizer.get_vocab():
                 tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE]})
             if tokenizer.pad_token is None:
                 tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
             self.image_token, self.image_token_id = IMAGE, tokenizer.convert_tokens_to_ids(IMAGE)
-        self.pad_to_square, self.several_images = pad_to_square, several_images
+        self.pad_to_square = pad_to_square
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -98,7 +95,7 @@ class VLoRAProcessor(ProcessorMixin):
             marks = [each.count(IMAGE) for each in text]
             if sum(marks) != len(images):
                 raise UserError(f"{sum(marks)} marks {IMAGE} in the text, but {len(images)} images")
-            self._check(max(marks, default=0))
+            _check(max(marks, default=0))
             data |= self.tokenizer(
                 text, padding=True, padding_side=padding_side, add_special_tokens=add_special_tokens,
                 return_tensors="pt", return_token_type_ids=False,
@@ -139,17 +136,18 @@ class VLoRAProcessor(ProcessorMixin):
         marks = (batch["input_ids"] == self.image_token_id).sum(1)
         if marks.sum() != len(images):
             raise UserError(f"{len(images)} images, but {marks.sum()} placeholders; is the maximal length too short?")
-        self._check(int(marks.max()))
+        _check(int(marks.max()))
         return batch
-
-    def _check(self, most: int) -> None:
-        """On a GPU the model does not count, which would make it wait."""
-        if most > 1 and not self.several_images:
-            raise UserError(f"{most} images in one row: the paper has one; with several_images=True more may pass")
 
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values"]
+
+
+def _check(most: int) -> None:
+    """On a GPU the model does not count, which would make it wait."""
+    if most > 1:
+        raise UserError(f"{most} images in one row: the model takes one")
 
 
 def _flat(images: Any) -> list[Image.Image]:

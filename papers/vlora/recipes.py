@@ -11,6 +11,8 @@ from typing import Literal
 TITLE = "Visual Perception by Large Language Model's Weights (NeurIPS 2024, arXiv 2405.20339)"
 CLAIM = "An image can change a language model's weights instead of lengthening its input."
 BUILT_IN = ("scenes",)  # data sets that come with the repository
+# Training samples of the data sets that recipes are meant for.
+SAMPLES = {"scenes": 4_000, "COCO captions": 239, "CapsFusion-30M": 30_000_000, "LLaVA-1.5 mixture": 665_298}
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Recipe:
     """h, width of the perceptual weights generator. The authors' two scripts contradict each other (1024 and 512);
     512 is what their parameter count and their FLOPs fit."""
     blocks: int = 8
-    """N, decoder blocks of each of its sub-generators."""
+    """N, blocks of each of its sub-generators."""
     rank: int = 64
     """r, rank of the change of a weight."""
     alpha: float = 64
@@ -44,7 +46,7 @@ class Recipe:
     """Every so many layers are changed."""
     standardize: bool = False
     """Give visual features mean 0 and variance 1; for towers that do not end in a norm."""
-    connection: str | None = None
+    init: str | None = None
     """Run folder, or file, of a pre-training whose generator (or projector) this training starts from."""
     tune: Literal["frozen", "full", "lora"] = "full"
     """What happens to the LLM; the generator is always trained, the vision tower never."""
@@ -70,15 +72,16 @@ class Recipe:
     """Global batch: all devices and accumulated chunks together."""
     lr: float = 2e-5
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = 0.03
-    """Share of the steps in which the learning rate rises."""
+    warmup_ratio: float = 0.03
+    """Part of the steps in which the learning rate rises, as the authors' scripts have it."""
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+    """Most norm of the gradient; 0: as it is."""
     gradient_checkpointing: bool = True
     deepspeed: Literal["", "zero2", "zero3"] = "zero2"
     """scripts/zero2.json or zero3.json; empty: plain DDP, or one process."""
     eval_every: int = 1000
-    """Steps between evaluations of the validation loss."""
+    """Steps between evaluations of the validation loss; 0: once an epoch."""
     eval_rows: int = 2000
     """Most validation samples that are used."""
     new_tokens: int = 64
@@ -102,14 +105,14 @@ ABLATIONS = {
 
 TINY = Recipe(
     about="", llm="tiny", vision="tiny", width=64, blocks=2, rank=8, alpha=8, every=2, template="short",
-    pad_to_square=False, max_length=64, dataset="scenes", batch=24, lr=1e-3, warmup=0.05, clip_norm=1.0,
+    pad_to_square=False, max_length=64, dataset="scenes", batch=24, lr=1e-3, warmup_ratio=0.05,
     gradient_checkpointing=False, deepspeed="", eval_every=100, eval_rows=600, new_tokens=12, steps=800,
 )
 SMOLLM2 = Recipe(
     about="", stage="pretrain", llm="smollm2", vision="efficientnet-lite0", width=128, blocks=2, rank=16, alpha=16,
     every=3, standardize=True, tune="frozen", template="prompted", prompt="A photo of:", pad_to_square=False,
-    max_length=64, grouped=False, dataset="COCO captions", batch=10, steps=320, lr=1e-3, schedule="linear", warmup=0.1,
-    gradient_checkpointing=False, deepspeed="", eval_every=40, eval_rows=60, new_tokens=24,
+    max_length=64, grouped=False, dataset="COCO captions", batch=10, steps=320, lr=1e-3, schedule="linear",
+    warmup_ratio=0.1, gradient_checkpointing=False, deepspeed="", eval_every=40, eval_rows=60, new_tokens=24,
 )
 
 RECIPES = {

@@ -120,10 +120,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         return input_ids == self.config.image_token_id
 
     def check_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> None:
-        """Raises `UserError` unless there is one image for every placeholder. Waits for the device."""
-        marks, images = int(self.placeholders(input_ids).sum()), 0 if pixel_values is None else len(pixel_values)
-        if marks != images:
-            raise UserError(f"{marks} image placeholders in the text, but {images} images")
+        """Raises `UserError` unless there is one image for every placeholder, and one in a row at most. Waits for the
+        device."""
+        marks, images = self.placeholders(input_ids).sum(1), 0 if pixel_values is None else len(pixel_values)
+        if int(marks.sum()) != images:
+            raise UserError(f"{int(marks.sum())} image placeholders in the text, but {images} images")
+        if (most := int(marks.max())) > 1:
+            raise UserError(f"{most} images in one row: the model takes one")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from common.run import Options, UserError, start_world
+from papers.vlora.evaluate import answer, load
 
 try:
     from vlmeval.vlm.base import BaseModel
@@ -37,8 +38,6 @@ class VLoRA(BaseModel):
         if BaseModel is object:
             raise UserError("VLMEvalKit is not installed: https://github.com/open-compass/VLMEvalKit")
         super().__init__()
-        from papers.vlora.evaluate import load
-
         self.world = start_world(Options(device=device))
         self.model, self.processor = load(Path(model_path), self.world.device)
         self.max_new_tokens, self.options = max_new_tokens, options
@@ -49,14 +48,12 @@ class VLoRA(BaseModel):
 
         Of several images, as some benchmarks have them, the first is seen: the paper's model takes one.
         """
-        from papers.vlora.evaluate import answer
-
         paths = [part["value"] for part in message if part["type"] == "image"][:1]
         text = "\n".join(part["value"] for part in message if part["type"] == "text")
         content = [{"type": "image"}] * len(paths) + [{"type": "text", "text": text}]
         images = [Image.open(path).convert("RGB") for path in paths]
         turns = [{"role": "user", "content": content}]
-        (told,) = answer(
+        (reply,) = answer(
             self.model, self.processor, [images], [turns], self.world, self.max_new_tokens, **self.options
         )
-        return told
+        return reply

@@ -12,9 +12,10 @@ from common.data.captions import Region
 from common.data.tiny.scenes import scenes
 from common.run import UserError
 from common.tests import parity
-from papers.mm_gem import compare, parts
-from papers.mm_gem.data import Mixture, Rows, open_captions, open_regions
-from papers.mm_gem.evaluate import Tools, named_classes, region_hits, retrieval, words_right, zero_shot
+from papers.mm_gem import build, compare
+from papers.mm_gem.data import Mixture, Rows, describe, open_captions, open_regions, regions_if_there
+from papers.mm_gem.embedder import BATCH, Embedder, Files, Prepared
+from papers.mm_gem.evaluate import named_classes, region_hits, relevant, retrieval, words_right, zero_shot
 from papers.mm_gem.prompts import CLIP, SEVEN
 from papers.mm_gem.recipes import RECIPES
 from papers.mm_gem.search import Index, embed
@@ -28,18 +29,18 @@ def definitions():
 
 
 @pytest.fixture(scope="module")
-def tools():
+def embedder():
     torch.manual_seed(0)
-    processor = parts.processor(RECIPES["tiny"])
-    return Tools(parts.build(RECIPES["tiny"], processor).eval(), processor)
+    processor = build.processor(RECIPES["tiny"])
+    return Embedder(build.model(RECIPES["tiny"], processor).eval(), processor)
 
 
 def test_retrieval_equals_the_fixture(definitions):
     spec = definitions["retrieval"]
     owner = torch.arange(100) // 5
-    relevant = owner == torch.arange(20)[:, None]
-    similarity = parity.probe(spec["similarity"]["probe"], (20, 100)) + 1.5 * relevant
-    found = retrieval(torch.eye(20), similarity.mT, relevant)
+    own = owner == torch.arange(20)[:, None]
+    similarity = parity.probe(spec["similarity"]["probe"], (20, 100)) + 1.5 * own
+    found = retrieval(similarity, own)
     for k in (1, 5, 10):
         assert found[f"image -> text R@{k}"][0] == pytest.approx(spec["expected"][f"image_to_text_R@{k}"])
         assert found[f"text -> image R@{k}"][0] == pytest.approx(spec["expected"][f"text_to_image_R@{k}"])
@@ -47,8 +48,15 @@ def test_retrieval_equals_the_fixture(definitions):
 
 def test_a_permuted_identity_is_perfect_retrieval():
     order = torch.randperm(7)
-    relevant = torch.arange(7)[:, None] == order
-    assert all(value == 100 for value, _ in retrieval(torch.eye(7), torch.eye(7)[order], relevant).values())
+    own = torch.arange(7)[:, None] == order
+    assert all(value == 100 for value, _ in retrieval(torch.eye(7)[order].mT, own).values())
+
+
+def test_a_text_that_says_of_another_image_what_its_own_caption_says_is_right_too():
+    texts, owner = ["red", "blue", "red"], torch.tensor([0, 0, 1])
+    tiny, plain = RECIPES["tiny"], RECIPES["smollm2"]
+    assert relevant(texts, owner, tiny).tolist() == [[True, True, True], [True, False, True]]
+    assert relevant(texts, owner, plain).tolist() == [[True, True, False], [False, False, True]]
 
 
 def test_prompt_ensembles_equal_the_fixture(definitions):
@@ -89,49 +97,63 @@ def test_words_right():
     assert words_right(said, truths, ["circle", "square"]) == 100
 
 
-def test_boxes_follow_their_image_through_resizing(tools):
+def test_boxes_follow_their_image_through_resizing(embedder):
     image = Image.new("RGB", (128, 32))
-    out = tools.processor(images=[image], boxes=[[(32, 8, 96, 24), (0, 0, 128, 32)]])
+    out = embedder.processor(images=[image], boxes=[[(32, 8, 96, 24), (0, 0, 128, 32)]])
     assert out["boxes"].tolist() == [[0, 16, 16, 48, 48], [0, 0, 0, 64, 64]]
     with pytest.raises(UserError, match="holds nothing of the image of 128 x 32 px"):
-        tools.processor(images=[image], boxes=[[(130, 0, 140, 9)]])
+        embedder.processor(images=[image], boxes=[[(130, 0, 140, 9)]])
     with pytest.raises(UserError, match="1 lists of boxes for 0 images"):
-        tools.processor(boxes=[[(0, 0, 1, 1)]])
+        embedder.processor(boxes=[[(0, 0, 1, 1)]])
 
 
-def test_an_image_with_several_boxes_is_encoded_once(tools, tmp_path, monkeypatch):
-    pictures = [Image.effect_noise((64, 48), 80), Image.effect_noise((40, 40), 80)]
+def test_an_image_with_several_boxes_is_encoded_once(embedder, tmp_path, monkeypatch):
+    pictures = [Image.effect_noise((64, 48), 80).convert("RGB"), Image.effect_noise((40, 40), 80).convert("RGB")]
     files = [tmp_path / f"{i}.png" for i in range(2)]
     for picture, file in zip(pictures, files):
         picture.save(file)
-    sources = [(files[0], (1, 2, 30, 40)), files[1], (files[0], (9, 9, 60, 48)), (files[1], (0, 5, 20, 20))]
-    alone = torch.cat([tools.images([source]) for source in sources])
-    told = [tools.describe([source], new_tokens=6)[0] for source in sources]
-    seen, encode = [], tools.model.feature_map
-    monkeypatch.setattr(tools.model, "feature_map", lambda pixels: seen.append(len(pixels)) or encode(pixels))
-    torch.testing.assert_close(tools.images(sources), alone, rtol=0, atol=1e-6)
-    assert tools.describe(sources, new_tokens=6) == told and seen == [2, 2]
-    again = [(pictures[0].convert("RGB"), (1, 2, 30, 40)), pictures[1].convert("RGB")]
-    torch.testing.assert_close(tools.images(again), alone[:2], rtol=0, atol=1e-6)
+    boxes = [[(1, 2, 30, 40), (9, 9, 60, 48)], [(0, 0, 40, 40), (0, 5, 20, 20)]]
+    pairs = [([picture], [[box]]) for picture, its in zip(pictures, boxes) for box in its]
+    alone = torch.cat([embedder.regions(*pair) for pair in pairs])
+    captions = [embedder.describe(*pair, new_tokens=6)[0] for pair in pairs]
+    seen, encode = [], embedder.model.feature_map
+    monkeypatch.setattr(embedder.model, "feature_map", lambda pixels: seen.append(len(pixels)) or encode(pixels))
+    torch.testing.assert_close(embedder.regions(Files(files), boxes), alone, rtol=0, atol=1e-6)
+    assert embedder.describe(pictures, boxes, new_tokens=6) == captions and seen == [2, 2]
+    torch.testing.assert_close(embedder.images(pictures)[1], alone[2], rtol=0, atol=1e-6)  # a box of all of it
+    with_workers = Embedder(embedder.model, embedder.processor, workers=1)
+    torch.testing.assert_close(with_workers.regions(Files(files), boxes), alone, rtol=0, atol=1e-6)
+    files[1].write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"1.png is unreadable"):
+        embedder.images(Files(files))
 
 
-def test_an_index_finds_its_own_pictures(tools, tmp_path):
+def test_batches_hold_so_many_boxes(embedder):
+    counts = [BATCH - 1, 1, 1, 0, BATCH + 5, 2]
+    boxes = [[(0, 0, 9, 9)] * count for count in counts]
+    found = Prepared(embedder.processor, [Image.new("RGB", (9, 9))] * 6, boxes)
+    assert found.batches == [[0, 1], [2, 3], [4], [5]]
+    assert [len(batch["boxes"]) for batch in (found[i] for i in range(4))] == [BATCH, 1, BATCH + 5, 2]
+    assert Prepared(embedder.processor, [None] * (BATCH + 1), None).batches == [list(range(BATCH)), [BATCH]]
+
+
+def test_an_index_finds_its_own_pictures(embedder, tmp_path):
     pytest.importorskip("faiss", reason="needs faiss-cpu")
     files = [row.image for row in open_captions(scenes(train=64, val=24, root=tmp_path / "scenes"), "val").rows]
     (broken := tmp_path / "broken.png").write_bytes(b"no picture")
     for kind in ("Flat", "HNSW8"):
-        embed(tools, [*files, broken], kind).save(tmp_path / "index")
+        embed(embedder, [*files, broken], kind).save(tmp_path / "index")
         index = Index.load(tmp_path / "index")
         assert index.names == [str(file) for file in files]
         for i in (0, 13):
-            name, similarity = index.nearest(tools.images([files[i]])[0], 3)[0]
+            name, similarity = index.nearest(embedder.images(Files([files[i]]))[0], 3)[0]
             assert similarity == pytest.approx(1, abs=1e-5) and name == str(files[i])
-    exact = embed(tools, files)
-    vectors = tools.images(files)
+    exact = embed(embedder, files)
+    vectors = embedder.images(Files(files))
     found = [similarity for _, similarity in exact.nearest(vectors[5], 99)]
     assert found == pytest.approx((vectors @ vectors[5]).sort(descending=True).values.tolist(), abs=1e-5)
     with pytest.raises(UserError, match="FAISS makes no index of kind 'IVF64,Flat' of 24 pictures"):
-        embed(tools, files, "IVF64,Flat")
+        embed(embedder, files, "IVF64,Flat")
     with pytest.raises(UserError, match="width 64, the model 3"):
         exact.nearest(vectors[0, :3], 1)
     with pytest.raises(UserError, match="is no index of this program"):
@@ -158,14 +180,34 @@ def test_batches_are_a_function_of_the_seed_and_shared_out(tmp_path):
         Mixture(64, 5, recipe, recipe.steps, seed=0)
 
 
-def test_the_comparison_is_of_the_records(tmp_path):
+def test_a_folder_without_boxes_is_told_from_a_wrong_one(tmp_path):
+    root = scenes(train=4, val=4, root=tmp_path / "scenes")
+    file = root / "annotations" / "instances_val.json"
+    file.write_text("{}")
+    with pytest.raises(UserError, match="no COCO annotation file"):
+        regions_if_there(root, "val")
+    file.unlink()
+    assert regions_if_there(root, "val") == []
+
+
+def test_results_name_the_data_that_were_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    coco = RECIPES["smollm2"]
+    assert describe(RECIPES["tiny"], None, 2000, 400) == "scenes: 2,000 training, 400 validation images"
+    assert describe(coco, tmp_path, 239, 60) == "COCO captions: 239 training, 60 validation images"
+    for recipe, folder, train in ((coco, Path(), 1000), (RECIPES["tiny"], tmp_path, 2000)):
+        assert describe(recipe, folder, train, 9).startswith(f"{tmp_path.name}: {train:,} training")
+
+
+def test_the_comparison_is_of_the_records():
     def record(recipe, seed, **metrics):
         rows = [{"name": name, "value": value, "unit": "%"} for name, value in metrics.items()]
-        content = {"recipe": recipe, "data": "scenes", "seed": seed, "metrics": rows}
-        (tmp_path / f"{recipe}-{seed}.json").write_text(json.dumps(content))
+        return {"recipe": recipe, "data": "scenes", "seed": seed, "metrics": rows}
 
-    record("objectives_both", 0, found=50.0, told=20.0)
-    record("objectives_both", 1, found=60.0, told=40.0)
-    record("objectives_embedding", 0, found=70.0)
-    lines = compare.tables(tmp_path).splitlines()
+    records = [
+        record("objectives_both", 1, found=60.0, told=40.0), record("objectives_embedding", 0, found=70.0),
+        record("objectives_both", 0, found=50.0, told=20.0),
+    ]
+    lines = compare.README_PARTS["compare"](records).splitlines()
+    assert "scenes. Seeds: objectives_both 0, 1; objectives_embedding 0." in lines
     assert "| found | 55.0 ± 7.1 % | 70.0 % |" in lines and "| told | 30.0 ± 14.1 % |  |" in lines

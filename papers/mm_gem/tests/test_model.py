@@ -17,9 +17,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from common.run import ROOT, UserError
 from common.tests import parity
-from papers.mm_gem import parts
-from papers.mm_gem.losses import contrastive, text_keys
-from papers.mm_gem.model import MMGEMConfig, MMGEMModel, PoolAggregator, whole_images
+from papers.mm_gem import build
+from papers.mm_gem.model import MMGEMConfig, MMGEMModel, PoolAggregator, contrastive, text_keys, whole_images
 from papers.mm_gem.recipes import RECIPES
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -28,13 +27,13 @@ TEXTS = ["a red circle .", "two blue squares .", "a green triangle left of a red
 
 @pytest.fixture(scope="module")
 def processor():
-    return parts.processor(RECIPES["tiny"])
+    return build.processor(RECIPES["tiny"])
 
 
 @pytest.fixture
 def model(processor):
     torch.manual_seed(0)
-    return parts.build(RECIPES["tiny"], processor).eval()
+    return build.model(RECIPES["tiny"], processor).eval()
 
 
 @pytest.fixture
@@ -94,7 +93,7 @@ def test_emb_is_a_token_that_no_text_makes(model, processor):
     ids = processor.texts(["a [EMB] red [CAP] circle ."])["input_ids"][0].tolist()
     assert ids.count(processor.emb_token_id) == 1 and ids[-1] == processor.emb_token_id
     assert processor.cap_token_id not in ids
-    assert min(processor.emb_token_id, processor.cap_token_id) >= parts.CONFIGS["tiny"].vocab_size
+    assert min(processor.emb_token_id, processor.cap_token_id) >= build.CONFIGS["tiny"].vocab_size
     with pytest.raises(UserError, match="1 of 1 texts do not hold"):
         model.encode_text(torch.tensor([[4, 5, 6]]))
 
@@ -122,9 +121,12 @@ def test_equal_embeddings_lose_ln_b():
 
 def test_duplicates_are_positives(processor):
     rows = processor.texts(["a red circle .", "a blue square .", "a red circle ."])
-    keys = text_keys(rows["input_ids"], rows["attention_mask"])
-    wider = processor.texts(["a red circle .", TEXTS[2]])
-    assert keys[0] == keys[2] != keys[1] and text_keys(wider["input_ids"], wider["attention_mask"])[0] == keys[0]
+    end = rows["attention_mask"].sum(1) - 1
+    keys = text_keys(rows["input_ids"], end)
+    assert keys[0] == keys[2] != keys[1]
+    padded = F.pad(rows["input_ids"], (0, 2), value=9)  # whatever stands in the padding
+    padded[0, -1] = 8
+    assert torch.equal(text_keys(padded, end), keys)
     v = F.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 0]]))
     best = sum(contrastive(v, v, torch.tensor(100.0), keys))
     assert best.item() == pytest.approx(4 / 3 * math.log(2), abs=1e-4)  # the two share their probability: the optimum
@@ -196,9 +198,9 @@ def test_chunks_give_the_same_loss_and_gradients(model, batch):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(free_port, tmp_path):
-    script = Path(__file__).parent / "two_processes.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port)]
-    done = subprocess.run([*command, str(script), str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    module = ["-m", "papers.mm_gem.tests.two_processes", str(tmp_path)]
+    done = subprocess.run([*command, *module], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["gradients"] > 50
@@ -219,7 +221,7 @@ def test_captions_depend_on_the_image(model):
 
 def test_without_an_image_the_llm_is_the_base_llm(model, batch):
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(copy.deepcopy(parts.CONFIGS["tiny"])).eval()  # as `parts.build` begins
+    base = AutoModelForCausalLM.from_config(copy.deepcopy(build.CONFIGS["tiny"])).eval()  # as `build.model` begins
     ids = batch["input_ids"][:, :-1].clamp(max=base.config.vocab_size - 1)
     model(**batch).loss.backward()
     model.generate(batch["pixel_values"], max_new_tokens=3)
@@ -333,7 +335,7 @@ def test_vision_encoders(processor, vision, images, before, last_norm):
     pixels = reader.pixels([Image.effect_noise((50, 20), 80), Image.effect_noise((32, 32), 80)])
     assert pixels.shape == (2, 3, 32, 32)
     config = MMGEMConfig(
-        text_config=parts.CONFIGS["tiny"], vision_config=vision(**SHAPE), visual_width=32, max_text_length=64,
+        text_config=build.CONFIGS["tiny"], vision_config=vision(**SHAPE), visual_width=32, max_text_length=64,
     )
     model = MMGEMModel(config).eval()
     tokens = model.vision_tower(pixels).last_hidden_state

@@ -17,8 +17,8 @@ from PIL import Image
 from common import run
 from common.data.tiny.scenes import scenes
 from common.run import ROOT, UserError
-from papers.mm_gem import bench, demo, evaluate, parts, search, train
-from papers.mm_gem.evaluate import load
+from papers.mm_gem import bench, build, demo, evaluate, search, train
+from papers.mm_gem.embedder import load
 from papers.mm_gem.recipes import RECIPES
 
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -44,8 +44,8 @@ def _weights(folder):
 
 def test_overfits_a_batch():
     torch.manual_seed(0)
-    processor = parts.processor(RECIPES["tiny"])
-    model = parts.build(RECIPES["tiny"], processor).train()
+    processor = build.processor(RECIPES["tiny"])
+    model = build.model(RECIPES["tiny"], processor).train()
     texts = ["a red circle .", "two blue squares .", "a green triangle .", "three yellow circles ."]
     images = torch.randn(4, 3, 64, 64)
     optimizer = torch.optim.AdamW(train.parameter_groups(model, RECIPES["tiny"]))
@@ -79,15 +79,15 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, data, finis
 
 
 def test_the_second_stage_takes_the_first_ones_model(tmp_path, finished):
-    second = dataclasses.replace(RECIPES["tiny_stage2"], start=str(finished))
-    model = parts.build(second, parts.processor(second))
+    second = dataclasses.replace(RECIPES["tiny_stage2"], init=str(finished))
+    model = build.model(second, build.processor(second))
     torch.testing.assert_close(model.state_dict(), load(finished, WORLD).model.state_dict(), rtol=0, atol=0)
     for name, other in (("grid", 8), ("joint_width", 32), ("standardize", True)):
         changed = dataclasses.replace(second, **{name: other})
         with pytest.raises(UserError, match=f"was made with {name}=.*, not {other}"):
-            parts.build(changed, parts.processor(changed))
+            build.model(changed, build.processor(changed))
     with pytest.raises(UserError, match="holds no model"):
-        parts.build(dataclasses.replace(second, start=str(tmp_path)), parts.processor(second))
+        build.model(dataclasses.replace(second, init=str(tmp_path)), build.processor(second))
 
 
 def test_commands(tmp_path, data, finished, monkeypatch, capsys):
@@ -99,7 +99,7 @@ def test_commands(tmp_path, data, finished, monkeypatch, capsys):
         return capsys.readouterr().out
 
     picture = data / "val" / "000003.png"
-    spoken(evaluate, finished, "--data", data, "--out", "scores.json")
+    spoken(evaluate, finished, "--data", data, "--out", "scores.json", "--workers", 1)
     scores = {m["name"]: m["value"] for m in json.loads(Path("scores.json").read_text())["metrics"]}
     assert scores == {name: value for name, value in _scores(finished).items() if name != "training loss"}
 
@@ -109,8 +109,8 @@ def test_commands(tmp_path, data, finished, monkeypatch, capsys):
     assert "zero-shot, 2 classes" in spoken(evaluate, finished, "--images", "classes")
 
     words = "--box", 3, 3, 40, 40, "--texts", "red circle", "blue square"
-    said = spoken(demo, picture, "--checkpoint", finished, *words)
-    assert "red circle" in said and "blue square" in said and Image.open("answer.png").width > 100
+    shown = spoken(demo, picture, "--checkpoint", finished, *words)
+    assert "red circle" in shown and "blue square" in shown and Image.open("answer.png").width > 100
 
     spoken(search, "embed", data / "val", "--checkpoint", finished)
     hits = spoken(search, "find", picture, "--checkpoint", finished, "--count", 3).splitlines()
@@ -133,9 +133,11 @@ def test_commands(tmp_path, data, finished, monkeypatch, capsys):
 
 
 def test_the_benchmark_measures_equal_steps():
-    whole, chunked = bench.measure(bench.Arguments(batch=8, text=4, chunks=(3,)), WORLD)
-    assert (whole["chunk"], chunked["chunk"]) == (8, 3)
-    assert chunked["mb"] < whole["mb"] and chunked["pairs_per_s"] > 0 and whole["slower"] == 1
+    record = bench.study(bench.Arguments(batch=8, chunks=(3,), seconds=0.01), WORLD)
+    assert record["peak_bytes"]["3 at a time"] < record["peak_bytes"]["whole batch"]
+    assert set(record["seconds"]) == {"whole batch", "3 at a time"} and min(record["seconds"].values()) > 0
+    lines = bench.page(record, 8).splitlines()
+    assert any(line.startswith("| whole batch |") and line.endswith("| 1.00 |") for line in lines)
 
 
 def test_chunks_do_not_change_a_run(tmp_path, data):
@@ -148,8 +150,8 @@ def test_chunks_do_not_change_a_run(tmp_path, data):
 def test_lora_trains_little_and_is_merged(tmp_path, data):
     recipe = dataclasses.replace(SMOKE, tune="lora", steps=3, image_steps=1, lora_rank=2, warmup_steps=0)
     run.seed_all(0)  # as the trainer does
-    processor = parts.processor(recipe)
-    before = parts.build(recipe, processor).state_dict()
+    processor = build.processor(recipe)
+    before = build.model(recipe, processor).state_dict()
     after = load(_train(tmp_path, data, recipe), WORLD).model.state_dict()
     assert set(after) == set(before)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -162,7 +164,7 @@ def test_lora_trains_little_and_is_merged(tmp_path, data):
 
 
 def test_scattered_weights_are_grouped_by_their_whole_shapes():
-    model = parts.build(SMOKE, parts.processor(SMOKE))
+    model = build.model(SMOKE, build.processor(SMOKE))
     groups = train.parameter_groups(model, SMOKE)
     for parameter in model.parameters():  # as ZeRO-3 leaves it
         parameter.ds_shape, parameter.data = parameter.shape, torch.empty(0)
@@ -185,8 +187,8 @@ def _two_processes(tmp_path, data, port, *words):
 @pytest.mark.slow
 def test_zero3_trains_a_loaded_model_like_one_process(tmp_path, data, finished, free_port):
     """Weights are scattered as they are loaded, chunks are computed again, and what is saved is whole."""
-    alone = _train(tmp_path / "alone", data, dataclasses.replace(SMOKE, start=str(finished), steps=4, image_steps=1))
-    words = ["--start", str(finished), "--steps", "4", "--image-steps", "1", "--deepspeed", "zero3",
+    alone = _train(tmp_path / "alone", data, dataclasses.replace(SMOKE, init=str(finished), steps=4, image_steps=1))
+    words = ["--init", str(finished), "--steps", "4", "--image-steps", "1", "--deepspeed", "zero3",
              "--micro-batch", "3", "--gradient-checkpointing"]
     _two_processes(tmp_path / "two", data, free_port, *words, "--stop-at", "2")
     folder = _two_processes(tmp_path / "two", data, free_port, *words, "--resume", "auto")
@@ -233,7 +235,7 @@ def test_a_missing_validation_split_is_found_before_the_training(tmp_path, data)
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"batch": 65}, "global batch of 65 is larger than the 64 training samples"),
-    ({"dataset": "COCO captions"}, "meant for COCO captions: give their folder"),
+    ({"dataset": "COCO captions"}, "meant for COCO captions: give its folder"),
     ({"tune": "lora", "deepspeed": "zero3"}, "not zero3"),
 ])
 def test_bad_settings_are_refused(tmp_path, data, change, message):
@@ -241,6 +243,54 @@ def test_bad_settings_are_refused(tmp_path, data, change, message):
     with pytest.raises(UserError, match=message):
         train.train("smoke", recipe, run.Options(data=data if "batch" in change else None, out=tmp_path), WORLD)
     with pytest.raises(UserError, match=r"cannot load /no/such/llm and tiny: .*; give local folders"):
-        parts.processor(dataclasses.replace(SMOKE, llm="/no/such/llm"))
+        build.processor(dataclasses.replace(SMOKE, llm="/no/such/llm"))
     with pytest.raises(UserError, match="no data folder"):
         _train(tmp_path, tmp_path / "missing")
+
+
+def test_looking_through_a_data_folder(data):
+    def look(*words):
+        command = [sys.executable, "-m", "papers.mm_gem.data", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert look(str(data)).stdout.startswith("train: 64 captioned images, ")
+    without = look()
+    assert without.returncode == 2 and "Traceback" not in without.stderr
+
+
+PYTHON = """#!/usr/bin/env bash
+# Stands for the interpreter: writes down what it was asked for, and leaves results as a stage that ends does.
+echo "$*" >> "$RUNS/asked"
+stage="$(sed 's/.*papers.mm_gem.train \\([^ ]*\\).*/\\1/' <<< "$*")"
+folder="$RUNS/mm_gem/$stage/$(date +%s%N)"
+mkdir -p "$folder"
+[ -n "${KILLED:-}" ] && [ "$stage" = "$KILLED" ] && exit 1
+touch "$folder/results.json"
+"""
+
+
+def test_both_stages_in_a_row_are_taken_up_where_they_were_left(tmp_path):
+    (python := tmp_path / "python").write_text(PYTHON)
+    python.chmod(0o755)
+    settings = {
+        "PYTHON": str(python), "RUNS": str(tmp_path), "PAIRS": "pairs", "REGIONS": "regions", "GPUS": "2",
+        "STAGE1_ARGS": "--lr 5e-5 --steps 9", "STAGE2_ARGS": "--epochs 1", "VISION": "a tower",
+    }
+
+    def script(*words, **more):
+        file = ROOT / "papers" / "mm_gem" / "scripts" / "full.sh"
+        done = subprocess.run([str(file), *words], env=os.environ | settings | more, capture_output=True, text=True)
+        asked = (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
+        (tmp_path / "asked").unlink(missing_ok=True)
+        return done.returncode, [line.partition("papers.mm_gem.train ")[2] for line in asked]
+
+    status, (first,) = script(KILLED="stage1")
+    assert status and first.startswith("stage1 --data pairs ")
+    assert first.endswith(" --vision a tower --lr 5e-5 --steps 9")
+    status, (again, second) = script(KILLED="stage2")
+    (done,) = (tmp_path / "mm_gem" / "stage1").glob("*/results.json")
+    assert status and again == first and second.startswith(f"stage2 --data regions --init {done.parent} ")
+    assert second.endswith("--resume auto --vision a tower --epochs 1")
+    assert script() == (0, [second]), "stage 1 is done; stage 2 goes on with the same words"
+    status, asked = script("--steps", "9")
+    assert status == 2 and not asked

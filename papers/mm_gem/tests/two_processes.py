@@ -8,15 +8,16 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from papers.mm_gem import losses, parts
+from common.run import world
+from papers.mm_gem import build
 from papers.mm_gem.recipes import RECIPES
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    processor = parts.processor(RECIPES["tiny"])
-    model = parts.build(RECIPES["tiny"], processor).train()
+    processor = build.processor(RECIPES["tiny"])
+    model = build.model(RECIPES["tiny"], processor).train()
     texts = ["a red circle .", "two blue squares .", "a green triangle left of a red square .", "a red circle ."]
     # Rows of all lengths: the processes' means over tokens are not means over equally many.
     whole = {"pixel_values": torch.randn(4, 3, 64, 64), **processor.texts(texts)}
@@ -28,6 +29,8 @@ def main(folder: Path) -> None:
 
     dist.init_process_group("gloo")
     mine = {key: value[2 * dist.get_rank() :][:2] for key, value in whole.items()}
+    longest = int(mine["attention_mask"].sum(1).max())  # each process pads to its own longest text
+    mine |= {key: mine[key][:, :longest] for key in ("input_ids", "attention_mask")}
     parallel = DistributedDataParallel(model)
 
     def run(chunk):
@@ -44,7 +47,7 @@ def main(folder: Path) -> None:
         mean = out[name].detach().clone()
         dist.all_reduce(mean)
         found[name] = [mean.item() / 2, alone[name].item()]
-    losses._Gather.backward = staticmethod(lambda ctx, g: g.narrow(0, dist.get_rank() * ctx.rows, ctx.rows))
+    world._Gather.backward = staticmethod(lambda ctx, g: g.narrow(0, dist.get_rank() * ctx.rows, ctx.rows))
     found["worst_without_sum"] = run(0)[1]
     if dist.get_rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))

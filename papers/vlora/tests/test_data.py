@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor
 
+from common import run
 from common.data import conversations
 from common.data.tiny.scenes import scenes, word_tokenizer
 from common.run import UserError
-from papers.vlora import evaluate
-from papers.vlora.data import TrainingBatches, kinds, open_if_there, open_talks
+from papers.vlora import VLoRAConfig, build, evaluate
+from papers.vlora.data import TrainingBatches, describe, kinds, open_dataset, open_if_there
 from papers.vlora.processing import IGNORED, SYSTEM, TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import RECIPES
 
@@ -91,21 +93,17 @@ def test_image_marks_are_counted():
     processor, picture = _processor(), Image.new("RGB", (8, 8))
     with pytest.raises(UserError, match="1 marks <image> in the text, but 2 images"):
         processor([picture, picture], "<image> red")
-    with pytest.raises(UserError, match="2 images in one row: the paper has one"):
+    with pytest.raises(UserError, match="2 images in one row: the model takes one"):
         processor([picture, picture], "<image> <image> red")
-    assert len(_processor(several_images=True)([picture, picture], "<image> <image> red")["pixel_values"]) == 2
     cut = processor.encode(_talk("What color is it?", "red"), max_length=2)
     with pytest.raises(UserError, match="1 images, but 0 placeholders"):
         processor.collate([([picture], cut)])
 
 
 def test_processor_is_saved(tmp_path):
-    from papers.vlora import VLoRAConfig
-    from papers.vlora.parts import blueprint
-
     processor = _processor("plain", pad_to_square=False)
     processor.save_pretrained(tmp_path)
-    blueprint(RECIPES["tiny"]).save_pretrained(tmp_path)
+    build.blueprint(RECIPES["tiny"]).save_pretrained(tmp_path)
     again = AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(again, VLoRAProcessor) and VLoRAConfig.model_type == "vlora"
     assert (again.pad_to_square, again.chat_template) == (False, processor.chat_template)
@@ -161,37 +159,50 @@ def root(tmp_path_factory):
 
 
 def test_both_stages_read_the_scenes(root):
-    talks, captions = open_talks(root, "train", RECIPES["tiny"]), open_talks(root, "train", RECIPES["tiny_pretrain"])
-    assert len(talks) == 40 and len(captions) == 20
+    chats, captions = (open_dataset(root, "train", RECIPES[name]) for name in ("tiny", "tiny_pretrain"))
+    assert len(chats) == 40 and len(captions) == 20
     images, messages = captions[3]
     assert len(images) == 1 and messages[0]["content"][0] == {"type": "image"}
-    assert kinds(talks)[0][0] and kinds(captions) == [(True, 1)] * 20
+    assert kinds(chats)[0][0] and kinds(captions) == [(True, 1)] * 20
     assert open_if_there(root, "val", RECIPES["tiny"])
 
 
 def test_what_is_missing_is_named(tmp_path, root):
     with pytest.raises(UserError, match="no data folder"):
-        open_talks(tmp_path / "none", "train", RECIPES["tiny"])
+        open_dataset(tmp_path / "none", "train", RECIPES["tiny"])
     with pytest.raises(UserError, match="has no conversations for 'train': expected one of"):
-        open_talks(tmp_path, "train", RECIPES["tiny"])
+        open_dataset(tmp_path, "train", RECIPES["tiny"])
     mixture = tmp_path / "llava_v1_5_mix665k.json"
     mixture.write_text((root / "conversations_train.json").read_text())
-    assert len(open_talks(tmp_path, "train", RECIPES["finetune_7b"])) == 40
+    assert len(open_dataset(tmp_path, "train", RECIPES["finetune_7b"])) == 40
     (tmp_path / "train-000000.tar").touch()
     for stage in ("finetune_7b", "pretrain_7b"):
         assert not open_if_there(tmp_path, "val", RECIPES[stage])
     (tmp_path / "conversations_val.json").write_text("[]")
     mixture.unlink()
     assert not open_if_there(tmp_path, "train", RECIPES["finetune_7b"]), "what is held out trains nothing"
-    with pytest.raises(UserError, match="expected a list of conversations"):
+    with pytest.raises(UserError, match="expected a list of conversations, found an empty one"):
         open_if_there(tmp_path, "val", RECIPES["finetune_7b"])
+    entry = {"id": "has no", "conversations": [{"from": "gpt", "value": "x"}]}
+    (tmp_path / "conversations_val.json").write_text(json.dumps([entry]))
+    with pytest.raises(UserError, match="id has no: turn 0"):  # a wrong file is no missing one, whatever it says
+        open_if_there(tmp_path, "val", RECIPES["finetune_7b"])
+
+
+def test_results_name_the_data_that_were_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny, full = RECIPES["tiny"], RECIPES["finetune_7b"]
+    assert describe(tiny, None, 4000, 600) == "scenes: 4,000 training, 600 validation samples"
+    assert describe(full, tmp_path, 665_298, 0).startswith("LLaVA-1.5 mixture: 665,298 training")
+    for recipe, folder in ((full, tmp_path), (full, Path()), (tiny, tmp_path)):
+        assert describe(recipe, folder, 1000, 0) == f"{tmp_path.name}: 1,000 training, 0 validation samples"
 
 
 # Evaluation -----------------------------------------------------------------------------------------------
 
 
 def test_exchanged_images_are_others(root):
-    asked = evaluate.questions(open_talks(root, "val", RECIPES["tiny"]), 100)
+    asked = evaluate.questions(open_dataset(root, "val", RECIPES["tiny"]), 100)
     other = evaluate.exchanged(asked)
     for i, j in enumerate(other):
         assert asked[j].category == asked[i].category
@@ -227,9 +238,10 @@ def test_scores_of_worked_out_answers():
 
 def test_ranks_share_the_questions(monkeypatch):
     parts = [["a", "c", "e"], ["b", "d"]]
-    monkeypatch.setattr(evaluate.dist, "all_gather_object", lambda out, rows: out.__setitem__(slice(None), parts))
+    gather = "torch.distributed.all_gather_object"
+    monkeypatch.setattr(gather, lambda out, rows: out.__setitem__(slice(None), parts))
     world = type("World", (), {"size": 2})()
-    assert evaluate.gather(["a", "c", "e"], world) == list("abcde")
+    assert run.gather_objects(["a", "c", "e"], world) == list("abcde")
 
 
 def test_answers_end_where_the_template_ends():

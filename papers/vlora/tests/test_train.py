@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from common import run
 from common.data.tiny.scenes import scenes
-from papers.vlora import bench, cases, compare, demo, evaluate, flops, official, parts, train
+from papers.vlora import bench, build, cases, demo, evaluate, flops, official, train
+from papers.vlora.baseline import VisualTokensForConditionalGeneration
 from papers.vlora.model import VLoRAForConditionalGeneration
 from papers.vlora.recipes import ABLATIONS, RECIPES
 
@@ -78,6 +79,21 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, data):
     assert not list(whole.rglob("training_args.bin")), "a pickle"
 
 
+def test_a_run_killed_over_its_pictures_has_its_results_and_draws_them_later(tmp_path, data, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    recipe = dataclasses.replace(SMALL, steps=2, eval_every=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.figures, "draw", killed)
+        _train(tmp_path, data, recipe)
+    (folder,) = (tmp_path / "vlora" / "smoke").iterdir()
+    before = _results(folder)
+    assert not list(folder.glob("*.png"))
+    assert _train(tmp_path, data, recipe, resume="auto") == folder
+    assert _results(folder) == before and len(list(folder.glob("*.png"))) == 3 and run.folder.finished(folder)
+
+
 def test_the_saved_model_is_the_evaluated_one(tmp_path, data, monkeypatch, capsys):
     folder = _train(tmp_path, data)
     monkeypatch.setattr(sys, "argv", ["evaluate", str(folder), "--data", str(data), "--out", str(tmp_path / "s.json")])
@@ -103,9 +119,9 @@ def test_the_saved_model_is_the_evaluated_one(tmp_path, data, monkeypatch, capsy
 def test_what_each_stage_trains(tmp_path, data):
     """Pre-training moves the generator alone; fine-tuning starts from it; the vision tower stays."""
     run.seed_all(0)
-    start = parts.build(SMALL, 44)
+    start = build.model(SMALL, 44)
     start.language_model.save_pretrained(tmp_path / "llm")
-    parts.word_tokenizer().save_pretrained(tmp_path / "llm")
+    build.word_tokenizer().save_pretrained(tmp_path / "llm")
     llm = dataclasses.replace(SMALL, llm=str(tmp_path / "llm"), steps=3)
     first = _train(tmp_path / "1", data, dataclasses.replace(llm, stage="pretrain", template="plain", tune="frozen"))
     before = {f"language_model.{k}": v for k, v in start.language_model.state_dict().items()}
@@ -113,11 +129,11 @@ def test_what_each_stage_trains(tmp_path, data):
     assert all(torch.equal(after[k], before[k]) for k in before if k in after)
     assert after["generator.B_q"].any() and after["generator.queries"].any()
 
-    second = _train(tmp_path / "2", data, dataclasses.replace(llm, connection=str(first), lr=1e-5))
+    second = _train(tmp_path / "2", data, dataclasses.replace(llm, init=str(first), lr=1e-5))
     final = _weights(second)
     assert not torch.equal(final["language_model.model.norm.weight"], before["language_model.model.norm.weight"])
     moved = (final["generator.weights_head.weight"] - after["generator.weights_head.weight"]).norm()
-    fresh = (parts.build(SMALL, 44).generator.weights_head.weight - after["generator.weights_head.weight"]).norm()
+    fresh = (build.model(SMALL, 44).generator.weights_head.weight - after["generator.weights_head.weight"]).norm()
     assert 0 < moved < 0.05 * fresh, "the second stage starts from the first one's generator"
     assert all(torch.equal(final[k], after[k]) for k in final if k.startswith("vision_tower."))
 
@@ -134,22 +150,23 @@ def test_lora_trains_little_and_leaves_a_plain_model(tmp_path, data):
     assert not any("lora" in name or "base" in name for name in _weights(whole))
 
 
-def test_lora_is_merged_rightly():
-    torch.manual_seed(0)
-    from peft import LoraConfig, get_peft_model
-
-    model = transformers.LlamaForCausalLM(parts.CONFIGS["tiny"]).eval()
-    wrapped = get_peft_model(model, LoraConfig(r=2, lora_alpha=6, target_modules=train.LORA_LAYERS))
-    for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
+def test_lora_is_merged_into_what_is_exported(tmp_path):
+    recipe = dataclasses.replace(SMALL, tune="lora", lora_rank=2, lora_alpha=6)
+    processor = build.processor(recipe)
+    model = build.model(recipe, processor.image_token_id).eval()
+    build.choose_trained(model, recipe)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or ".B_" in name:
             torch.nn.init.normal_(parameter)
-    ids = torch.arange(9)[None]
-    expected = wrapped(ids).logits
-    weights = {f"language_model.{k}": v for k, v in wrapped.state_dict().items()}
-    merged = {k.removeprefix("language_model."): v for k, v in train.merge_lora(weights, 3.0).items()}
-    plain = transformers.LlamaForCausalLM(parts.CONFIGS["tiny"]).eval()
-    plain.load_state_dict(merged)
-    torch.testing.assert_close(plain(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    ids = torch.arange(4, 13)[None]
+    ids[0, 1] = processor.image_token_id
+    pixels = torch.randn(1, 3, build.TINY_SIDE_PX, build.TINY_SIDE_PX)
+    expected = model(ids, pixels).logits
+    train.export(tmp_path, recipe, processor, model.state_dict(), torch.float32)
+    plain, _ = evaluate.load(tmp_path, WORLD.device)
+    torch.testing.assert_close(plain(ids, pixels).logits, expected, rtol=1e-4, atol=1e-4)
+    connection = run.load_weights(tmp_path / "connection.safetensors")
+    torch.testing.assert_close(connection, dict(model.generator.state_dict()), rtol=0, atol=0)
 
 
 def _launch(out, data, processes, *words, port=None):
@@ -169,14 +186,14 @@ def alone(tmp_path_factory, data):
     """What a run starts from, as words of its command, and the run of one process."""
     folder = tmp_path_factory.mktemp("alone")
     run.seed_all(0)
-    start = parts.build(SMALL, 44)
+    start = build.model(SMALL, 44)
     start.language_model.save_pretrained(folder / "llm")
-    parts.word_tokenizer().save_pretrained(folder / "llm")
+    build.word_tokenizer().save_pretrained(folder / "llm")
     start.vision_tower.save_pretrained(folder / "vision")
-    parts.processor(SMALL).image_processor.save_pretrained(folder / "vision")
+    build.processor(SMALL).image_processor.save_pretrained(folder / "vision")
     run.save_weights(folder / "generator.safetensors", {k: v + 0.01 for k, v in start.generator.state_dict().items()})
     words = [f"--{part}={folder / part}" for part in ("llm", "vision")]
-    words += [f"--connection={folder / 'generator.safetensors'}"]
+    words += [f"--init={folder / 'generator.safetensors'}"]
     return words, _launch(folder, data, 1, *words)
 
 
@@ -216,14 +233,18 @@ def test_zero3_where_one_process_has_an_image_and_the_other_none(tmp_path, data,
     assert (_launch(tmp_path / "out", root, 2, *words, port=free_port) / "results.json").exists()
 
 
+def door():
+    run.door("vlora", RECIPES, train.train)
+
+
 @pytest.mark.parametrize("main, argv, message", [
-    (train.main, ["finetune_7b"], "this recipe is meant for LLaVA-1.5 mixture: give its folder with --data"),
-    (train.main, ["tiny", "--data", "nowhere"], "no data folder nowhere"),
-    (train.main, ["tiny", "--every", "3"], "4 layers are not a multiple of every=3"),
-    (train.main, ["tiny", "--weight-types", "qz"], "weight_types='qz'"),
-    (train.main, ["tiny", "--batch", "9999"], "the global batch of 9999 is larger than"),
-    (train.main, ["tiny", "--llm", "/no/such/llm", "--vision", "tiny"], "cannot load"),
-    (train.main, ["tiny", "--connection", "WEIGHTS"], "does not fit this recipe's model"),
+    (door, ["finetune_7b"], "this recipe is meant for LLaVA-1.5 mixture: give its folder with --data"),
+    (door, ["tiny", "--data", "nowhere"], "no data folder nowhere"),
+    (door, ["tiny", "--every", "3"], "4 layers are not a multiple of every=3"),
+    (door, ["tiny", "--weight-types", "qz"], "weight_types='qz'"),
+    (door, ["tiny", "--batch", "9999"], "the global batch of 9999 is larger than"),
+    (door, ["tiny", "--llm", "/no/such/llm", "--vision", "tiny"], "cannot load"),
+    (door, ["tiny", "--init", "WEIGHTS"], "does not fit this recipe's model"),
     (evaluate.main, ["nowhere"], "no run or model folder at nowhere"),
     (evaluate.main, [".", "--recipe", "tiny"], "holds no model"),
     (demo.main, ["x.png"], "no finished run under runs/vlora"),
@@ -233,7 +254,7 @@ def test_mistakes_are_one_line(tmp_path, data, monkeypatch, capsys, main, argv, 
     if "WEIGHTS" in argv:
         run.save_weights(tmp_path / "w.safetensors", {"x": torch.ones(1)})
         argv = [str(tmp_path / "w.safetensors") if word == "WEIGHTS" else word for word in argv]
-    if main is train.main and "--data" not in argv and argv[0] == "tiny":
+    if main is door and "--data" not in argv and argv[0] == "tiny":
         argv = [*argv, "--data", str(data)]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["main", *argv])
@@ -245,7 +266,7 @@ def test_mistakes_are_one_line(tmp_path, data, monkeypatch, capsys, main, argv, 
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data):
-    recipe = dataclasses.replace(SMALL, lr=1e30, clip_norm=0.0, warmup=0.0)
+    recipe = dataclasses.replace(SMALL, lr=1e30, clip_norm=0.0, warmup_ratio=0.0)
     with pytest.raises(run.UserError, match=r"the loss is (nan|inf) at step \d"):
         _train(tmp_path, data, recipe)
 
@@ -283,11 +304,6 @@ def test_a_checkpoint_of_other_weights_is_refused(tmp_path, data):
         _train(tmp_path, data, resume=str(folder))
 
 
-def test_readme_shows_the_records():
-    readme = Path(compare.__file__).with_name("README.md").read_text()
-    assert compare.table() in readme and "| accuracy |" in compare.table(), "stale: python -m papers.vlora.compare"
-
-
 # Recipes, plans, costs ------------------------------------------------------------------------------------
 
 
@@ -305,16 +321,30 @@ def test_there_is_a_recipe_for_every_row_of_the_paper():
                                   "pretrain_7b_tokens"])
 def test_a_recipes_training_can_be_planned(name):
     work = cases.training_cost(RECIPES[name])
-    assert work.model(*work.inputs).logits.shape[:2] == (1, cases.TEXT_TOKENS)
+    assert work.model(*work.inputs).logits.shape[:2] == (1, build.TEXT_TOKENS)
     if name == "finetune_7b":
         trained = sum(p.numel() for p in work.model.parameters() if p.requires_grad)
         assert trained == 851_891_712 + 6_738_415_616
 
 
+def test_a_plan_of_steps_on_less_than_a_batch_of_data():
+    cost = cases.training_cost(dataclasses.replace(RECIPES["smollm2"], batch=512, steps=30))
+    assert (cost.samples, cost.epochs) == (239, 30)
+
+
 @pytest.mark.parametrize("size, text, visual", [("tiny", 7, 16), ("tiny", 33, 5), ("smollm2", 32, 64), ("7b", 32, 576)])
 def test_the_formula_is_what_pytorch_counts(size, text, visual):
-    ours, theirs = bench.configs(size, visual)
-    assert bench.counted(size, text, visual) == (flops.vlora(ours, text), flops.visual_tokens(theirs, text))
+    kinds = [(VLoRAForConditionalGeneration, bench.prefill_vlora, flops.vlora),
+             (VisualTokensForConditionalGeneration, bench.prefill_tokens, flops.visual_tokens)]
+    for config, (kind, prefill, formula) in zip(bench.configs(size, visual), kinds):
+        config.text_config._attn_implementation = "eager"  # SDPA's masks look at values, which meta tensors have not
+        with torch.device("meta"):
+            model = kind(config).eval()
+            ids, features = torch.zeros(1, text + 1, dtype=torch.long), torch.empty(1, visual, config.visual_width)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            prefill(model, ids, features)
+        assert counter.get_total_flops() == formula(config, text)
 
 
 def test_the_cost_at_7b():
@@ -330,15 +360,28 @@ def test_the_cost_at_7b():
 
 
 def test_the_bench_runs(tmp_path, monkeypatch):
-    words = ["--size", "tiny", "--text", "8", "--visual", "64", "--batch", "2", "--device", "cpu"]
+    words = ["--size", "tiny", "--text", "8", "--visual", "64", "--batch", "2", "--device", "cpu", "--seconds", "0.01"]
     monkeypatch.setattr(sys, "argv", ["bench", *words, "--out", str(tmp_path)])
     bench.main()
-    found = json.loads(next(tmp_path.glob("vlora_tiny_*.json")).read_text())
-    (row,) = found["rows"]
-    assert row["vlora_ms"] > 0 and row["tokens_mb"] > row["vlora_mb"] > 0
+    found = json.loads(next(tmp_path.glob("vlora_tiny_*.json")).read_text())["records"]
+    (row,) = found["prefill"]
+    assert row["seconds"]["VLoRA"] > 0 and row["tokens_mb"] > row["vlora_mb"] > 0
+    assert row["ratio"] == pytest.approx(1 / row["times_faster"]["VLoRA"][1])
     assert found["operations"][0]["ratio"] < 0.06 and found["operations"][0]["paper_ratio"] < 0.06
     page = next(tmp_path.glob("*.md")).read_text()
-    assert "| 2 | 8 | 64 |" in page and len(list(tmp_path.glob("*.png"))) == 1
+    assert "| batch 2, 8 text, 64 visual |" in page and len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_the_bench_times_nothing_where_merged_and_beside_differ(monkeypatch):
+    ours, _ = bench.models("tiny", 16, WORLD.device)
+    ids = torch.randint(4, 64, (1, 9))
+    features = torch.randn(1, 16, 64)
+    with torch.no_grad():
+        bench.check(ours, ids, features)
+        delta = ours.delta
+        monkeypatch.setattr(ours, "delta", lambda weights, site: 2 * delta(weights, site))
+        with pytest.raises(run.UserError, match=r"merging: merged tensor 0 is off by .*; not timed"):
+            bench.check(ours, ids, features)
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from common.run import UserError
-from papers.vlora import evaluate, parts, vlmevalkit
+from papers.vlora import build, evaluate, vlmevalkit
 from papers.vlora.recipes import RECIPES
 
 
@@ -32,8 +32,8 @@ def adapter(monkeypatch):
 
 
 def test_answers_like_the_model_itself(adapter, tmp_path):
-    processor = parts.processor(RECIPES["tiny"])
-    model = parts.build(RECIPES["tiny"], processor.image_token_id)
+    processor = build.processor(RECIPES["tiny"])
+    model = build.model(RECIPES["tiny"], processor.image_token_id)
     for key, parameter in model.named_parameters():
         if ".B_" in key:
             parameter.data.normal_(std=0.3)

@@ -1,4 +1,4 @@
-"""From a recipe to its processor and its model."""
+"""From a recipe to its processor and its model, and which of its weights are trained."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, LlamaConfig, PreTrainedConfig, TimmWrapperConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -49,6 +50,7 @@ TOWERS: dict[str, PreTrainedConfig] = {
 }
 WIDTHS = {"efficientnet-lite0": 1280}
 LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+TEXT_TOKENS = 32  # of the sample that costs are counted with
 
 
 def folder(name: str) -> str:
@@ -94,10 +96,10 @@ def blueprint(recipe: Recipe) -> MMGEMConfig:
     return MMGEMConfig(**found)
 
 
-def build(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype = torch.float32) -> MMGEMModel:
+def model(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype = torch.float32) -> MMGEMModel:
     """The recipe's model at the start of its training: pretrained parts, or random ones where they are "tiny"; or the
-    whole model that `recipe.start` names."""
-    if recipe.start:
+    whole model that `recipe.init` names."""
+    if recipe.init:
         return continued(recipe, processor, dtype)
     try:  # random parts by their classes: from_config scatters them for ZeRO-3, and then initializes CLIP's wrongly
         llm = (
@@ -117,19 +119,19 @@ def build(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype = torch.
 def continued(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype) -> MMGEMModel:
     """Stage 1's model, whole, with this recipe's objectives. `UserError` if its shape is not the recipe's, or a tensor
     or a special token differs."""
-    path = Path(recipe.start)
+    path = Path(recipe.init)
     path = path / "model" if (path / "model").is_dir() else path
     if not (path / "config.json").is_file():
-        raise UserError(f"--start {path} holds no model: expected config.json and model.safetensors of a finished run")
+        raise UserError(f"--init {path} holds no model: expected config.json and model.safetensors of a finished run")
     model, info = MMGEMModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
     if wrong := {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}:
-        raise UserError(f"--start {path} does not fit: {wrong}")
+        raise UserError(f"--init {path} does not fit: {wrong}")
     for name in ("grid", "joint_width", "standardize"):
         if (found := getattr(model.config, name)) != getattr(recipe, name):
-            raise UserError(f"--start {path} was made with {name}={found}, not {getattr(recipe, name)}")
+            raise UserError(f"--init {path} was made with {name}={found}, not {getattr(recipe, name)}")
     ids = (model.config.emb_token_id, model.config.cap_token_id)
     if ids != (processor.emb_token_id, processor.cap_token_id):
-        raise UserError(f"--start {path} was trained with another tokenizer: its [EMB] and [CAP] are {ids}")
+        raise UserError(f"--init {path} was trained with another tokenizer: its [EMB] and [CAP] are {ids}")
     model.config.objectives, model.config.duplicates = recipe.objectives, recipe.duplicates
     return model
 
@@ -179,10 +181,32 @@ def choose_trained(model: MMGEMModel, recipe: Recipe) -> None:
     model.language_model = get_peft_model(model.language_model, lora)
 
 
-def merge(model: MMGEMModel, recipe: Recipe) -> None:
-    """Makes a plain model of one with LoRA."""
-    if recipe.tune == "lora":
-        model.language_model = model.language_model.merge_and_unload()
+class Pass(nn.Module):
+    """Both paths of a pair, without the checks and the pooling, which look at values: a meta tensor has none."""
+
+    def __init__(self, model: MMGEMModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        end = torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
+        g = self.model.config.grid
+        cells = self.model.feature_map(pixel_values)[:, :, :1, :1].expand(-1, -1, g, g)
+        v, t = self.model._image_embedding(cells), self.model._text_embedding(input_ids, end)
+        return v, t, self.model._caption_loss(cells, input_ids, end)
+
+
+def on_meta(recipe: Recipe) -> tuple[Pass, tuple[Tensor, ...]]:
+    """The recipe's model and a pair of an image and `TEXT_TOKENS` of text, without memory: to count with. The text
+    passes the LLM twice, once with the visual tokens.
+
+    Attention is the eager one, since SDPA's masks look at values.
+    """
+    with torch.device("meta"):
+        model = MMGEMModel._from_config(blueprint(recipe), attn_implementation="eager")
+        choose_trained(model, recipe)
+        side = getattr(model.config.vision_config, "image_size", 224)
+        return Pass(model), (torch.zeros(1, TEXT_TOKENS, dtype=torch.long), torch.empty(1, 3, side, side))
 
 
 def _cannot_load(recipe: Recipe, error: Exception) -> UserError:

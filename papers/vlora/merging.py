@@ -1,4 +1,4 @@
-"""Two ways to apply an image's weights, and which costs less.
+"""Whether an image's weights are merged into the language model's or applied beside them: what costs less.
 
 Beside the weights: two thin products for every token that passes a changed module. Merged: one product and one addition
 of the size of the weight itself, once. By multiply-adds merging pays beyond d/2 tokens; in fact launches and memory

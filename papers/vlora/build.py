@@ -1,13 +1,17 @@
-"""From a recipe to its processor and its model."""
+"""From a recipe to its processor and its model, and which of its weights are trained."""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import transformers
 from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, LlamaConfig, PreTrainedConfig, TimmWrapperConfig
 
+from common import run
 from common.data import pretrained
 from common.data.tiny.scenes import word_tokenizer
 from common.run import UserError
@@ -24,9 +28,11 @@ METHODS = {
 }
 INSTALLED = {"smollm2": pretrained.smollm2, "efficientnet-lite0": pretrained.efficientnet_lite0}
 # What is between vision tower and LLM, and so what a pre-training leaves behind.
-CONNECTION = {"vlora": "generator.", "tokens": "projector."}
+CONNECTION = {"vlora": "generator", "tokens": "projector"}
+LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 TINY_SIDE_PX = 32
+TEXT_TOKENS = 32  # of the sample that costs are counted with
 _VICUNA = official.config(**official.VARIANTS["vlora_7b"])
 # Known without looking anything up, so that a training can be planned offline.
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -84,8 +90,6 @@ def config(recipe: Recipe, text: PreTrainedConfig, vision: PreTrainedConfig, ima
 
 
 def _map_shape(vision: PreTrainedConfig) -> dict[str, int]:
-    import timm
-
     with torch.device("meta"):
         network = timm.create_model(vision.architecture, num_classes=0)
         features = network.forward_features(torch.empty(1, *network.default_cfg["input_size"]))
@@ -116,9 +120,9 @@ def load_vision_tower(name: str, dtype: torch.dtype) -> transformers.PreTrainedM
     return _load(kind, name, "--vision", config=whole.vision_config, dtype=dtype)
 
 
-def build(recipe: Recipe, image_token_id: int, dtype: torch.dtype = torch.float32) -> VisionLanguageModel:
+def model(recipe: Recipe, image_token_id: int, dtype: torch.dtype = torch.float32) -> VisionLanguageModel:
     """The recipe's model at the start of its training: pretrained parts, or random ones where they are "tiny"."""
-    _, model = METHODS[recipe.method]
+    _, kind = METHODS[recipe.method]
     parts = {}
     if recipe.llm != "tiny":
         parts["language_model"] = _load(transformers.AutoModelForCausalLM, recipe.llm, "--llm", dtype=dtype)
@@ -126,4 +130,40 @@ def build(recipe: Recipe, image_token_id: int, dtype: torch.dtype = torch.float3
         parts["vision_tower"] = load_vision_tower(recipe.vision, dtype)
     text = parts["language_model"].config if "language_model" in parts else CONFIGS["tiny"]
     vision = parts["vision_tower"].config if "vision_tower" in parts else TOWERS["tiny"]
-    return model(config(recipe, text, vision, image_token_id), **parts)
+    return kind(config(recipe, text, vision, image_token_id), **parts)
+
+
+def connection(model: VisionLanguageModel, recipe: Recipe) -> torch.nn.Module:
+    """VLoRA's generator, or the baseline's projector."""
+    return getattr(model, CONNECTION[recipe.method])
+
+
+def load_init(model: VisionLanguageModel, path: Path, recipe: Recipe) -> None:
+    """The pre-trained generator (or projector) from a run folder or file; all of it, and nothing else."""
+    weights = run.load_weights(path / "connection.safetensors" if path.is_dir() else path)
+    run.fit(connection(model, recipe), weights, f"{path} does not fit this recipe's model")
+
+
+def choose_trained(model: VisionLanguageModel, recipe: Recipe) -> None:
+    """The connection is trained always, the vision tower never, the LLM as the recipe says."""
+    model.language_model.requires_grad_(recipe.tune == "full")
+    if recipe.tune == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        lora = LoraConfig(r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules=LORA_LAYERS)
+        model.language_model = get_peft_model(model.language_model, lora)
+
+
+def on_meta(recipe: Recipe) -> tuple[VisionLanguageModel, tuple[torch.Tensor, ...]]:
+    """The recipe's model and a sample of an image and `TEXT_TOKENS` of text, without memory: to count with.
+
+    Attention is the eager one, since SDPA's masks look at values, which a meta tensor has not.
+    """
+    _, kind = METHODS[recipe.method]
+    with torch.device("meta"):
+        config = copy.deepcopy(blueprint(recipe))
+        config.text_config._attn_implementation = "eager"
+        model = kind(config)
+        choose_trained(model, recipe)
+        side = getattr(model.config.vision_config, "image_size", 224)
+        return model, (torch.zeros(1, TEXT_TOKENS, dtype=torch.long), torch.empty(1, 3, side, side))
