@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from common.run.files import UserError, read_json, write_json, written_whole
 from common.run.options import Options
+from common.run.world import gather_objects
 
 Recipe = TypeVar("Recipe")
 
@@ -118,6 +119,9 @@ def restore(
     """(step, state) of the checkpoint a resumed run goes on from, loaded into `modules` and `optimizer`; (0, {}) for a
     run that starts. Of a module that is None nothing is asked."""
     found = load_checkpoint(folder) if options.resume else None
+    steps = gather_objects([found[0] if found else 0])
+    if len(set(steps)) > 1:
+        raise UserError(f"the processes see other checkpoints in {folder}, of the steps {steps}: is it the same disk?")
     if not found:
         return 0, {}
     step, weights, state = found

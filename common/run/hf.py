@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import sys
 import time
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
 
 from common import run
-from common.run import UserError
+from common.run import UserError, leaving
 
 COMPLETE_MARKER = "whole.json"
 
@@ -33,6 +37,19 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+class _Arguments(transformers.TrainingArguments):
+    """transformers' own, of one process on one device."""
+
+    @property
+    def device(self) -> torch.device:
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device  # torch.load knows no "cpu:1"
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)  # or a process that sees several would wrap the model in DataParallel
+
+
 def arguments(
     folder: Path, options: run.Options, world: run.World, *, batch: int, steps: int, chunks: int = 1, **prescribed: Any
 ) -> transformers.TrainingArguments:
@@ -41,7 +58,7 @@ def arguments(
     `batch` is the global batch, which every process takes in so many `chunks`. Logging, saving and evaluation are
     `Progress`'s to decide.
     """
-    return transformers.TrainingArguments(
+    return _Arguments(
         output_dir=str(folder / "checkpoints"), max_steps=steps, gradient_accumulation_steps=chunks,
         per_device_train_batch_size=math.ceil(batch / world.size / chunks), bf16=world.amp is not None,
         use_cpu=world.device.type == "cpu", seed=options.seed, torch_compile=options.compile,
@@ -61,8 +78,8 @@ def deepspeed_config(paper: Path, name: str) -> str | None:
     except ImportError:
         message = f"this recipe needs deepspeed (make setup PAPER={paper.name}); to do without: --deepspeed ''"
         raise UserError(message) from None
-    if dist.is_initialized():
-        deepspeed.init_distributed()  # joins our group; else ZeRO-3 takes itself for alone while weights are loaded
+    run.join_group()  # also of one process: DeepSpeed would look for MPI
+    deepspeed.init_distributed()  # joins our group; else ZeRO-3 takes itself for alone while weights are loaded
     return str(paper / "scripts" / f"{name}.json")
 
 
@@ -75,9 +92,10 @@ class Progress(transformers.TrainerCallback):
     ):
         """`eval_every`: steps between losses on the Trainer's `eval_dataset`; 0: never."""
         self.options, self.world = options, world
-        self.checkpoint = _newest_checkpoint(folder) if options.resume else None
+        self.checkpoint = world.agree(_newest_checkpoint(folder) if options.resume and world.is_main else None)
         start, wall_s = 0, 0.0
         if self.checkpoint:
+            run.expect_everywhere(self.checkpoint)
             start = int(self.checkpoint.name.split("-")[1])
             wall_s = run.read_json(self.checkpoint / COMPLETE_MARKER)["wall_s"]
         self.clock = run.Clock(
@@ -86,16 +104,21 @@ class Progress(transformers.TrainerCallback):
         self.log = run.Log(folder, world, steps=steps, start=start)
 
     def on_train_begin(self, args, state, control, **_):
+        leaving.training(True)
         self.clock.tick = time.perf_counter()
+
+    def on_train_end(self, args, state, control, **_):
+        leaving.training(False)
 
     def on_step_begin(self, args, state, control, **_):
         run.seed_all(self.options.seed, state.global_step + 1, self.world.rank)
 
     def on_step_end(self, args, state, control, **_):
         clock = self.clock
+        clock.step = state.global_step
         clock.stop()
-        clock.step, clock.tick = state.global_step, time.perf_counter()
-        last = clock.step in (clock.steps, self.options.stop_at)
+        clock.tick = time.perf_counter()
+        last = clock.left or clock.step in (clock.steps, self.options.stop_at)
         control.should_log |= last
         control.should_save |= clock.save_due
         control.should_evaluate = clock.eval_every > 0 and clock.eval_due
@@ -118,9 +141,21 @@ class Progress(transformers.TrainerCallback):
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run."""
-    found = [path.parent for path in (folder / "checkpoints").glob(f"checkpoint-*/{COMPLETE_MARKER}")]
-    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+    """The newest whole checkpoint of a run; a damaged one is named and passed over."""
+    home = folder / "checkpoints"
+    found = [p for p in home.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name)] if home.is_dir() else []
+    for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            run.read_json(path / COMPLETE_MARKER)["wall_s"]
+            run.read_json(path / "trainer_state.json")["global_step"]
+            with safe_open(path / "model.safetensors", "pt"):
+                pass
+            for file in path.glob("*.pt"):
+                zipfile.ZipFile(file).close()
+            return path
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, zipfile.BadZipFile) as error:
+            print(f"passing over {path}: {error}", file=sys.stderr)
+    return None
 
 
 class Trainer(transformers.Trainer):
@@ -136,10 +171,7 @@ class Trainer(transformers.Trainer):
         """Trains from the newest checkpoint on; whether the last step was reached, and not --stop-at before it."""
         checkpoint, clock, log = self.progress.checkpoint, self.progress.clock, self.progress.log
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        log.close()
-        if clock.stopped:
-            folder = Path(self.args.output_dir).parent
-            log.say(f"stopped at step {clock.step} of {clock.steps}; go on with --resume {folder}")
+        log.close(clock.farewell(Path(self.args.output_dir).parent) if clock.stopped else "")
         return not clock.stopped
 
     def get_train_dataloader(self) -> DataLoader:

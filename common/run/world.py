@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,8 @@ def start_world(options: Options) -> World:
     if cuda:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    if size > 1 and not dist.is_initialized():
-        # On one machine processes meet in a file of the user's: a port would be open to the whole network.
-        places = {"store": _store(size), "rank": rank, "world_size": size} if local_size == size else {}
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=datetime.timedelta(minutes=30), **places)
+    if size > 1:
+        join_group("nccl" if cuda else "gloo")
     elif options.threads:
         torch.set_num_threads(options.threads)
     if options.deterministic:
@@ -99,9 +98,21 @@ def _places() -> tuple[int, int, int, int]:
     return rank, size, local, local_size
 
 
+def join_group(backend: str | None = None) -> None:
+    """Joins torchrun's process group, or makes one of this process alone."""
+    if dist.is_initialized():
+        return
+    rank, size, _, local_size = _places()
+    # On one machine processes meet in a file of the user's: a port would be open to the whole network.
+    places = {"store": _store(size), "rank": rank, "world_size": size} if local_size == size else {}
+    backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30), **places)
+
+
 def _store(size: int) -> dist.FileStore:
-    start = "-".join(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
-    return dist.FileStore(str(temporary_dir("processes") / f"{start}-{os.environ['MASTER_PORT']}"), size)
+    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
+    start = "-".join(os.environ.get(name, "") for name in names) if size > 1 else str(os.getpid())
+    return dist.FileStore(str(temporary_dir("processes") / start), size)
 
 
 def seed_all(*key: int) -> None:
@@ -173,16 +184,23 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     return _Gather.apply(rows) if processes() > 1 else rows
 
 
-def gather_objects(rows: list[Any], world: World) -> list[Any]:
+def gather_objects(rows: list[Any]) -> list[Any]:
     """Every rank's ``rows[rank::size]`` put back into order, on all ranks."""
-    if world.size == 1:
+    if processes() == 1:
         return rows
-    parts: list[list[Any]] = [None] * world.size
+    parts: list[list[Any]] = [None] * processes()
     dist.all_gather_object(parts, rows)
     whole = [None] * sum(map(len, parts))
     for rank, part in enumerate(parts):
-        whole[rank :: world.size] = part
+        whole[rank :: processes()] = part
     return whole
+
+
+def expect_everywhere(path: Path) -> None:
+    """`UserError` if not all processes see a file or folder."""
+    seen = gather_objects([path.exists()])
+    if not all(seen):
+        raise UserError(f"{path} is not there for process {seen.index(False)}: is it the same disk?")
 
 
 def add_up(sums: Tensor) -> Tensor:

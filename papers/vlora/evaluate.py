@@ -180,7 +180,7 @@ def evaluate(
              "loss_exchanged": row[3]}
             for question, *row in zip(batch, right, wrong, own_loss, other_loss)
         ]
-    samples = run.gather_objects(mine, world)
+    samples = run.gather_objects(mine)
     return score(samples, _answers(train) if isinstance(train, ChatDataset) else None), samples
 
 
