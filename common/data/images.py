@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from timm.data import create_transform
+from timm.data import Mixup, create_transform
 from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment, posterize
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -243,6 +243,15 @@ def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
 def eval_transform(size: int, crop_pct: float = 224 / 256):
     """Shorter side to size / crop_pct (bicubic), centre crop, normalise: PIL image -> (3, size, size)."""
     return create_transform(size, interpolation="bicubic", crop_pct=crop_pct)
+
+
+def make_mixup(mixup: float, cutmix: float, *, smoothing: float, classes: int, per_rank: int) -> Mixup | None:
+    """timm's Mixup of these strengths, which smooths its targets; None if both are 0."""
+    if not (mixup or cutmix):
+        return None
+    if per_rank % 2:
+        raise UserError(f"mixup pairs images: each process needs an even part of the batch, not {per_rank}")
+    return Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
 
 def main(folder: Path, /) -> None:

@@ -163,7 +163,8 @@ def main(paper: Paper) -> None:
         recipe = paper.recipes[args.recipe]
         val = images.open_images(data_folder(recipe, args.data), "val")
         model = paper.load_file(args.checkpoint, recipe, len(val.classes))
-    scores = accuracy(model.to(world.device), val, recipe, world, workers=args.workers)
+    model.to(world.device, memory_format=torch.channels_last)  # as it was trained
+    scores = accuracy(model, val, recipe, world, workers=args.workers)
     if world.is_main:
         rows = metrics(scores, recipe, comparable=recipe.paper_top1 is not None and len(val) == IMAGENET[1])
         for row in rows:

@@ -34,7 +34,19 @@ from common.run.results import (
     spread,
     write_results,
 )
-from common.run.sweep import MULTIPLY_ADDS, PARAMS, Column, check_members, read_scores, sweep, tables
+from common.run.sweep import (
+    MULTIPLY_ADDS,
+    PARAMS,
+    Column,
+    Train,
+    by_member,
+    check_members,
+    over_seeds,
+    read_scores,
+    sweep,
+    table,
+    tables,
+)
 from common.run.world import (
     World,
     accumulation,
@@ -42,6 +54,7 @@ from common.run.world import (
     gather,
     gather_objects,
     gather_with_gradient,
+    micro_batches,
     processes,
     seed_all,
     start_world,

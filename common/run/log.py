@@ -51,6 +51,12 @@ class Clock:
         """The step's update is done."""
         self.wall_s += time.perf_counter() - self.tick
 
+    def about(self, world: World, chunks: int, what: str) -> str:
+        """How the global batch is shared out, and the steps to come; `what` are samples called."""
+        each = f"{world.size} process{'es' * (world.size > 1)} x {self.batch // world.size} {what}"
+        parts = f" in {chunks} chunks" if chunks > 1 else ""
+        return f"global batch {self.batch} = {each}{parts}, steps {self.start} to {self.steps}"
+
     @property
     def rate(self) -> float | None:
         """Samples per second since this process started."""
@@ -137,17 +143,21 @@ class Log:
         if self.active:
             tqdm.write(text)
 
-    def close(self) -> None:
+    def close(self, text: str = "") -> None:
+        """Ends the progress line, with a last word."""
         if self.active:
             self.bar.close()
             self.tensorboard.close()
+        if text:
+            self.say(text)
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Rows of ``log.jsonl``; a last line cut short by a kill is dropped."""
-    rows = []
+    """Rows of ``log.jsonl``, one for each step that was logged; a last line cut short by a kill is dropped."""
+    rows: dict[int, dict[str, float]] = {}
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-    return rows
+                row = json.loads(line)
+                rows.setdefault(row["step"], {}).update(row)
+    return list(rows.values())

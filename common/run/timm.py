@@ -17,7 +17,7 @@ from common.run.checkpoints import save_weights
 class Backbone:
     """What timm asks of a network with `stages` of `blocks` and a `ClassifierHead` named `head`."""
 
-    stem = "patch_embed"
+    stem_name = "patch_embed"
     """Name of the layer before the stages."""
 
     def get_classifier(self) -> nn.Module:
@@ -33,7 +33,7 @@ class Backbone:
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return dict(stem=rf"^{self.stem}", blocks=r"^stages\.(\d+)" if coarse else blocks)
+        return dict(stem=rf"^{self.stem_name}", blocks=r"^stages\.(\d+)" if coarse else blocks)
 
 
 def imagenet_cfg(size_px: int, **changes: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import datetime
 import math
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,18 @@ def accumulation(batch: int, world: World, micro_batch: int) -> int:
         )
     per_rank = batch // world.size
     return math.ceil(per_rank / micro_batch) if micro_batch else 1
+
+
+def micro_batches(network: torch.nn.Module, chunks: int, *batch: Tensor) -> Iterator[tuple[float, ...]]:
+    """(weight, *tensors) for each of the `chunks` of a batch; the weights are fractions of the batch, and add up to 1.
+
+    The gradients of a DDP `network` are exchanged after the last one only.
+    """
+    parts = list(zip(*(tensor.chunk(chunks) for tensor in batch)))
+    for i, part in enumerate(parts, 1):
+        if processes() > 1:
+            network.require_backward_grad_sync = i == len(parts)
+        yield len(part[0]) / len(batch[0]), *part
 
 
 # Over processes --------------------------------------------------------------------------------------------

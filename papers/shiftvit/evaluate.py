@@ -10,8 +10,7 @@ import torch
 
 from common import run
 from common.metrics import classification
-from papers.shiftvit.model import VARIANTS
-from papers.shiftvit.official import convert
+from papers.shiftvit.model import VARIANTS, checkpoint_filter_fn
 from papers.shiftvit.recipes import RECIPES, Recipe
 
 
@@ -22,7 +21,7 @@ def build(recipe: Recipe, classes: int) -> torch.nn.Module:
     return timm.create_model(recipe.model, num_classes=classes, **recipe.model_args)
 
 
-PAPER = classification.Paper("shiftvit", RECIPES, build, lambda weights, _model: convert(weights))
+PAPER = classification.Paper("shiftvit", RECIPES, build, checkpoint_filter_fn)
 
 if __name__ == "__main__":
     run.main(lambda: classification.main(PAPER))

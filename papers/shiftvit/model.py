@@ -6,14 +6,16 @@ Shapes: B batch, C channels, H height, W width; maps are BCHW throughout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, get_act_layer, get_norm_layer
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs
 from torch import nn
 
 from common.kernels.shift import shift
+from common.run.timm import Backbone, imagenet_cfg, register
 
 
 class ShiftBlock(nn.Module):
@@ -76,7 +78,7 @@ class ShiftStage(nn.Module):
         return self.blocks(x)
 
 
-class ShiftViT(nn.Module):
+class ShiftViT(Backbone, nn.Module):
     """Four stages of widths C, 2C, 4C, 8C at strides p, 2p, 4p, 8p for patch size p; no position encoding.
 
     Any input size works; sides that do not divide lose the remainder. `n_div` sets the share of channels that
@@ -137,34 +139,33 @@ class ShiftViT(nn.Module):
     def forward(self, x):
         return self.forward_head(self.forward_features(x))
 
-    # What timm asks of a model -------------------------------------------------------------------------
 
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
+# The authors' tensors --------------------------------------------------------------------------------------
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
-
-    def group_matcher(self, coarse: bool = False) -> dict:
-        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return dict(stem=r"^patch_embed", blocks=r"^stages\.(\d+)" if coarse else blocks)
+# Theirs -> ours. Their patch merging ends a stage, ours begins the next.
+NAMES = [
+    (r"^layers\.(\d+)\.downsample\.", lambda m: f"stages.{int(m[1]) + 1}.downsample."),
+    (r"^layers\.(\d+)\.blocks\.(\d+)\.norm2\.", r"stages.\1.blocks.\2.norm."),
+    (r"^layers\.(\d+)\.blocks\.", r"stages.\1.blocks."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+]
 
 
-def _build(variant: str, pretrained: bool, **kwargs) -> ShiftViT:
-    from .official import convert
+def checkpoint_filter_fn(
+    state_dict: Mapping[str, torch.Tensor], model: nn.Module | None = None
+) -> dict[str, torch.Tensor]:
+    """Renames the authors' tensors; names that are not theirs pass unchanged."""
+    weights = {}
+    for name, tensor in state_dict.items():
+        for pattern, ours in NAMES:
+            name, found = re.subn(pattern, ours, name)
+            if found:
+                break
+        weights[name] = tensor
+    return weights
 
-    return build_model_with_cfg(
-        ShiftViT, variant, pretrained,
-        pretrained_filter_fn=lambda file, _model: convert(file.get("model", file)),
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
-        **kwargs,
-    )
 
+# Variants --------------------------------------------------------------------------------------------------
 
 # embed_dim, depths, mlp_ratio, n_div, drop_path_rate, the authors' file: the paper's table 1 and the released code.
 # "light" keeps Swin's depths; r2 and r4 spend the compute saved on attention on depth, at MLP ratio 2 or 4.
@@ -183,25 +184,10 @@ VARIANTS = {
 RELEASE = "https://github.com/microsoft/SPACH/releases/download/v1.0/{}.pth"
 
 default_cfgs = generate_default_cfgs({
-    f"{name}.in1k": dict(
-        url=RELEASE.format(file) if file else "", input_size=(3, 224, 224), pool_size=(7, 7), num_classes=1000,
-        crop_pct=224 / 256, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        first_conv="patch_embed.proj", classifier="head.fc", license="mit",
+    f"{name}.in1k": imagenet_cfg(
+        224, url=RELEASE.format(file) if file else "", pool_size=(7, 7), first_conv="patch_embed.proj", license="mit"
     )
     for name, (*_, file) in VARIANTS.items()
 })
-
-
-def _register(name: str) -> None:
-    dim, depths, mlp_ratio, n_div, drop_path, _ = VARIANTS[name]
-    variant = dict(embed_dim=dim, depths=depths, mlp_ratio=mlp_ratio, n_div=n_div, drop_path_rate=drop_path)
-
-    def create(pretrained: bool = False, **kwargs) -> ShiftViT:
-        return _build(name, pretrained, **{**variant, **kwargs})
-
-    create.__name__, create.__module__ = name, __name__
-    globals()[name] = register_model(create)
-
-
-for _name in VARIANTS:
-    _register(_name)
+FIELDS = ("embed_dim", "depths", "mlp_ratio", "n_div", "drop_path_rate")
+register(ShiftViT, {name: dict(zip(FIELDS, row)) for name, row in VARIANTS.items()}, convert=checkpoint_filter_fn)

@@ -29,14 +29,12 @@ class Recipe:
     epochs: int = 300
     batch: int = 1024
     """Global batch: all devices and accumulated chunks together."""
-    base_lr: float = 5e-4
+    lr: float = 5e-4
     """Peak learning rate per 512 samples of the global batch."""
     min_lr: float = 1e-5
     warmup_lr: float = 1e-6
     warmup_epochs: float = 20
     weight_decay: float = 0.05
-    layer_decay: float | None = None
-    """Factor of the learning rate from each layer to the one below; the paper uses none."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -52,9 +50,9 @@ class Recipe:
     ema_decay: float = 0.99996
     """Moving average of the weights, evaluated beside them; 0: none. The paper reports the raw weights."""
     eval_crop: float = 0.875
-    """Share of the resized image's side that the centre crop keeps."""
-    eval_every: int = 1
-    """Epochs between evaluations."""
+    """Fraction of the resized image's side that the centre crop keeps."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: an epoch. The last step is always followed by one."""
     paper_top1: float | None = None
     """The paper's top-1 accuracy in percent for this row."""
     paper_source: str | None = None
@@ -67,7 +65,7 @@ def _row(name: str, model: str, top1: float, origin: str = "authors' README") ->
 
 # Small images: no batch large enough for the authors' learning rate, fewer epochs, milder augmentation.
 _SMALL = Recipe(
-    about="", model="shiftvit_micro", dataset="CIFAR-10", input_size_px=32, batch=128, base_lr=2e-3,
+    about="", model="shiftvit_micro", dataset="CIFAR-10", input_size_px=32, batch=128, lr=2e-3,
     crop_scale=(0.5, 1.0), erase=0.1, mixup=0.2, repeats=1, ema_decay=0.0, eval_crop=1.0,
 )
 
@@ -78,7 +76,7 @@ RECIPES = {
     ),
     "cifar10": replace(
         _SMALL, about="Shift-T/light at patch 2 on CIFAR-10, 32 px, for one GPU", model="shiftvit_light_tiny",
-        model_args={"patch_size": 2}, epochs=200, warmup_epochs=10, batch=512, base_lr=5e-4, mixup=0.8, erase=0.25,
+        model_args={"patch_size": 2}, epochs=200, warmup_epochs=10, batch=512, lr=5e-4, mixup=0.8, erase=0.25,
     ),
     "cifar10_cpu": replace(
         _SMALL, about="1.7 M parameters on CIFAR-10, 8 epochs: 20 minutes of 2 CPU cores with --precision bf16",
@@ -88,7 +86,7 @@ RECIPES = {
     ),
     "imagenette": replace(
         _SMALL, about="Shift-T/light on Imagenette, 224 px, for one GPU", model="shiftvit_light_tiny",
-        dataset="Imagenette", input_size_px=224, epochs=200, warmup_epochs=10, base_lr=5e-4, crop_scale=(0.25, 1.0),
+        dataset="Imagenette", input_size_px=224, epochs=200, warmup_epochs=10, lr=5e-4, crop_scale=(0.25, 1.0),
         mixup=0.8, erase=0.25, eval_crop=0.875,
     ),
     "imagenet_tiny_light": _row("Shift-T/light", "shiftvit_light_tiny", 79.4),

@@ -28,9 +28,9 @@ MODELS = {
 
 
 def training_cost(recipe) -> TrainingCost:
-    """Of a comparison: all its trainings, the mixing that the paper proposes standing for the others."""
+    """Of a comparison: all its trainings with three seeds, the paper's mixing standing for the others."""
     with torch.device("meta"):
         model = build(recipe, CLASSES.get(recipe.dataset, 10))
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
-    trainings = len(recipe.mixings) * recipe.seeds or 1
+    trainings = len(recipe.compare) * 3 or 1
     return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * trainings, recipe.batch)

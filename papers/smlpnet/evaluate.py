@@ -10,8 +10,7 @@ import torch
 
 from common import run
 from common.metrics import classification
-from papers.smlpnet.model import VARIANTS
-from papers.smlpnet.official import convert
+from papers.smlpnet.model import VARIANTS, checkpoint_filter_fn
 from papers.smlpnet.recipes import RECIPES, Recipe
 
 
@@ -27,7 +26,7 @@ def build(recipe: Recipe, classes: int) -> torch.nn.Module:
         raise run.UserError(f"cannot build {recipe.model} for {size} px{args}: {error}") from None
 
 
-PAPER = classification.Paper("smlpnet", RECIPES, build, convert)
+PAPER = classification.Paper("smlpnet", RECIPES, build, checkpoint_filter_fn)
 
 if __name__ == "__main__":
     run.main(lambda: classification.main(PAPER))

@@ -42,7 +42,7 @@ def mixing_matrices(model: torch.nn.Module) -> Matrices:
 def draw_mixing(path: Path, before: Matrices, after: Matrices) -> None:
     """Row j of a matrix holds what output position j takes from each input position; blue is negative, red positive.
 
-    Initial and trained matrix share their colours. What training has added is often fainter: it has its own.
+    Initial and trained matrix share their colors. What training has added is often fainter: it has its own.
     """
     figure, axes = drawing.plt.subplots(
         6, len(after), figsize=(1.5 * len(after) + 0.5, 10.5), squeeze=False, layout="constrained"

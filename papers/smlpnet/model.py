@@ -6,15 +6,17 @@ Shapes: B batch, C channels, H height, W width; maps are BCHW, and BHWC inside t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, to_2tuple
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs
 from torch import nn
 
 from common.kernels.sparse_mlp import sparse_mlp
+from common.run.timm import Backbone, imagenet_cfg, register
 
 
 class SparseMLP(nn.Module):
@@ -142,7 +144,7 @@ class SMLPStage(nn.Module):
         return self.blocks(x)
 
 
-class SMLPNet(nn.Module):
+class SMLPNet(Backbone, nn.Module):
     """Four stages of widths C, 2C, 4C, 8C at strides p, 2p, 4p, 8p for patch size p; no position encoding.
 
     The image size is part of the architecture: it sets the sides of the mixing matrices (56, 28, 14, 7 at 224),
@@ -203,34 +205,49 @@ class SMLPNet(nn.Module):
     def forward(self, x):
         return self.forward_head(self.forward_features(x))
 
-    # What timm asks of a model -------------------------------------------------------------------------
 
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
+# The authors' tensors --------------------------------------------------------------------------------------
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool)
+# Theirs -> ours, after "token_mix.{j}" and "channel_mix.{j}" have become a block. Their proj_h mixes along the width:
+# it is the row mixer. (Exchanging the two goes unnoticed by shapes alone.)
+NAMES = {
+    "token.0.conv_merge.BN.": "local.norm.",
+    "token.0.conv_merge.Conv.": "local.conv.",
+    "token.1.BN.": "smlp.norm.",
+    "token.1.proj_h.": "smlp.mix_row.",
+    "token.1.proh_w.": "smlp.mix_col.",
+    "token.1.fuse.": "smlp.fuse.",
+    "channel.1.": "norm.",
+    "channel.2.net.0.": "mlp.fc1.",
+    "channel.2.net.3.": "mlp.fc2.",
+}
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
 
-    def group_matcher(self, coarse: bool = False) -> dict:
-        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return dict(stem=r"^patch_embed", blocks=r"^stages\.(\d+)" if coarse else blocks)
+def rename(name: str, model: nn.Module) -> str:
+    """Our name of the authors' tensor; a name that is not theirs is returned unchanged."""
+    blocks = [f"stages.{s}.blocks.{b}." for s, stage in enumerate(model.stages) for b in range(len(stage.blocks))]
+    if found := re.match(r"(token|channel)_mix\.(\d+)\.", name):  # they count blocks over the whole network
+        kind, block = found[1], int(found[2])
+        inner = f"{kind}.{name[found.end():]}"
+        for theirs, ours in NAMES.items():
+            if inner.startswith(theirs) and block < len(blocks):
+                return blocks[block] + ours + inner.removeprefix(theirs)
+    name = re.sub(r"^to_patch_embedding\.0\.0\.", "patch_embed.proj.", name)
+    name = re.sub(r"^to_patch_embedding\.(\d+)\.0\.", r"stages.\1.downsample.", name)
+    name = re.sub(r"^batch_norm\.", "norm.", name)
+    return re.sub(r"^mlp_head\.0\.", "head.fc.", name)
 
 
-def _build(variant: str, pretrained: bool, **kwargs) -> SMLPNet:
-    from .official import convert
+def checkpoint_filter_fn(state_dict: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """The authors' tensors under the names of `model`, their S x S x 1 x 1 mixing kernels as matrices."""
+    weights = {rename(name, model): tensor for name, tensor in state_dict.items()}
+    for name, tensor in weights.items():
+        if name.endswith(("mix_row.weight", "mix_col.weight")) and tensor.shape[2:] == (1, 1):
+            weights[name] = tensor.flatten(1)
+    return weights
 
-    return build_model_with_cfg(
-        SMLPNet, variant, pretrained,
-        pretrained_filter_fn=lambda weights, model: convert(weights.get("model", weights), model),
-        feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
-        **kwargs,
-    )
 
+# Variants --------------------------------------------------------------------------------------------------
 
 # img_size, embed_dim, depths, alpha, drop_path_rate, the authors' file: the released code.
 VARIANTS = {
@@ -242,26 +259,11 @@ VARIANTS = {
 RELEASE = "https://github.com/microsoft/SPACH/releases/download/v1.0/{}.pth"
 
 default_cfgs = generate_default_cfgs({
-    f"{name}.in1k": dict(
-        url=RELEASE.format(file) if file else "", input_size=(3, size, size), fixed_input_size=True,
-        pool_size=(size // 32, size // 32), num_classes=1000, crop_pct=224 / 256, interpolation="bicubic",
-        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        first_conv="patch_embed.proj", classifier="head.fc", license="mit",
+    f"{name}.in1k": imagenet_cfg(
+        size, url=RELEASE.format(file) if file else "", fixed_input_size=True, pool_size=(size // 32, size // 32),
+        first_conv="patch_embed.proj", license="mit",
     )
     for name, (size, *_, file) in VARIANTS.items()
 })
-
-
-def _register(name: str) -> None:
-    size, dim, depths, alpha, drop_path, _ = VARIANTS[name]
-    variant = dict(img_size=size, embed_dim=dim, depths=depths, alpha=alpha, drop_path_rate=drop_path)
-
-    def create(pretrained: bool = False, **kwargs) -> SMLPNet:
-        return _build(name, pretrained, **{**variant, **kwargs})
-
-    create.__name__, create.__module__ = name, __name__
-    globals()[name] = register_model(create)
-
-
-for _name in VARIANTS:
-    _register(_name)
+FIELDS = ("img_size", "embed_dim", "depths", "alpha", "drop_path_rate")
+register(SMLPNet, {name: dict(zip(FIELDS, row)) for name, row in VARIANTS.items()}, convert=checkpoint_filter_fn)

@@ -23,24 +23,20 @@ class Recipe:
     """Name of a timm model: one of `model.VARIANTS`, or another that can be built for an image size."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model beyond its variant's; the image size follows from input_size_px."""
-    mixings: tuple[str, ...] = ()
-    """Compare these of `model.MIXINGS` under this recipe, instead of training one network."""
-    seeds: int = 3
-    """Trainings of each mixing in a comparison, with seeds from --seed on."""
+    compare: tuple[str, ...] = ()
+    """Compare these of `model.MIXINGS` under this recipe, over several seeds, instead of training one network."""
     dataset: str = "ImageNet-1K"
     """Data the recipe is meant for; all but the built-in ones are given with --data."""
     input_size_px: int = 224
     epochs: int = 300
     batch: int = 1024
     """Global batch: all devices and accumulated chunks together."""
-    base_lr: float = 5e-4
+    lr: float = 5e-4
     """Peak learning rate per 512 samples of the global batch."""
     min_lr: float = 1e-5
     warmup_lr: float = 1e-6
     warmup_epochs: float = 20
     weight_decay: float = 0.05
-    layer_decay: float | None = None
-    """Factor of the learning rate from each layer to the one below; the paper uses none."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -56,9 +52,9 @@ class Recipe:
     ema_decay: float = 0.99996
     """Moving average of the weights, evaluated beside them; 0: none. The paper reports the raw weights."""
     eval_crop: float = 0.875
-    """Share of the resized image's side that the centre crop keeps."""
-    eval_every: int = 1
-    """Epochs between evaluations."""
+    """Fraction of the resized image's side that the centre crop keeps."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: an epoch. The last step is always followed by one."""
     train_accuracy: bool = False
     """Evaluate on the training images too, at the end, for the gap between the two."""
     paper_top1: float | None = None
@@ -74,7 +70,7 @@ def _row(name: str, model: str, drop_path: float, top1: float, source: str) -> R
 
 # Small images: no batch large enough for the authors' learning rate, fewer epochs, milder augmentation.
 _SMALL = Recipe(
-    about="", model="smlpnet_micro", dataset="CIFAR-10", input_size_px=32, batch=128, base_lr=2e-3,
+    about="", model="smlpnet_micro", dataset="CIFAR-10", input_size_px=32, batch=128, lr=2e-3,
     crop_scale=(0.5, 1.0), erase=0.1, mixup=0.2, repeats=1, ema_decay=0.0, eval_crop=1.0, train_accuracy=True,
 )
 # Patches of 2 pixels: mixing matrices of side 16, 8, 4 and 2.
@@ -88,17 +84,17 @@ RECIPES = {
     "tiny": _DIGITS,
     "sharing": replace(
         _DIGITS, about="the claim in miniature: sparse, unshared and dense mixing at equal width, 3 seeds, on digits",
-        mixings=("sparse", "unshared", "dense"),
+        compare=("sparse", "unshared", "dense"),
         # no augmentation, which would hide who learns the training images by heart
-        crop_scale=(1.0, 1.0), ema_decay=0.0, epochs=12, eval_every=12,
+        crop_scale=(1.0, 1.0), ema_decay=0.0, epochs=12, eval_every=12 * 11,
     ),
     "cifar10": replace(
         _SMALL, about="sMLPNet-T at patch 2 on CIFAR-10, 32 px, for one GPU", model="smlpnet_tiny",
-        model_args={"patch_size": 2}, epochs=200, warmup_epochs=10, batch=512, base_lr=5e-4, mixup=0.8, erase=0.25,
+        model_args={"patch_size": 2}, epochs=200, warmup_epochs=10, batch=512, lr=5e-4, mixup=0.8, erase=0.25,
     ),
     "imagenette": replace(
         _SMALL, about="sMLPNet-T on Imagenette, 224 px, for one GPU", model="smlpnet_tiny",
-        dataset="Imagenette", input_size_px=224, epochs=200, warmup_epochs=10, base_lr=5e-4, crop_scale=(0.25, 1.0),
+        dataset="Imagenette", input_size_px=224, epochs=200, warmup_epochs=10, lr=5e-4, crop_scale=(0.25, 1.0),
         mixup=0.8, erase=0.25, eval_crop=0.875,
     ),
     "imagenet_tiny": _row("sMLPNet-T", "smlpnet_tiny", 0.0, 81.9, "paper's abstract, authors' README"),
@@ -107,7 +103,7 @@ RECIPES = {
 }
 RECIPES["sharing_cifar10"] = replace(
     RECIPES["sharing"], about="the same on CIFAR-10, for one GPU", dataset="CIFAR-10",
-    model_args={"patch_size": 2, "embed_dim": 32}, epochs=60, warmup_epochs=5, flip=0.5, eval_every=60,
+    model_args={"patch_size": 2, "embed_dim": 32}, epochs=60, warmup_epochs=5, flip=0.5, eval_every=60 * 390,
 )
 RECIPES["smoke"] = replace(
     RECIPES["tiny"], about="tiny cut to seconds: does everything run?", epochs=2, warmup_epochs=1

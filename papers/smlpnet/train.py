@@ -1,18 +1,15 @@
-"""Trains sMLPNet, or another timm model under the same recipe: ``python -m papers.smlpnet.train tiny``.
+"""Trains sMLPNet, or any timm model under the same recipe: ``python -m papers.smlpnet tiny``.
 
-The same line works under torchrun. A run leaves its folder under runs/smlpnet/ (see common/run.py). The recipes that
-compare mixings train several networks: see sharing.py.
+The same line works under torchrun. A run leaves its folder under runs/smlpnet/ (see common/run/folder.py).
 """
 
 from __future__ import annotations
 
-import math
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, distribute_bn
@@ -21,48 +18,34 @@ from torch.nn.parallel import DistributedDataParallel
 from common import run
 from common.data import images, loader
 from common.metrics import classification
+from common.run.timm import export_timm
 from papers.smlpnet import figures
 from papers.smlpnet.evaluate import PAPER, build
-from papers.smlpnet.recipes import RECIPES, Recipe
+from papers.smlpnet.recipes import Recipe
 
 
-def main() -> None:
-    name, recipe, options = run.parse(RECIPES, "papers.smlpnet.train")
-    world = run.start_world(options)
-    if recipe.mixings:
-        from papers.smlpnet import sharing
-
-        folder = sharing.compare(name, recipe, options, world)
-    else:
-        folder = train(name, recipe, options, world)
-    if world.is_main and (folder / "results.json").exists():
-        print((folder / "report.md").read_text())
-
-
-def train(name: str, recipe: Recipe, options: run.Options, world: run.World, draw: bool = True) -> Path:
-    """Trains, evaluates and reports one run, with pictures if `draw`; returns its folder."""
+def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
+    """Trains, evaluates and reports one run; returns its folder."""
     root = classification.data_folder(recipe, options.data)
     data, val = images.open_images(root, "train"), images.open_images(root, "val")
     size, classes = recipe.input_size_px, len(data.classes)
     steps_per_epoch = loader.steps_per_epoch(len(data), recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
-    mixup = None
-    if recipe.mixup or recipe.cutmix:
-        if (share := recipe.batch // world.size) % 2:
-            raise run.UserError(f"mixup pairs images: each process needs an even share of the batch, not {share}")
-        mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
+    mixup = images.make_mixup(
+        recipe.mixup, recipe.cutmix, smoothing=recipe.label_smoothing, classes=classes,
+        per_rank=recipe.batch // world.size,
+    )
+    smoothing = 0.0 if mixup else recipe.label_smoothing
+
     run.seed_all(options.seed)
     model = build(recipe, classes)
     initial = figures.mixing_matrices(model)
     model.to(world.device, memory_format=torch.channels_last)
+    params = sum(p.numel() for p in model.parameters())
     flops = run.multiply_adds(model, torch.zeros(1, 3, size, size))
-
-    folder = run.open_run("smlpnet", name, recipe, options, world)
-    lr = recipe.base_lr * recipe.batch / 512
-    optimizer = create_optimizer_v2(
-        model, "adamw", lr=lr, weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay, betas=(0.9, 0.999)
-    )
+    lr = recipe.lr * recipe.batch / 512  # DeiT's rule
+    optimizer = create_optimizer_v2(model, "adamw", lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999))
     # Per update, not per epoch as the authors' trainer does (one epoch late): the curve is the same, without stairs.
     schedule = CosineLRScheduler(
         optimizer, t_initial=steps, lr_min=recipe.min_lr, warmup_t=int(recipe.warmup_epochs * steps_per_epoch),
@@ -71,14 +54,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
     # Averages BatchNorm's running statistics along with the weights.
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
 
-    start, best, wall_s = 0, {"top1": -1.0}, 0.0
-    if options.resume and (checkpoint := run.load_checkpoint(folder)):
-        start, weights, state = checkpoint
-        model.load_state_dict(weights["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        best, wall_s = state["best"], state["wall_s"]
-        if ema:
-            ema.module.load_state_dict(weights["ema"])
+    folder = run.open_run("smlpnet", name, recipe, options, world)
+    start, state = run.restore(folder, options, optimizer, model=model, ema=ema and ema.module)
     if options.compile:
         model.compile()
     network = DistributedDataParallel(model) if world.size > 1 else model
@@ -86,24 +63,26 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
     transform = images.train_transform(
         size, crop_scale=recipe.crop_scale, flip=recipe.flip, policy=recipe.policy, erase=recipe.erase
     )
-    batches = loader.train_loader(
-        data, transform, recipe.batch, min(steps, options.stop_at or steps), seed=options.seed, start=start,
-        rank=world.rank, world=world.size, repeats=recipe.repeats, workers=options.workers,
-        report=folder / "unreadable.txt",
+    clock = run.Clock(
+        options, steps=steps, batch=recipe.batch, per_epoch=steps_per_epoch, start=start,
+        eval_every=recipe.eval_every or steps_per_epoch, wall_s=state.get("wall_s", 0.0),
     )
-    params = sum(p.numel() for p in model.parameters())
+    batches = loader.train_loader(
+        data, transform, recipe.batch, clock.end, seed=options.seed, start=start, rank=world.rank, world=world.size,
+        repeats=recipe.repeats, workers=options.workers, report=folder / "unreadable.txt",
+    )
+    accuracy = partial(classification.accuracy, recipe=recipe, world=world, workers=options.workers)
     log = run.Log(folder, world, steps=steps, start=start)
     log.say(
         f"{recipe.model}: {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per image\n"
         f"{len(data):,} training and {len(val):,} validation images of {classes} classes from {root}\n"
-        f"global batch {recipe.batch} = {world.size} processes x {recipe.batch // world.size} images"
-        f"{f' in {chunks} chunks' if chunks > 1 else ''}, peak learning rate {lr:.3g}, steps {start} to {steps}\n"
-        f"run folder {folder}"
+        f"{clock.about(world, chunks, 'images')}, peak learning rate {lr:.3g}\nrun folder {folder}"
     )
+    if clock.eval_due:  # a kill may have come between checkpoint and evaluation
+        log.scores(start, lambda: accuracy(model, val))
 
     model.train()
-    seen, began, tick = 0, wall_s, time.perf_counter()
-    for step, (pixels, labels) in enumerate(batches, start + 1):
+    for step, (pixels, labels) in clock.over(batches):
         run.seed_all(options.seed, step, world.rank)  # all randomness of a step follows from its number
         schedule.step_update(step - 1)
         pixels = pixels.to(world.device, non_blocking=True, memory_format=torch.channels_last)
@@ -113,85 +92,59 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, dra
 
         # BatchNorm normalises each process's chunk by itself, as it did the 128 images of each of the authors' GPUs.
         loss = torch.zeros((), device=world.device)
-        parts = list(zip(pixels.chunk(chunks), targets.chunk(chunks)))
-        for i, (x, y) in enumerate(parts, 1):
-            if world.size > 1:
-                network.require_backward_grad_sync = i == len(parts)
+        for weight, x, y in run.micro_batches(network, chunks, pixels, targets):
             with world.autocast():
                 logits = network(x)
-            # mixup has smoothed its targets already
-            part = F.cross_entropy(logits.float(), y, label_smoothing=0.0 if mixup else recipe.label_smoothing)
-            part = part * len(x) / len(pixels)
+            part = weight * F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
             part.backward()
             loss += part.detach()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm or math.inf).item()
-        if not math.isfinite(norm):  # the same on all ranks, and before the weights are touched
-            raise run.UserError(
-                f"the gradient is not finite at step {step} (loss {loss.item():.4g}); the last good checkpoint is in "
-                f"{folder}. Lower --base-lr, or set --clip-norm"
-            )
+        norm = run.clip_gradients(model.parameters(), recipe.clip_norm, step=step, loss=loss, folder=folder)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema:
             ema.update(model, step=step)
+        clock.stop()
 
-        seen, wall_s = seen + recipe.batch, wall_s + time.perf_counter() - tick
-        values = {}
-        if step % options.log_every == 0 or step == steps:
-            values = {
-                "loss": world.mean(loss), "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm,
-                "images_per_s": seen / (wall_s - began),
-            }
-        epoch, rest = divmod(step, steps_per_epoch)
-        scored = (rest == 0 and epoch % recipe.eval_every == 0) or step == steps
-        due = step % options.checkpoint_every == 0 if options.checkpoint_every else rest == 0
-        due |= step in (steps, options.stop_at)
-        if world.size > 1 and (scored or due):  # running statistics are each process's own until then
+        if clock.log_due:
+            values = {"loss": world.mean(loss), "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
+            log.step(step, values | {"samples_per_s": clock.rate})
+        else:
+            log.step(step)
+        if world.size > 1 and (clock.save_due or clock.eval_due):  # running statistics are each process's own
             for each in [model, *([ema.module] if ema else [])]:
                 distribute_bn(each, world.size, reduce=True)
-        if scored:
-            scores = classification.accuracy(model, val, recipe, world, workers=options.workers)
-            values |= {f"val/{key}": value for key, value in scores.items()}
-            if scores["top1"] > best["top1"]:
-                best = {**scores, "step": step}
-                if world.is_main:
-                    run.save_weights(folder / "best.safetensors", model.state_dict())
-            model.train()
-        log.step(step, values)
-        if world.is_main and due:
+        if world.is_main and clock.save_due:
             weights = {"model": model.state_dict()} | ({"ema": ema.module.state_dict()} if ema else {})
-            state = {"optimizer": optimizer.state_dict(), "best": best, "wall_s": wall_s, "classes": data.classes}
+            state = {"optimizer": optimizer.state_dict(), "wall_s": clock.wall_s, "classes": data.classes}
             run.save_checkpoint(folder, step, weights, state)
-        tick = time.perf_counter()
-    log.close()
-    if options.stop_at and options.stop_at < steps:
-        log.say(f"stopped at step {options.stop_at} of {steps}; go on with --resume {folder}")
+        if clock.eval_due:
+            log.scores(step, lambda: accuracy(model, val))
+            model.train()
+    if clock.stopped:
+        log.close(f"stopped at step {clock.step} of {steps}; go on with --resume {folder}")
         return folder
 
-    scores = classification.accuracy(model, val, recipe, world, workers=options.workers)
-    scores |= {"best_top1": best["top1"]}
+    scores = log.scores(steps, lambda: accuracy(model, val))
+    log.close()
+    scores["best_top1"] = max(row.get("val/top1", 0) for row in run.read_log(folder)) if world.is_main else 0.0
     if ema:
-        averaged = classification.accuracy(ema.module, val, recipe, world, workers=options.workers)
-        scores["ema_top1"] = averaged["top1"]
+        scores["ema_top1"] = accuracy(ema.module, val)["top1"]
     if recipe.train_accuracy:
-        trained = classification.accuracy(model, data, recipe, world, workers=options.workers)
-        scores |= {"train_top1": trained["top1"], "gap": trained["top1"] - scores["top1"]}
+        scores["train_top1"] = accuracy(model, data)["top1"]
+        scores["gap"] = scores["train_top1"] - scores["top1"]
     if world.is_main:
-        run.export_timm(
-            model, folder / "model", side=size, crop=recipe.eval_crop, classes=data.classes,
+        metrics = classification.metrics(scores, recipe, PAPER.comparable(name, recipe, data, val))
+        export = partial(
+            export_timm, model, folder / "model", side=size, crop=recipe.eval_crop, classes=data.classes,
             model_args={"img_size": size, **recipe.model_args},
         )
-        if draw:
-            figures.draw(folder, model, initial, val, recipe)
-        run.write_results(folder, {
-            "paper": "smlpnet", "recipe": name,
-            "data": classification.describe(recipe, options.data, data, val),
-            "metrics": classification.metrics(scores, recipe, PAPER.comparable(name, recipe, data, val)),
-            "params": params, "flops": flops, "wall_s": wall_s, "peak_mem_bytes": run.peak_memory_bytes(),
-            "throughput": seen / (wall_s - began) if seen else None, "seed": options.seed,
-        })
+        run.finish(
+            folder, "smlpnet", name, options, data=classification.describe(recipe, options.data, data, val),
+            metrics=metrics, params=params, flops=flops, wall_s=clock.wall_s, throughput=clock.rate,
+            then={"model": export, "pictures": lambda: figures.draw(folder, model, initial, val, recipe)},
+        )
     return folder
 
 
 if __name__ == "__main__":
-    run.main(main)
+    run.through_the_door(__package__)

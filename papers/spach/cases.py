@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from common.run.cases import ModelCase, TrainingCost
-from papers.spach import battle
+from papers.spach.compare import member
 from papers.spach.evaluate import build
 from papers.spach.model import VARIANTS
 
@@ -49,11 +49,12 @@ MODELS = {
 
 
 def training_cost(recipe) -> TrainingCost:
-    """Of a battle: all its trainings, the last contender at the largest width standing for the others."""
-    fights = len(recipe.contenders) * len(recipe.widths) * recipe.seeds
-    if fights:
-        recipe = battle.member(recipe, recipe.contenders[-1], max(recipe.widths))
+    """Of a comparison: all its trainings with three seeds, the last network at the largest width standing for the
+    others."""
+    trainings = len(recipe.compare) * len(recipe.widths) * 3
+    if trainings:
+        recipe = member(recipe, recipe.compare[-1], max(recipe.widths))
     with torch.device("meta"):
         model = build(recipe, CLASSES.get(recipe.dataset, 10))
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
-    return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * (fights or 1), recipe.batch)
+    return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * (trainings or 1), recipe.batch)

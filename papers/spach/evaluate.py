@@ -10,8 +10,7 @@ import torch
 
 from common import run
 from common.metrics import classification
-from papers.spach.model import VARIANTS
-from papers.spach.official import convert
+from papers.spach.model import VARIANTS, checkpoint_filter_fn
 from papers.spach.recipes import RECIPES, Recipe
 
 
@@ -27,7 +26,7 @@ def build(recipe: Recipe, classes: int) -> torch.nn.Module:
         raise run.UserError(f"cannot build {recipe.model} for {size} px{args}: {error}") from None
 
 
-PAPER = classification.Paper("spach", RECIPES, build, convert)
+PAPER = classification.Paper("spach", RECIPES, build, checkpoint_filter_fn)
 
 if __name__ == "__main__":
     run.main(lambda: classification.main(PAPER))

@@ -29,27 +29,27 @@ def draw(folder: Path, model: torch.nn.Module, val: images.Images, recipe: Recip
     samples = [val[i] for i in drawing.evenly_spaced(len(val), 24)]
     drawing.predictions(folder / "predictions.png", model, samples, val.classes, transform)
     if isinstance(model, SPACH):
-        draw_sight(folder / "what_each_mixing_sees.png", {"": model}, pictures(val, recipe))
+        draw_receptive_field(folder / "receptive_field.png", {"": model}, inputs(val, recipe))
 
 
-def pictures(val: images.Images, recipe: Recipe, count: int = 16) -> torch.Tensor:
+def inputs(val: images.Images, recipe: Recipe, count: int = 16) -> torch.Tensor:
     """Evenly spread images, ready for the model."""
     transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
     return torch.stack([transform(val[len(val) * i // count][0]) for i in range(count)])
 
 
-def draw_battle(path: Path, rows: Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]]) -> None:
+def draw_battle(path: Path, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """The paper's figure: test accuracy, and how far it falls behind training, against parameters.
 
-    `rows` are a battle's metrics by contender and width, and by name.
+    `rows` are a comparison's metrics by "<network>-<width>", and by name.
     """
     figure, axes = drawing.plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     for axis, key, label in zip(axes, ("top1", "gap"), ("test accuracy, %", "training - test accuracy, points")):
-        for contender in dict.fromkeys(contender for contender, _ in rows):
-            points = [row for (name, _), row in rows.items() if name == contender]
+        for network in dict.fromkeys(label.split("-")[0] for label in rows):
+            points = [row for label, row in rows.items() if label.split("-")[0] == network]
             sizes, values = ([row[k]["value"] for row in points] for k in ("params", key))
             spread = [row[key].get("spread", 0) for row in points]
-            axis.errorbar(sizes, values, spread, **STYLES[contender], capsize=3, label=contender)
+            axis.errorbar(sizes, values, spread, **STYLES[network], capsize=3, label=network)
         axis.set(xscale="log", xlabel="parameters", ylabel=label)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e6 else f"{value / 1e3:g} k")
@@ -59,7 +59,7 @@ def draw_battle(path: Path, rows: Mapping[tuple[str, int], Mapping[str, Mapping[
     drawing.save(figure, path)
 
 
-def draw_sight(path: Path, models: Mapping[str, SPACH], x: torch.Tensor) -> None:
+def draw_receptive_field(path: Path, models: Mapping[str, SPACH], x: torch.Tensor) -> None:
     """What the token in the middle of the map sees, for each model and stage.
 
     First, how strongly each pixel of the image moves it at the end of the stage: gradient energy, averaged over the
@@ -77,7 +77,7 @@ def draw_sight(path: Path, models: Mapping[str, SPACH], x: torch.Tensor) -> None
     for line, (name, model) in zip(axes.reshape(len(models), 2 * stages), models.items()):
         line[0].set_ylabel(f"{name}\npixels that move\nthe middle token".strip(), fontsize=9)
         line[stages].set_ylabel("tokens that the\nlast mixing weighs", fontsize=9)
-        for s, (energy, block, weight) in enumerate(sight(model, x)):
+        for s, (energy, block, weight) in enumerate(receptive_field(model, x)):
             line[s].imshow(energy / energy.max(), cmap="magma", norm=LogNorm(1e-6, 1, clip=True))
             line[s].set_title(f"stage {s + 1}", fontsize=9)
             line[stages + s].imshow(weight, cmap="viridis", vmin=0, vmax=weight.max() or 1)
@@ -92,7 +92,7 @@ def describe(block: MixingBlock) -> str:
     return f"{kind}, |gamma| {block.gamma.abs().mean():.2g}"
 
 
-def sight(model: SPACH, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, MixingBlock, torch.Tensor]]:
+def receptive_field(model: SPACH, x: torch.Tensor) -> Iterator[tuple[torch.Tensor, MixingBlock, torch.Tensor]]:
     """For each stage: gradient energy of its middle token over the pixels (H, W); its last block; that block's
     `weights`."""
     x = x.to(next(model.parameters()).device).requires_grad_()
@@ -132,5 +132,5 @@ def weights(block: MixingBlock, tokens_BNC: torch.Tensor, height: int, width: in
         return row.abs().mean((0, 2)).view(height, width)
     shape = (*tokens.shape[:2], 3, block.mixer.num_heads, -1)
     query, key, _ = block.mixer.qkv(tokens).view(shape).permute(2, 0, 3, 1, 4).detach()
-    chances = (query[:, 0, middle, None] @ key[:, 0].mT * block.mixer.scale).softmax(-1)
-    return chances.mean((0, 1)).view(height, width)
+    attention = (query[:, 0, middle, None] @ key[:, 0].mT * block.mixer.scale).softmax(-1)
+    return attention.mean((0, 1)).view(height, width)

@@ -6,7 +6,8 @@ Shapes: B batch, N tokens (H * W, row by row), C channels; maps are BCHW between
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import torch
 from timm.layers import (
@@ -19,8 +20,11 @@ from timm.layers import (
     calculate_drop_path_rates,
     to_2tuple,
 )
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs
 from torch import nn
+
+from common.run import UserError
+from common.run.timm import Backbone, imagenet_cfg, register
 
 
 class SpatialMLP(Mlp):
@@ -153,7 +157,7 @@ class Stage(nn.Module):
         return tokens.mT.unflatten(2, grid)
 
 
-class SPACH(nn.Module):
+class SPACH(Backbone, nn.Module):
     """Single-stage with one entry in `stages`; multi-stage (MS) with several, of widths C, 2C, ... at strides p, 2p ...
 
     A stage is a sequence of (mixer, number of blocks). `num_heads`, C / 32 by default, is the same in all stages, so
@@ -161,6 +165,8 @@ class SPACH(nn.Module):
     The image size is part of the architecture: it sets N; what does not divide is lost. `stem` is "conv1" or "conv4";
     `bypass` the depthwise convolution beside the mixers; `share_mixers` keeps one mixer per stage (MS: from stage 2).
     """
+
+    stem_name = "stem"
 
     def __init__(
         self,
@@ -236,33 +242,51 @@ class SPACH(nn.Module):
     def forward(self, x):
         return self.forward_head(self.forward_features(x))
 
-    # What timm asks of a model -------------------------------------------------------------------------
 
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
+# The authors' tensors --------------------------------------------------------------------------------------
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool)
+# Theirs -> ours, applied in this order.
+NAMES = [
+    (r"^norm1\.", "stem.norm."),
+    (r"^norm2\.", "norm."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+    (r"^blocks\.", "stages.0.blocks."),
+    (r"^layer1\.", "stages.0.blocks."),
+    # Theirs counts the downsampling layer as the first of a stage's blocks.
+    (r"^layer(\d+)\.0\.net\.1\.", lambda m: f"stages.{int(m[1]) - 1}.downsample."),
+    (r"^layer(\d+)\.(\d+)\.", lambda m: f"stages.{int(m[1]) - 1}.blocks.{int(m[2]) - 1}."),
+    (r"\.gamma_1$", ".gamma"),
+    (r"\.spatial_func\.", ".mixer."),
+    (r"\.channel_func\.", ".mlp."),
+    (r"\.cpe_net\.net\.1\.", ".bypass."),
+]
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
 
-    def group_matcher(self, coarse: bool = False) -> dict:
-        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return dict(stem=r"^stem", blocks=r"^stages\.(\d+)" if coarse else blocks)
+def rename(name: str) -> str:
+    """Our name of the authors' tensor; a name that is not theirs is returned unchanged."""
+    for pattern, ours in NAMES:
+        name = re.sub(pattern, ours, name)
+    return name
 
 
-def _build(variant: str, pretrained: bool, **kwargs) -> SPACH:
-    from .official import convert
+def checkpoint_filter_fn(state_dict: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """The authors' tensors under our names. `UserError` if copies of what `model` shares differ.
 
-    return build_model_with_cfg(
-        SPACH, variant, pretrained,
-        pretrained_filter_fn=lambda weights, model: convert(weights.get("model", weights), model),
-        feature_cfg=dict(out_indices=tuple(range(len(kwargs["stages"]))), flatten_sequential=True),
-        **kwargs,
-    )
+    A mixer that blocks share is listed once per block, here as there.
+    """
+    weights = {rename(name): tensor for name, tensor in state_dict.items()}
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        origin = first.setdefault(id(parameter), name)
+        if name in weights and origin in weights and not torch.equal(weights[name], weights[origin]):
+            raise UserError(
+                f"{name} differs from {origin}, but this model shares them; build it without shared mixers "
+                "(shared_spatial_func=False) or check the file"
+            )
+    return weights
+
+
+# Variants --------------------------------------------------------------------------------------------------
 
 
 def _single(mixer: str, blocks: int) -> tuple:
@@ -310,26 +334,15 @@ VARIANTS = {
 RELEASE = "https://github.com/microsoft/SPACH/releases/download/v1.0/{}.pth"
 
 default_cfgs = generate_default_cfgs({
-    f"{name}.in1k": dict(
-        url=RELEASE.format(file) if file else "", input_size=(3, size, size), fixed_input_size=True,
-        pool_size=(size // patch // 2 ** (len(stages) - 1),) * 2, num_classes=1000,
-        crop_pct=224 / 256, interpolation="bicubic", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        first_conv="stem.proj" if stem == "conv1" else "stem.proj.0", classifier="head.fc", license="mit",
+    f"{name}.in1k": imagenet_cfg(
+        size, url=RELEASE.format(file) if file else "", fixed_input_size=True,
+        pool_size=(size // patch // 2 ** (len(stages) - 1),) * 2,
+        first_conv="stem.proj" if stem == "conv1" else "stem.proj.0", license="mit",
     )
     for name, (size, patch, stem, _, stages, _, file) in VARIANTS.items()
 })
-
-
-def _register(name: str) -> None:
-    size, patch, stem, dim, stages, mlp_ratio, _ = VARIANTS[name]
-    variant = dict(img_size=size, patch_size=patch, stem=stem, embed_dim=dim, stages=stages, mlp_ratio=mlp_ratio)
-
-    def create(pretrained: bool = False, **kwargs) -> SPACH:
-        return _build(name, pretrained, **{**variant, **kwargs})
-
-    create.__name__, create.__module__ = name, __name__
-    globals()[name] = register_model(create)
-
-
-for _name in VARIANTS:
-    _register(_name)
+FIELDS = ("img_size", "patch_size", "stem", "embed_dim", "stages", "mlp_ratio")
+register(
+    SPACH, {name: dict(zip(FIELDS, row)) for name, row in VARIANTS.items()}, convert=checkpoint_filter_fn,
+    levels=lambda arguments: len(arguments["stages"]),
+)

@@ -20,32 +20,28 @@ class Recipe:
     about: str
     """What this recipe is, in one line."""
     model: str
-    """Name of a timm model: one of `model.VARIANTS`, or another that can be built for an image size. In a battle,
+    """Name of a timm model: one of `model.VARIANTS`, or another that can be built for an image size. In a comparison,
     {mixer} stands for conv, attn and mlp in turn."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model beyond its variant's; the image size follows from input_size_px."""
-    contenders: tuple[str, ...] = ()
-    """Let these fight under this recipe, instead of training one network: conv, attn, mlp, mlp_shared (one spatial MLP
-    for all blocks of a stage), attn_bare and mlp_bare (without the bypass)."""
+    compare: tuple[str, ...] = ()
+    """Compare these under this recipe, over several seeds, instead of training one network: conv, attn, mlp, mlp_shared
+    (one spatial MLP for all blocks of a stage), attn_bare and mlp_bare (without the bypass)."""
     widths: tuple[int, ...] = ()
-    """The embed_dim of the sizes at which each contender fights."""
-    seeds: int = 3
-    """Trainings of each contender at each size, with seeds from --seed on."""
+    """The embed_dim of the sizes at which each of them is trained."""
     dataset: str = "ImageNet-1K"
     """Data the recipe is meant for; all but the built-in ones are given with --data."""
     input_size_px: int = 224
     epochs: int = 300
     batch: int = 1024
     """Global batch: all devices and accumulated chunks together."""
-    base_lr: float = 5e-4
+    lr: float = 5e-4
     """Peak learning rate per 512 samples of the global batch. The paper prints ten times as much; the authors' code
     has this, which is DeiT's."""
     min_lr: float = 1e-5
     warmup_lr: float = 1e-6
     warmup_epochs: float = 20
     weight_decay: float = 0.05
-    layer_decay: float | None = None
-    """Factor of the learning rate from each layer to the one below; the paper uses none."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -61,9 +57,9 @@ class Recipe:
     ema_decay: float = 0.99996
     """Moving average of the weights, evaluated beside them; 0: none. The paper reports the raw weights."""
     eval_crop: float = 0.875
-    """Share of the resized image's side that the centre crop keeps."""
-    eval_every: int = 1
-    """Epochs between evaluations."""
+    """Fraction of the resized image's side that the centre crop keeps."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: an epoch. The last step is always followed by one."""
     train_accuracy: bool = False
     """Evaluate on the training images too, at the end, for the gap between the two."""
     paper_top1: float | None = None
@@ -105,11 +101,11 @@ def _row(name: str, model: str, top1: float | None, source: str | None) -> Recip
 
 # Small images: no batch large enough for the authors' learning rate, fewer epochs, milder augmentation.
 _SMALL = Recipe(
-    about="", model="spach_ms_micro_patch4_attn", dataset="CIFAR-10", input_size_px=32, batch=128, base_lr=2e-3,
+    about="", model="spach_ms_micro_patch4_attn", dataset="CIFAR-10", input_size_px=32, batch=128, lr=2e-3,
     crop_scale=(0.5, 1.0), erase=0.1, mixup=0.2, repeats=1, ema_decay=0.0, eval_crop=1.0, train_accuracy=True,
 )
 _BATTLE = replace(
-    _SMALL, model="spach_ms_xxs_patch4_224_{mixer}", contenders=("conv", "attn", "mlp", "mlp_shared"),
+    _SMALL, model="spach_ms_xxs_patch4_224_{mixer}", compare=("conv", "attn", "mlp", "mlp_shared"),
     # no augmentation, which would hide who learns the training images by heart
     crop_scale=(1.0, 1.0), policy=None, erase=0.0, mixup=0.0, cutmix=0.0,
 )
@@ -124,26 +120,26 @@ RECIPES = {
     ),
     "battle": replace(
         _BATTLE, about="the paper's comparison: conv, attention, MLP and shared MLP at two sizes, 3 seeds, on digits",
-        contenders=(*_BATTLE.contenders, "attn_bare", "mlp_bare"), widths=(8, 16), model_args={"patch_size": 2},
-        dataset="digits", epochs=10, warmup_epochs=2, batch=64, base_lr=8e-3, flip=0.0, eval_every=10,
+        compare=(*_BATTLE.compare, "attn_bare", "mlp_bare"), widths=(8, 16), model_args={"patch_size": 2},
+        dataset="digits", epochs=10, warmup_epochs=2, batch=64, lr=8e-3, flip=0.0, eval_every=10 * 22,
     ),
     "battle_cifar10": replace(
         _BATTLE, about="the same on CIFAR-10, for one GPU", model_args={"patch_size": 2}, widths=(16, 32, 64),
-        epochs=60, warmup_epochs=5, eval_every=60,
+        epochs=60, warmup_epochs=5, eval_every=60 * 390,
     ),
     "battle_imagenette": replace(
         _BATTLE, about="the same on Imagenette at 224 px, for one GPU", dataset="Imagenette", input_size_px=224,
-        widths=(32, 64, 96), epochs=60, warmup_epochs=5, eval_every=60, crop_scale=(0.25, 1.0), eval_crop=0.875,
+        widths=(32, 64, 96), epochs=60, warmup_epochs=5, eval_every=60 * 73, crop_scale=(0.25, 1.0), eval_crop=0.875,
     ),
     "cifar10": replace(
         _SMALL, about="Hybrid-MS-XS at patch 2 on CIFAR-10, 32 px, for one GPU", model="spach_ms_xs_patch4_224_hybrid",
-        model_args={"patch_size": 2, "drop_path_rate": 0.1}, epochs=200, warmup_epochs=10, batch=512, base_lr=5e-4,
+        model_args={"patch_size": 2, "drop_path_rate": 0.1}, epochs=200, warmup_epochs=10, batch=512, lr=5e-4,
         mixup=0.8, erase=0.25,
     ),
     "imagenette": replace(
         _SMALL, about="Hybrid-MS-XS on Imagenette, 224 px, for one GPU", model="spach_ms_xs_patch4_224_hybrid",
         model_args={"drop_path_rate": 0.1}, dataset="Imagenette", input_size_px=224, epochs=200, warmup_epochs=10,
-        base_lr=5e-4, crop_scale=(0.25, 1.0), mixup=0.8, erase=0.25, eval_crop=0.875,
+        lr=5e-4, crop_scale=(0.25, 1.0), mixup=0.8, erase=0.25, eval_crop=0.875,
     ),
     **{
         f"imagenet_{model.replace('_patch16_224', '').replace('_patch4_224', '')}": _row(name, model, top1, source)

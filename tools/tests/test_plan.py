@@ -121,7 +121,8 @@ def ask(tmp_path, monkeypatch, capsys):
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     (folder / "recipes.py").write_text("from tools.tests.test_plan import Recipe\nRECIPES = {'tiny': Recipe()}")
-    (folder / "cases.py").write_text("from tools.tests.test_plan import linear\ntraining_cost = lambda recipe: linear()")
+    cases = "from tools.tests.test_plan import linear\ntraining_cost = lambda recipe: linear()"
+    (folder / "cases.py").write_text(cases)
     monkeypatch.setattr(papers, "__path__", [str(tmp_path)])
 
     def ask(*words: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from common import run
 from papers.shiftvit import model  # noqa: F401 (registers with timm)
-from papers.shiftvit.official import convert
+from papers.shiftvit.model import checkpoint_filter_fn
 
 
 @MODELS.register_module(name="ShiftViT")
@@ -30,7 +30,7 @@ class Backbone(BaseModule):
         super().__init__()
         network = timm.create_model(variant, num_classes=0, **model_args)
         if checkpoint:
-            weights = convert(run.load_weights(checkpoint))
+            weights = checkpoint_filter_fn(run.load_weights(checkpoint))
             network.load_state_dict({k: v for k, v in weights.items() if not k.startswith("head.")})
         network.set_grad_checkpointing(with_cp)
         self.patch_embed, self.stages = network.patch_embed, network.stages

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from common.tests import parity
 from papers.shiftvit import load_official
-from papers.shiftvit.model import PatchMerging, ShiftBlock
-from papers.shiftvit.official import LAYERS, convert
+from papers.shiftvit.model import PatchMerging, ShiftBlock, checkpoint_filter_fn
+from papers.shiftvit.official import LAYERS
 
 FIXTURES = Path(__file__).parent / "fixtures"
 OPS = parity.ops(FIXTURES)
@@ -27,7 +27,7 @@ def test_network(name):
     weights = parity.state_dict(about)
     model = load_official(name.split("__")[0], weights, **about["config"])
     assert sum(p.numel() for p in model.parameters()) == about["total_params"]
-    assert len(convert(weights)) == len(weights) == len(model.state_dict())
+    assert len(checkpoint_filter_fn(weights)) == len(weights) == len(model.state_dict())
 
     stages = {"patch_embed": model.patch_embed, "final_norm": model.norm}
     for i, stage in enumerate(model.stages):
@@ -81,7 +81,7 @@ def test_training_step():
     parity.assert_close(loss, theirs["loss"], "loss")
     parameters = dict(model.named_parameters())
     for theirs_name, row in zip(op["grads_rows"], theirs["grads"], strict=True):
-        (ours_name,) = convert({theirs_name: None})
+        (ours_name,) = checkpoint_filter_fn({theirs_name: None})
         grad = parameters[ours_name].grad.double().flatten()
         ours = torch.cat([grad.norm()[None], grad.mean()[None], grad[:4]])
         parity.assert_close(ours, row[: len(ours)], theirs_name)

@@ -15,9 +15,9 @@ from common import run
 from common.data import images
 from common.data.tiny.digits import digits
 from common.metrics import classification
-from papers.shiftvit import train
 from papers.shiftvit.evaluate import PAPER
 from papers.shiftvit.recipes import RECIPES
+from papers.shiftvit.train import train
 
 WORLD = run.World(0, 1, torch.device("cpu"), None)
 # Every kind of randomness: augmentation, mixup, drop path.
@@ -39,7 +39,7 @@ def data(tmp_path_factory):
 
 
 def _train(tmp_path, data, recipe=LIVELY, **options):
-    return train.train("smoke", recipe, run.Options(data=data, out=tmp_path, log_every=1, **options), WORLD)
+    return train("smoke", recipe, run.Options(data=data, out=tmp_path, log_every=1, **options), WORLD)
 
 
 def _scores(folder):
@@ -59,8 +59,8 @@ def test_overfits_a_batch(tmp_path):
             target.mkdir(parents=True)
             (target / "0.png").symlink_to(path)
     recipe = dataclasses.replace(RECIPES["tiny"], batch=16, epochs=40, crop_scale=(1.0, 1.0), label_smoothing=0.0,
-                                 base_lr=3e-2, eval_every=40, ema_decay=0.0)
-    folder = train.train("tiny", recipe, run.Options(data=root, out=tmp_path), WORLD)
+                                 lr=3e-2, eval_every=40, ema_decay=0.0)
+    folder = train("tiny", recipe, run.Options(data=root, out=tmp_path), WORLD)
     assert _scores(folder)["top1"] == 100 and _scores(folder)["loss"] < 0.1
 
 
@@ -118,7 +118,7 @@ def test_two_processes_train_like_one(tmp_path, data):
 
 
 def test_a_loss_that_explodes_stops_the_run_before_the_weights_are_touched(tmp_path, data):
-    recipe = dataclasses.replace(LIVELY, base_lr=1e30, warmup_epochs=0.0)
+    recipe = dataclasses.replace(LIVELY, lr=1e30, warmup_epochs=0.0)
     with pytest.raises(run.UserError, match=r"not finite at step \d+"):
         _train(tmp_path, data, recipe, checkpoint_every=1)
     (folder,) = tmp_path.glob("shiftvit/smoke/*")
@@ -177,7 +177,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
         pytest.skip("there is a CUDA device")
     monkeypatch.setattr(sys, "argv", ["train", *argv, "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as exit:
-        run.main(train.main)
+        run.door("shiftvit", RECIPES, train)
     assert exit.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line

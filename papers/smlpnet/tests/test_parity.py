@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from common.run import UserError
 from common.tests import parity
 from papers.smlpnet import VARIANTS, load_official
-from papers.smlpnet.model import SMLPBlock, SMLPNet
-from papers.smlpnet.official import convert, rename
+from papers.smlpnet.model import SMLPBlock, SMLPNet, checkpoint_filter_fn, rename
 
 FIXTURES = Path(__file__).parent / "fixtures"
 OPS = parity.ops(FIXTURES)
@@ -27,7 +26,7 @@ def test_network(name):
     weights = parity.state_dict(about)
     model = load_official(name.split("__")[0], weights, **about["config"])
     assert sum(p.numel() for p in model.parameters()) == about["total_params"]
-    assert len(convert(weights, model)) == len(weights) == len(model.state_dict())
+    assert len(checkpoint_filter_fn(weights, model)) == len(weights) == len(model.state_dict())
 
     stages = {"stage1_embed": model.patch_embed, "final_norm": model.norm}
     for i, stage in enumerate(model.stages, 1):
@@ -85,7 +84,7 @@ class _Names:
         return rename(self.theirs + name, self.model).removeprefix(self.ours)
 
     def convert(self, weights):
-        weights = convert({self.theirs + name: tensor for name, tensor in weights.items()}, self.model)
+        weights = checkpoint_filter_fn({self.theirs + name: tensor for name, tensor in weights.items()}, self.model)
         return {name.removeprefix(self.ours): tensor for name, tensor in weights.items()}
 
 

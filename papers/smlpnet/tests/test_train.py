@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -15,10 +14,12 @@ from common import run
 from common.data import images
 from common.data.tiny.digits import digits
 from common.metrics import classification
-from papers.smlpnet import cases, figures, sharing, train
+from papers.smlpnet import cases, compare, figures
 from papers.smlpnet.evaluate import PAPER, build
 from papers.smlpnet.recipes import RECIPES
+from papers.smlpnet.train import train
 
+DOOR = lambda: run.door("smlpnet", RECIPES, train, compare.compare)  # noqa: E731
 WORLD = run.World(0, 1, torch.device("cpu"), None)
 # Every kind of randomness (augmentation, mixup, drop path) and every kind of state, at a size that is not the model's.
 LIVELY = dataclasses.replace(
@@ -39,7 +40,7 @@ def data(tmp_path_factory):
 
 
 def _train(tmp_path, data, recipe=LIVELY, **options):
-    return train.train("smoke", recipe, run.Options(data=data, out=tmp_path, log_every=1, **options), WORLD)
+    return train("smoke", recipe, run.Options(data=data, out=tmp_path, log_every=1, **options), WORLD)
 
 
 def _results(folder):
@@ -54,9 +55,9 @@ def test_overfits_a_batch(tmp_path):
             target = root / split / str(label)
             target.mkdir(parents=True)
             (target / "0.png").symlink_to(path)
-    recipe = dataclasses.replace(RECIPES["sharing"], mixings=(), batch=16, epochs=40, label_smoothing=0.0,
-                                 base_lr=3e-2, eval_every=40)
-    results = _results(train.train("tiny", recipe, run.Options(data=root, out=tmp_path), WORLD))
+    recipe = dataclasses.replace(RECIPES["sharing"], compare=(), batch=16, epochs=40, label_smoothing=0.0,
+                                 lr=3e-2, eval_every=40)
+    results = _results(train("tiny", recipe, run.Options(data=root, out=tmp_path), WORLD))
     assert results["top1"] == results["train_top1"] == 100 and results["gap"] == 0 and results["loss"] < 0.2
 
 
@@ -91,10 +92,10 @@ def test_the_image_size_is_the_recipes_everywhere(tmp_path, data, monkeypatch):
 
 
 @pytest.mark.parametrize("main, argv, message", [
-    (train.main, ["tiny", "--input-size-px", "33"], "cannot build smlpnet_micro for 33 px"),
-    (train.main, ["tiny", "--model", "resnet18"], "cannot build resnet18 for 32 px"),
-    (train.main, ["tiny", "--model", "smlpnet_huge"], "knows no model 'smlpnet_huge'"),
-    (train.main, ["sharing", "--mixings", "sparse", "diagonal"], "no mixing diagonal"),
+    (DOOR, ["tiny", "--input-size-px", "33"], "cannot build smlpnet_micro for 33 px"),
+    (DOOR, ["tiny", "--model", "resnet18"], "cannot build resnet18 for 32 px"),
+    (DOOR, ["tiny", "--model", "smlpnet_huge"], "knows no model 'smlpnet_huge'"),
+    (DOOR, ["sharing", "--compare", "sparse", "diagonal"], "no member 'diagonal'"),
     (lambda: classification.main(PAPER), ["WEIGHTS", "--recipe", "tiny"], "does not fit smlpnet_micro"),
 ])
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, main, argv, message):
@@ -124,12 +125,12 @@ def test_a_row_matrix_is_drawn_as_one(data):
 
 
 def test_sharing_goes_on_where_it_was_killed(tmp_path, data):
-    recipe = dataclasses.replace(RECIPES["sharing"], epochs=1, batch=96, eval_every=1, seeds=2,
+    recipe = dataclasses.replace(RECIPES["sharing"], epochs=1, batch=96, 
                                  model_args={"embed_dim": 4, "patch_size": 2})
-    options = run.Options(data=data, out=tmp_path, seed=5)
-    folder = sharing.compare("sharing", recipe, dataclasses.replace(options, stop_at=2), WORLD)
+    options = run.Options(data=data, out=tmp_path, seeds=(5, 6))
+    folder = compare.compare("sharing", recipe, dataclasses.replace(options, stop_at=2), WORLD, train)
     assert not (folder / "results.json").exists()
-    assert sharing.compare("sharing", recipe, dataclasses.replace(options, resume="auto"), WORLD) == folder
+    assert compare.compare("sharing", recipe, dataclasses.replace(options, resume="auto"), WORLD, train) == folder
     every = list(folder.glob("seed*/smlpnet/*/*"))
     assert len(every) == 6 and all((home / "results.json").exists() for home in every)
 
@@ -140,18 +141,14 @@ def test_sharing_goes_on_where_it_was_killed(tmp_path, data):
     assert one[0]["seed"] == 5 and results["metrics"][0]["seeds"] == [5, 6] and results["metrics"][0]["spread"] >= 0
     assert results["sparse params"] < results["unshared params"] < results["dense params"]
     assert results["sparse flops"] == results["unshared flops"] < results["dense flops"]
-    assert (folder / "sharing.png").exists() and sharing.table(results["metrics"]) in (folder / "report.md").read_text()
+    table = run.table(results["metrics"], compare.COLUMNS, "mixing")
+    assert (folder / "sharing.png").exists() and table in (folder / "report.md").read_text()
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_training_can_be_planned(name):
     work, size = cases.training_cost(RECIPES[name]), RECIPES[name].input_size_px
     assert work.model(*work.inputs).shape[0] == 1 and work.model.patch_embed.img_size == (size, size)
-
-
-def test_readme_shows_the_records():
-    readme = Path(sharing.__file__).with_name("README.md").read_text()
-    assert sharing.records() in readme and "±" in sharing.records(), "stale: python -m papers.smlpnet.sharing"
 
 
 @pytest.mark.slow

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from common.run import UserError
 from common.tests import parity
 from papers.spach import VARIANTS, load_official
-from papers.spach.model import MixingBlock, Stem, merging
-from papers.spach.official import convert, rename
+from papers.spach.model import MixingBlock, Stem, checkpoint_filter_fn, merging, rename
 
 FIXTURES = Path(__file__).parent / "fixtures"
 OPS = parity.ops(FIXTURES)
@@ -27,7 +26,7 @@ def test_network(name):
     weights = parity.state_dict(about)
     model = load_official(name.split("__")[0], weights, **about["config"])
     assert sum(p.numel() for p in model.parameters()) == about["total_params"]
-    assert len(convert(weights, model)) == len(weights) == len(model.state_dict())
+    assert len(checkpoint_filter_fn(weights, model)) == len(weights) == len(model.state_dict())
 
     stages = {"stem": model.stem.proj, "norm1": model.stem.norm, "final_norm": model.norm}
     for i, stage in enumerate(model.stages, 1):

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -15,11 +14,13 @@ from common import run
 from common.data import images
 from common.data.tiny.digits import digits
 from common.metrics import classification
-from papers.spach import battle, cases, figures, train
+from papers.spach import cases, compare, figures
 from papers.spach.evaluate import PAPER, build
 from papers.spach.model import VARIANTS
 from papers.spach.recipes import RECIPES
+from papers.spach.train import train
 
+DOOR = lambda: run.door("spach", RECIPES, train, compare.compare)  # noqa: E731
 WORLD = run.World(0, 1, torch.device("cpu"), None)
 # Every kind of randomness (augmentation, mixup, drop path) and every kind of state (conv4's BatchNorm), at a size that
 # is not the model's.
@@ -42,7 +43,7 @@ def data(tmp_path_factory):
 
 
 def _train(tmp_path, data, recipe=LIVELY, **options):
-    return train.train("smoke", recipe, run.Options(data=data, out=tmp_path, log_every=1, **options), WORLD)
+    return train("smoke", recipe, run.Options(data=data, out=tmp_path, log_every=1, **options), WORLD)
 
 
 def _results(folder):
@@ -58,9 +59,9 @@ def test_overfits_a_batch(tmp_path, mixer):
             target = root / split / str(label)
             target.mkdir(parents=True)
             (target / "0.png").symlink_to(path)
-    recipe = dataclasses.replace(battle.member(RECIPES["battle"], mixer, 8), batch=16, epochs=40, label_smoothing=0.0,
-                                 base_lr=0.1, eval_every=40)
-    folder = train.train("tiny", recipe, run.Options(data=root, out=tmp_path, log_every=1), WORLD, draw=False)
+    recipe = dataclasses.replace(compare.member(RECIPES["battle"], mixer, 8), batch=16, epochs=40, label_smoothing=0.0,
+                                 lr=0.1, eval_every=40)
+    folder = train("tiny", recipe, run.Options(data=root, out=tmp_path, log_every=1), WORLD)
     results = _results(folder)
     assert run.read_log(folder)[0]["loss"] == pytest.approx(math.log(17), abs=1e-4)  # the head starts at zero
     assert results["top1"] == results["train_top1"] == 100 and results["gap"] == 0 and results["loss"] < 1
@@ -100,7 +101,7 @@ def test_the_image_size_is_the_recipes_everywhere(tmp_path, data, monkeypatch):
                                                      "share_mixers": True})
     folder = _train(tmp_path, data, recipe)
     results = _results(folder)
-    assert {p.name for p in folder.glob("*.png")} == {"curves.png", "predictions.png", "what_each_mixing_sees.png"}
+    assert {p.name for p in folder.glob("*.png")} == {"curves.png", "predictions.png", "receptive_field.png"}
     assert not any(m["comparable"] for m in results["metrics"])
 
     argv = ["evaluate", folder, "--data", data, "--out", tmp_path / "scores.json"]
@@ -114,10 +115,10 @@ def test_the_image_size_is_the_recipes_everywhere(tmp_path, data, monkeypatch):
 
 
 @pytest.mark.parametrize("main, argv, message", [
-    (train.main, ["tiny", "--input-size-px", "8"], "cannot build spach_ms_micro_patch4_attn for 8 px"),
-    (train.main, ["tiny", "--model", "resnet18"], "cannot build resnet18 for 32 px"),
-    (train.main, ["tiny", "--model", "spach_huge"], "knows no model 'spach_huge'"),
-    (train.main, ["battle", "--contenders", "conv", "conv_bare"], "no contender 'conv_bare'"),
+    (DOOR, ["tiny", "--input-size-px", "8"], "cannot build spach_ms_micro_patch4_attn for 8 px"),
+    (DOOR, ["tiny", "--model", "resnet18"], "cannot build resnet18 for 32 px"),
+    (DOOR, ["tiny", "--model", "spach_huge"], "knows no model 'spach_huge'"),
+    (DOOR, ["battle", "--compare", "conv", "conv_bare"], "no member 'conv_bare'"),
     (lambda: classification.main(PAPER), ["WEIGHTS", "--recipe", "tiny"], "does not fit spach_ms_micro"),
 ])
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, main, argv, message):
@@ -139,7 +140,7 @@ def test_what_each_mixing_sees():
     torch.manual_seed(0)
     stages = ((("conv", 1),), (("conv", 1),), (("attn", 1),), (("mlp", 1),))
     model = timm.create_model("spach_ms_micro_patch4_attn", img_size=64, stages=stages, patch_size=2, embed_dim=8)
-    seen = list(figures.sight(model, torch.randn(3, 3, 64, 64)))
+    seen = list(figures.receptive_field(model, torch.randn(3, 3, 64, 64)))
     assert [figures.describe(block).split(",")[0] for _, block, _ in seen] == ["conv", "conv", "attn", "mlp"]
     near = seen[0][0].nonzero()  # 3x3 tokens of two pixels around token 16, 16
     assert near.min() == 30 and near.max() == 35 and len(near) == 36
@@ -151,12 +152,12 @@ def test_what_each_mixing_sees():
 
 
 def test_a_battle_goes_on_where_it_was_killed(tmp_path, data):
-    recipe = dataclasses.replace(RECIPES["battle"], epochs=1, batch=96, eval_every=1, seeds=2, widths=(8, 16),
-                                 contenders=("conv", "mlp", "mlp_shared"), input_size_px=16)
-    options = run.Options(data=data, out=tmp_path, seed=5)
-    folder = battle.fight("battle", recipe, dataclasses.replace(options, stop_at=2), WORLD)
+    recipe = dataclasses.replace(RECIPES["battle"], epochs=1, batch=96, widths=(8, 16),
+                                 compare=("conv", "mlp", "mlp_shared"), input_size_px=16)
+    options = run.Options(data=data, out=tmp_path, seeds=(5, 6))
+    folder = compare.compare("battle", recipe, dataclasses.replace(options, stop_at=2), WORLD, train)
     assert not (folder / "results.json").exists()
-    assert battle.fight("battle", recipe, dataclasses.replace(options, resume="auto"), WORLD) == folder
+    assert compare.compare("battle", recipe, dataclasses.replace(options, resume="auto"), WORLD, train) == folder
     every = sorted(folder.glob("seed*/spach/*/*"))
     assert len(every) == 12 and all((home / "results.json").exists() for home in every)
 
@@ -166,8 +167,8 @@ def test_a_battle_goes_on_where_it_was_killed(tmp_path, data):
     for key in ("top1", "train_top1", "gap"):
         assert results[f"mlp-16 {key}"] == pytest.approx(sum(r[key] for r in one) / 2)
     assert results["mlp-8 params"] < results["mlp-16 params"] == results["params"]
-    assert battle.table(results["metrics"]) in (folder / "report.md").read_text()
-    assert {p.name for p in folder.glob("*.png")} == {"battle.png", "what_each_mixing_sees.png"}
+    assert run.table(results["metrics"], compare.COLUMNS, "network-width") in (folder / "report.md").read_text()
+    assert {p.name for p in folder.glob("*.png")} == {"battle.png", "receptive_field.png"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -180,8 +181,3 @@ def test_there_is_a_recipe_for_every_network_of_the_paper():
     models = {recipe.model for name, recipe in RECIPES.items() if name.startswith("imagenet_")}
     assert models == {name for name in VARIANTS if "micro" not in name}
     assert all(recipe.model_args["drop_path_rate"] == 0.1 for name, recipe in RECIPES.items() if "imagenet_" in name)
-
-
-def test_readme_shows_the_records():
-    readme = Path(battle.__file__).with_name("README.md").read_text()
-    assert battle.records() in readme and "±" in battle.records(), "stale: python -m papers.spach.battle"
