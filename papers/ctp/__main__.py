@@ -1,4 +1,4 @@
-"""``python -m papers.ctp RECIPE``: a training, or a comparison of several."""
+"""The door: ``python -m papers.ctp RECIPE [--field value ...]``."""
 
 from common import run
 from papers.ctp.compare import compare

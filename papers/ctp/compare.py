@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common import run
-from common.run.sweep import Train
 from papers.ctp import evaluate
 from papers.ctp.recipes import BASELINES, Recipe
 
@@ -34,7 +32,7 @@ def member(recipe: Recipe, label: str) -> Recipe:
     return replace(recipe, compare=(), downstream="", **changes)
 
 
-def compare(name: str, recipe: Recipe, options: run.Options, world: run.World, train: Train) -> Path:
+def compare(name: str, recipe: Recipe, options: run.Options, world: run.World, train: run.Train) -> Path:
     run.check_members(recipe.compare, MEMBERS)
     members = {label: member(recipe, label) for label in recipe.compare}
     val = evaluate.open_split(recipe, options.data, "val")
@@ -58,8 +56,4 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World, t
     )
 
 
-def _table(records: Sequence[Mapping[str, Any]]) -> str:
-    return run.tables(records, ("compare",), COLUMNS, "pre-training")
-
-
-README_PARTS = {"compare": _table}
+README_PARTS = {"compare": lambda records: run.tables(records, ("compare",), COLUMNS, "pre-training")}

@@ -26,7 +26,6 @@ from common.data.video import Clips, Videos, open_videos
 from common.metrics.classification import Accuracy
 from common.metrics.retrieval import recall_at
 from common.run import UserError, World
-from common.run.sweep import Train
 from papers.ctp import baselines, data
 from papers.ctp.model import Backbone, CtP, Recognizer, checkpoint_filter_fn, decode, iou, pool, tracking_losses
 from papers.ctp.official import load_backbone
@@ -201,7 +200,7 @@ def downstream(recipe: Recipe, init: str | Path) -> Recipe:
 
 
 def transfer_scores(
-    init: str | Path, home: Path, recipe: Recipe, options: run.Options, world: World, train: Train
+    init: str | Path, home: Path, recipe: Recipe, options: run.Options, world: World, train: run.Train
 ) -> dict[str, float]:
     """Scores of the backbone of `init`, or of a random one: as it stands, and fine-tuned by `recipe.downstream` in a
     run that `train` makes under `home`, or made before a kill."""

@@ -63,13 +63,11 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     log.say(
         f"{recipe.method} {recipe.backbone}: {params:,} parameters, {flops / 1e9:,.2f} G multiply-adds per sample\n"
         f"{about} of {len(val.classes)} classes\n"
-        f"global batch {recipe.batch} = {world.size} processes x {recipe.batch // world.size} videos"
-        f"{f' in {chunks} chunks' if chunks > 1 else ''}, learning rate {recipe.lr:.3g}, steps {start} to {steps}\n"
-        f"run folder {folder}"
+        f"{clock.about(world, chunks, 'videos')}, learning rate {recipe.lr:.3g}\nrun folder {folder}"
     )
     scores = partial(evaluate.trained, model, val, recipe, world, workers=options.workers)
-    if clock.eval_due:
-        log.scores(start, scores)  # a kill may have come between checkpoint and evaluation
+    if clock.eval_due:  # a kill may have come between checkpoint and evaluation
+        log.scores(start, scores)
 
     model.train()
     for step, (sample, labels) in clock.over(batches):
@@ -80,14 +78,9 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         if recipe.method == "moco":
             model.update_keys()
         losses: dict[str, Tensor] = {}
-        per_chunk = -(-len(labels) // chunks)
-        parts = [slice(i, i + per_chunk) for i in range(0, len(labels), per_chunk)]
-        for part in parts:
-            if world.size > 1:
-                network.require_backward_grad_sync = part is parts[-1]
+        for weight, *part, y in run.micro_batches(network, chunks, *sample.values(), labels):
             with world.autocast():
-                terms = losses_of(recipe, network, {k: v[part] for k, v in sample.items()}, labels[part])
-            weight = len(labels[part]) / len(labels)
+                terms = losses_of(recipe, network, dict(zip(sample, part)), y)
             (sum(terms.values()) * weight).backward()
             for key, term in terms.items():
                 losses[key] = losses.get(key, 0) + term.detach() * weight
@@ -114,8 +107,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             log.scores(step, scores)
             model.train()
     if clock.stopped:
-        log.say(f"stopped at step {clock.step} of {steps}; go on with --resume {folder}")
-        log.close()
+        log.close(f"stopped at step {clock.step} of {steps}; go on with --resume {folder}")
         return folder
 
     found = log.scores(steps, scores)
