@@ -16,8 +16,8 @@ MEMBERS: dict[str, dict[str, Any] | None] = {
     "ctp": {}, "ctp_one_patch": {"patches": 1}, "ctp_never_hidden": {"visible": 1.0}, **BASELINES, "random": None,
 }
 COLUMNS = {
-    "finetune_top1": run.Column("fine-tuned"), "probe_top1": run.Column("linear"), "R@1": run.Column("nearest"),
-    "own_top1": run.Column("own task"), "iou": run.Column("IoU", "IoU", 3),
+    "finetune_top1": run.Column("fine-tuned, %"), "probe_top1": run.Column("linear, %"), "R@1": run.Column("nearest, %"),
+    "own_top1": run.Column("own task, %"), "iou": run.Column("IoU", "IoU", 3),
     "iou_hidden": run.Column("IoU hidden", "IoU", 3),
 }
 

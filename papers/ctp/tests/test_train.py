@@ -198,7 +198,7 @@ def test_a_comparison_goes_on_where_it_was_killed(tmp_path, tiny, monkeypatch):
     assert "random iou" not in scores and "rotation iou" not in scores
     found = json.loads((folder / "results.json").read_text())
     assert run.table(found["metrics"], compare.COLUMNS, "pre-training") in (folder / "report.md").read_text()
-    assert compare.README_PARTS["compare"]([found]).splitlines()[2].startswith("| pre-training | fine-tuned |")
+    assert compare.README_PARTS["compare"]([found]).splitlines()[2].startswith("| pre-training | fine-tuned, % |")
 
 
 def test_a_comparisons_peak_memory_is_its_runs(tmp_path, tiny, monkeypatch):

@@ -1,6 +1,6 @@
 """A small Mask R-CNN on a ResNet-18 of half width that learns a few COCO pictures by heart: minutes on 2 CPU cores."""
 
-_base_ = "../../../../common/downstream_configs/mask_rcnn_small.py"
+_base_ = "../../../../common/run/mm_configs/mask_rcnn_small.py"
 custom_imports = dict(imports=["papers.maskco.downstream.pretrained"])
 model = dict(
     backbone=dict(
