@@ -16,8 +16,8 @@ MEMBERS: dict[str, dict[str, Any] | None] = {
     "ctp": {}, "ctp_one_patch": {"patches": 1}, "ctp_never_hidden": {"visible": 1.0}, **BASELINES, "random": None,
 }
 COLUMNS = {
-    "finetune_top1": run.Column("fine-tuned, %"), "probe_top1": run.Column("linear, %"), "R@1": run.Column("nearest, %"),
-    "own_top1": run.Column("own task, %"), "iou": run.Column("IoU", "IoU", 3),
+    "finetune_top1": run.Column("fine-tuned, %"), "probe_top1": run.Column("linear, %"),
+    "R@1": run.Column("nearest, %"), "own_top1": run.Column("own task, %"), "iou": run.Column("IoU", "IoU", 3),
     "iou_hidden": run.Column("IoU hidden", "IoU", 3),
 }
 
@@ -33,7 +33,9 @@ def member(recipe: Recipe, label: str) -> Recipe:
 
 
 def compare(name: str, recipe: Recipe, options: run.Options, world: run.World, train: run.Train) -> Path:
+    """Pre-trains each member with each seed and judges it; returns the comparison's folder."""
     run.check_members(recipe.compare, MEMBERS)
+    evaluate.downstream(recipe, init="")  # is there one?
     members = {label: member(recipe, label) for label in recipe.compare}
     val = evaluate.open_split(recipe, options.data, "val")
 

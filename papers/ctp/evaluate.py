@@ -17,6 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from common import run
@@ -175,10 +178,6 @@ def features(backbone: Backbone, videos: Videos, recipe: Recipe, world: World, *
 def frozen_scores(init: str | Path, recipe: Recipe, options: run.Options, world: World) -> dict[str, float]:
     """Of the backbone of `init`, "" for a random one, as it stands, on a recipe's test clips: accuracy of a linear
     classifier on its features, and whether a test video's nearest training videos (cosine) hold one of its class."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     train, val = (open_split(recipe, options.data, split) for split in ("train", "val"))
     run.seed_all(options.seed)
     backbone = Backbone(recipe.backbone, width=recipe.width)

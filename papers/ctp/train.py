@@ -29,6 +29,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     """Trains, evaluates and reports one run; returns its folder."""
     videos, val = (evaluate.open_split(recipe, options.data, split) for split in ("train", "val"))
     about = evaluate.describe(recipe, options.data, videos, val)
+    if recipe.downstream:
+        evaluate.downstream(recipe, init="")  # is there one?
     steps_per_epoch = loader.steps_per_epoch(len(videos), recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)

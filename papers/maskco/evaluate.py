@@ -17,6 +17,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -179,11 +183,6 @@ def probe_scores(
 ) -> dict[str, float]:
     """A linear classifier on a backbone as it stands: accuracy in percent, or for pictures that show several
     categories mean average precision over those that occur in both splits. Nothing but on the main process."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import average_precision_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     x, x_val = (features(backbone, pictures, recipe, world, workers=workers) for pictures in (train, val))
     if not world.is_main:
         return {}
