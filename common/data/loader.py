@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,6 +137,11 @@ def eval_loader(dataset: Plain, batch: int, *, rank: int = 0, world: int = 1, wo
 
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
+
+
+def identity(sample: Any) -> Any:
+    """The transform of samples that are made already."""
+    return sample
 
 
 def progress(loader, what: str, active: bool = True):

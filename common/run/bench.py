@@ -247,9 +247,11 @@ def prepare(threads: int) -> None:
 
 
 def write_record(
-    folder: Path, subject: str, device: str, records: Any, text: str, *, stamp: str = "", load: float | None = None
+    folder: Path, subject: str, device: str, records: Any, text: str, *, stamp: str = "", load: float | None = None,
+    explanation: str | None = None,
 ) -> Path:
-    """Writes FOLDER/<subject>_<hardware>.json and .md: what was measured, under what it was measured with."""
+    """Writes FOLDER/<subject>_<hardware>.json and .md: what was measured, under what it was measured with, and
+    `explanation`, by default that of `table`."""
     about, machine = environment() | {"hardware": hardware(device)}, hardware(device)
     loads = "" if load is None else f", load average {load:.1f} at the start and {os.getloadavg()[0]:.1f} at the end"
     stamp = (
@@ -258,7 +260,8 @@ def write_record(
     )
     path = folder / slug(f"{subject} {machine}")
     write_json(path.with_suffix(".json"), {"environment": about, "stamp": stamp, "records": records})
-    explanation = EXPLANATION.format(clock=_clock().__name__, turns=TURNS)
+    if explanation is None:
+        explanation = EXPLANATION.format(clock=_clock().__name__, turns=TURNS)
     write_text(path.with_suffix(".md"), f"`{about['command']}`\n\n{stamp}\n\n{explanation}\n\n{text}")
     print(f"written: {path}.json and .md")
     return path.with_suffix(".json")

@@ -174,7 +174,7 @@ def _cell(row: Mapping[str, Any] | None, column: Column) -> str:
     if row is None:
         return ""
     text = f"{row['value'] / column.per:,.{column.digits}f}"
-    return f"{text} ± {row['spread'] / column.per:.{column.digits}f}" if row.get("spread") else text
+    return f"{text} ± {row['spread'] / column.per:.{column.digits}f}" if "spread" in row else text
 
 
 def tables(

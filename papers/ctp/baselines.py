@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from common import run
 from papers.ctp.model import CLASSIFICATION, Backbone, pool
 
 SPEEDS = (-4, -2, -1, 0, 1, 2, 4)  # frames from one to the next; backwards, and a still
@@ -96,31 +97,22 @@ class MoCo(nn.Module):
 
     def _keys(self, clips: Tensor) -> Tensor:
         """Keys of this process's clips, whose batch normalisation sees a shuffle of all processes' clips."""
-        shuffle = self.training and dist.is_initialized() and dist.get_world_size() > 1
+        shuffle = self.training and run.processes() > 1
         if shuffle:
-            everyone = _gather(clips)
+            everyone = run.gather(clips)
             order = torch.randperm(len(everyone), device=clips.device)
             dist.broadcast(order, 0)
             mine = slice(dist.get_rank() * len(clips), (dist.get_rank() + 1) * len(clips))
             clips = everyone[order[mine]]
         keys = nn.functional.normalize(self.key_fc(pool(self.key_backbone(clips))).float(), dim=1)
-        return _gather(keys)[order.argsort()[mine]] if shuffle else keys
+        return run.gather(keys)[order.argsort()[mine]] if shuffle else keys
 
     @torch.no_grad()
     def enqueue(self) -> None:
         """The keys of a step take the place of the oldest: after its loss, so that none is its own negative."""
-        keys, K = _gather(torch.cat(self.new_keys)), self.queue.shape[1]
+        keys, K = run.gather(torch.cat(self.new_keys)), self.queue.shape[1]
         self.new_keys.clear()
         keys = keys[-K:]
         where = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % K
         self.queue[:, where] = keys.T.to(self.queue.dtype)
         self.queue_ptr[0] = (self.queue_ptr[0] + len(keys)) % K
-
-
-def _gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; without gradient."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return x
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)

@@ -6,7 +6,7 @@ import torch
 
 from common.run.cases import ModelCase, TrainingCost
 from papers.ctp import baselines
-from papers.ctp.evaluate import build
+from papers.ctp.evaluate import build, inputs
 from papers.ctp.model import CtP, Recognizer
 from papers.ctp.recipes import Recipe
 
@@ -55,15 +55,6 @@ MODELS = {
         params=2_113_008,
     ),
 }
-
-
-def inputs(recipe: Recipe) -> tuple[torch.Tensor, ...]:
-    """Arguments of a recipe's network for one sample."""
-    clip = torch.zeros(1, 3, recipe.frames, recipe.size_px, recipe.size_px)
-    if recipe.method == "ctp":
-        return clip, torch.zeros(1, recipe.patches, 4)
-    clips = {"vcop": 3, "moco": 2}.get(recipe.method)
-    return (clip[:, None].expand(1, clips, *clip.shape[1:]) if clips else clip,)
 
 
 def training_cost(recipe: Recipe) -> TrainingCost:

@@ -12,12 +12,13 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from common.data.video import Clips, FrameFolder, VideoFile, Videos
 from papers.ctp import baselines, patches
 from papers.ctp.recipes import Recipe
 
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+MEAN, STD = np.float32(IMAGENET_DEFAULT_MEAN), np.float32(IMAGENET_DEFAULT_STD)
 Video = VideoFile | FrameFolder
 Generator = np.random.Generator
 cv2.setNumThreads(0)  # loading processes are as many as there are cores
@@ -66,13 +67,7 @@ def crop(frames: np.ndarray, size: int, x: int, y: int) -> np.ndarray:
     return frames[:, y : y + size, x : x + size]
 
 
-def draw_crop(rng: Generator, frames: np.ndarray, size: int) -> np.ndarray:
-    """The same square of every frame."""
-    H, W = frames.shape[1:3]
-    return crop(frames, size, int(rng.integers(W - size + 1)), int(rng.integers(H - size + 1)))
-
-
-def centre_crop(frames: np.ndarray, size: int) -> np.ndarray:
+def center_crop(frames: np.ndarray, size: int) -> np.ndarray:
     H, W = frames.shape[1:3]
     return crop(frames, size, (W - size) // 2, (H - size) // 2)
 
@@ -110,35 +105,41 @@ def tensor(frames: np.ndarray) -> torch.Tensor:
 # Augmentation ---------------------------------------------------------------------------------------------
 
 
-def wide_or_short(recipe: Recipe, short_side_px: int) -> int | tuple[int, int]:
+def short_side_size(recipe: Recipe, short_side_px: int) -> int | tuple[int, int]:
+    """What `resize` is asked for: the shorter side, or without `keep_aspect` a width and height of 4:3."""
     return short_side_px if recipe.keep_aspect else (round(short_side_px * 4 / 3), short_side_px)
 
 
-def place(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Size, crop and flip, the same for all frames."""
-    frames = draw_crop(
-        rng, resize(frames, wide_or_short(recipe, int(rng.choice(recipe.short_sides_px)))), recipe.size_px
-    )
+def random_crop(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Size, square and flip, the same for all frames."""
+    frames = resize(frames, short_side_size(recipe, int(rng.choice(recipe.short_sides_px))))
+    H, W = frames.shape[1:3]
+    x, y = rng.integers(W - recipe.size_px + 1), rng.integers(H - recipe.size_px + 1)
+    frames = crop(frames, recipe.size_px, int(x), int(y))
     return flip(frames) if rng.random() < recipe.flip else frames
 
 
-def curve(rng: Generator, frames: int, reach: float, moves: bool, of: Callable = np.asarray) -> np.ndarray:
-    """`of` a value of at most `reach` either way; if it `moves`, one for each frame, between two or three random ones:
-    it is these that `of` is taken of."""
+def random_path(
+    rng: Generator, frames: int, most: float, moves: bool, map: Callable[[Any], np.ndarray] = np.asarray
+) -> np.ndarray:
+    """`map` of a value between -most and most: one for all frames, or, if it `moves`, one for each of them.
+
+    Then two or three frames are given random values, and the others lie between what `map` makes of those.
+    """
     if not moves:
-        return of(rng.uniform(-reach, reach))
+        return map(rng.uniform(-most, most))
     keys = patches.draw_key_frames(rng, frames, (0.7, 0.3))
-    return patches.interpolate(keys, of(rng.uniform(-reach, reach, len(keys))), patches.draw_profiles(rng, keys))
+    return patches.interpolate(keys, map(rng.uniform(-most, most, len(keys))), patches.draw_profiles(rng, keys))
 
 
-def colour(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
-    T, moves = len(frames), recipe.colours_move
+def color(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
+    T, moves = len(frames), recipe.colors_move
     if rng.random() < recipe.hue_saturation:
         frames = hue_saturation(frames, rng.uniform(-12, 12), np.exp(rng.uniform(-0.1, 0.1)))
     if rng.random() < recipe.brightness:
-        frames = brightness(frames, curve(rng, T, recipe.brightness_reach, moves))
+        frames = brightness(frames, random_path(rng, T, recipe.brightness_reach, moves))
     if rng.random() < recipe.contrast:
-        frames = contrast(frames, curve(rng, T, recipe.contrast_reach, moves, np.exp))
+        frames = contrast(frames, random_path(rng, T, recipe.contrast_reach, moves, np.exp))
     return frames
 
 
@@ -155,15 +156,16 @@ def read_clip(video: Video, rng: Generator, recipe: Recipe) -> np.ndarray:
 
 def tracking(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
     """``clip`` (3, T, H, W), ``trajectories`` (P, T, 4) px, ``visible`` (P, T)."""
-    # The game changes frames in place; colours come after it, so that patch and background change together.
-    frames, paths, visible = patches.play(rng, place(rng, read_clip(video, rng, recipe), recipe), game(recipe))
-    clip = tensor(colour(rng, frames, recipe))
+    frames = random_crop(rng, read_clip(video, rng, recipe), recipe)
+    frames, paths, visible = patches.play(rng, frames, game(recipe))
+    clip = tensor(color(rng, frames, recipe))  # after the game, so that patch and background change together
     return {"clip": clip, "trajectories": torch.from_numpy(paths).float(), "visible": torch.from_numpy(visible)}
 
 
 def action(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
     """``clip`` (3, T, H, W); its label is the video's."""
-    return {"clip": tensor(colour(rng, place(rng, read_clip(video, rng, recipe), recipe), recipe))}
+    frames = random_crop(rng, read_clip(video, rng, recipe), recipe)
+    return {"clip": tensor(color(rng, frames, recipe))}
 
 
 def order(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
@@ -175,9 +177,9 @@ def order(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
     step = max(min(T + T // 2, (total - T) // 2), 1)
     start = int(rng.integers(max(total - T - 2 * step + 1, 1)))
     indices = np.concatenate([clip_indices(total, T, 1, start + i * step) for i in range(3)])
-    frames = place(rng, video.read(indices), recipe)  # one crop for the three
+    frames = random_crop(rng, video.read(indices), recipe)  # one crop for the three
     label = int(rng.integers(len(baselines.ORDERS)))
-    clips = [tensor(colour(rng, frames[i * T : (i + 1) * T], recipe)) for i in baselines.ORDERS[label]]
+    clips = [tensor(color(rng, frames[i * T : (i + 1) * T], recipe)) for i in baselines.ORDERS[label]]
     return {"clip": torch.stack(clips), "label": label}
 
 
@@ -185,18 +187,20 @@ def speed(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
     """SpeedNet: ``clip`` (3, T, H, W) played at one of `baselines.SPEEDS`, ``label`` which."""
     label = int(rng.integers(len(baselines.SPEEDS)))
     stride = baselines.SPEEDS[label]
-    indices = draw_clip(rng, len(video), recipe.frames, (abs(stride),)) if stride else (
-        np.repeat(rng.integers(len(video)), recipe.frames)
-    )
-    frames = video.read(indices if stride >= 0 else indices[::-1])
-    return {"clip": tensor(colour(rng, place(rng, frames, recipe), recipe)), "label": label}
+    if stride:
+        indices = draw_clip(rng, len(video), recipe.frames, (abs(stride),))
+    else:
+        indices = np.repeat(rng.integers(len(video)), recipe.frames)
+    frames = random_crop(rng, video.read(indices if stride >= 0 else indices[::-1]), recipe)
+    return {"clip": tensor(color(rng, frames, recipe)), "label": label}
 
 
 def rotation(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
     """Rot3D: ``clip`` (3, T, H, W) turned by one of `baselines.ANGLES`, ``label`` which."""
     label = int(rng.integers(len(baselines.ANGLES)))
-    frames = rotate(place(rng, read_clip(video, rng, recipe), recipe), baselines.ANGLES[label])
-    return {"clip": tensor(colour(rng, frames, recipe)), "label": label}
+    frames = random_crop(rng, read_clip(video, rng, recipe), recipe)
+    frames = rotate(frames, baselines.ANGLES[label])
+    return {"clip": tensor(color(rng, frames, recipe)), "label": label}
 
 
 def rotate(frames: np.ndarray, degrees: int) -> np.ndarray:
@@ -221,8 +225,8 @@ SAMPLES = {
 def test_clips(video: Video, _rng: Generator, recipe: Recipe) -> torch.Tensor:
     """(N, 3, T, H, W): clips spread over a video, their middle, nothing random: the test protocol."""
     indices = spread_clips(len(video), recipe.test_clips, recipe.frames, recipe.test_stride)
-    frames = resize(video.read(indices.ravel()), wide_or_short(recipe, recipe.test_short_side_px))
-    clips = centre_crop(frames, recipe.size_px).reshape(*indices.shape, recipe.size_px, recipe.size_px, 3)
+    frames = resize(video.read(indices.ravel()), short_side_size(recipe, recipe.test_short_side_px))
+    clips = center_crop(frames, recipe.size_px).reshape(*indices.shape, recipe.size_px, recipe.size_px, 3)
     return torch.stack([tensor(clip) for clip in clips])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from common.data.tiny.clips import clips
 from common.data.video import open_video, write_video
 from common.run import UserError
 from papers.ctp import data, evaluate, figures
+from papers.ctp.recipes import RECIPES
 
 
 @dataclass
@@ -30,16 +31,18 @@ class Arguments:
     """.gif or .mp4; of a tracker."""
     seed: int = 0
     """Of the game: which patches, and where they go."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.ctp.demo", description=__doc__)
-    results = sorted(Path("runs", "ctp").glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
-    finished = [p.parent for p in results if (p.parent / "checkpoints").is_dir()]  # comparisons have none of their own
-    if not (args.checkpoint or finished):
-        raise UserError("no finished run under runs/ctp; make one with make reproduce PAPER=ctp, or give --checkpoint")
-    checkpoint = args.checkpoint or finished[-1]
+    device = run.start_world(run.Options(device=args.device)).device
+    shown = [name for name, recipe in RECIPES.items() if recipe.method in ("ctp", "recognize")]
+    checkpoint = args.checkpoint or run.newest("ctp", shown)
     model, recipe, classes = evaluate.load_run(checkpoint)
+    if recipe.method not in ("ctp", "recognize"):
+        raise UserError(f"{checkpoint} was trained for {recipe.method}; the demo takes ctp and recognize")
+    model.to(device)
     video = args.video or min((clips() / "UCF-101" / "PanLeft").iterdir())
     try:
         with open_video(video) as opened:
@@ -54,12 +57,10 @@ def main() -> None:
         write_video(args.out, frames, fps=4)
         print(f"{args.out} written: thin, where the patches are; thick, where {checkpoint} says they are")
         return
-    if recipe.method != "recognize":
-        raise UserError(f"{checkpoint} was trained for {recipe.method}; the demo takes ctp and recognize")
     with torch.inference_mode():
-        chances, guesses = model(sample[None]).mean(1).softmax(1)[0].topk(min(5, len(classes)))
-    for chance, guess in zip(chances.tolist(), guesses.tolist()):
-        print(f"{chance:7.2%}  {classes[guess]}")
+        probabilities, guesses = model(sample[None].to(device)).mean(1).softmax(1)[0].topk(min(5, len(classes)))
+    for probability, guess in zip(probabilities.tolist(), guesses.tolist()):
+        print(f"{probability:7.2%}  {classes[guess]}")
 
 
 if __name__ == "__main__":

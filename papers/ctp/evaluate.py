@@ -8,17 +8,18 @@ CHECKPOINT is a run folder, or a file of weights: ours, or the authors'.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from common import run
@@ -29,8 +30,8 @@ from common.metrics.classification import Accuracy
 from common.metrics.retrieval import recall_at
 from common.run import UserError, World
 from papers.ctp import baselines, data
-from papers.ctp.model import Backbone, CtP, Recognizer, decode, iou, pool, tracking_losses
-from papers.ctp.official import load_backbone, rename
+from papers.ctp.model import Backbone, CtP, Recognizer, checkpoint_filter_fn, decode, iou, pool, tracking_losses
+from papers.ctp.official import load_backbone
 from papers.ctp.recipes import RECIPES, Recipe
 
 UNITS = {
@@ -56,39 +57,31 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
             return Recognizer(kind, classes, width, recipe.dropout)
 
 
-def losses_of(recipe: Recipe, network: nn.Module, sample: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
-    """The terms that are added up: two of tracking, or the cross-entropy of whatever is to be told apart."""
+def inputs(recipe: Recipe) -> tuple[Tensor, ...]:
+    """Arguments of a recipe's network for one sample."""
+    clip = torch.zeros(1, 3, recipe.frames, recipe.size_px, recipe.size_px)
     if recipe.method == "ctp":
-        paths = sample["trajectories"]
-        return tracking_losses(network(sample["clip"], paths[:, :, 0]), paths)
-    logits = network(sample["clip"])
-    return {"cross_entropy": F.cross_entropy(logits.float(), sample.get("label", labels))}
+        return clip, torch.zeros(1, recipe.patches, 4)
+    clips = {"vcop": 3, "moco": 2}.get(recipe.method)
+    return (clip[:, None].expand(1, clips, *clip.shape[1:]) if clips else clip,)
 
 
-def data_folder(recipe: Recipe, folder: Path | None) -> Path:
-    """Where a recipe's data are: as given, or the built-in clips for a recipe meant for them."""
-    if folder:
-        return folder
-    if recipe.dataset == "clips":
-        return clips()
-    raise UserError(f"this recipe is meant for {recipe.dataset}: give its folder with --data")
+def open_split(recipe: Recipe, folder: Path | None, split: str) -> Videos:
+    """Videos of a split: of the folder given, or of the built-in clips for a recipe meant for them."""
+    return open_videos(run.data_folder(recipe, folder, {"clips": clips}), split, fold=recipe.fold)
 
 
-def as_it_is(sample: Any) -> Any:
-    return sample
+def describe(recipe: Recipe, folder: Path | None, videos: Videos, val: Videos) -> str:
+    """What a result is measured on; data given in place of the built-in clips go by their folder's name."""
+    name = folder.resolve().name if folder and recipe.dataset == "clips" else recipe.dataset
+    return f"{name}: {len(videos):,} training, {len(val):,} validation videos"
 
 
 def _batches(samples: Clips, what: str, world: World, workers: int, batch: int):
     loaded = loader.eval_loader(
-        loader.Plain(samples, as_it_is), batch, rank=world.rank, world=world.size, workers=workers
+        loader.Plain(samples, loader.identity), batch, rank=world.rank, world=world.size, workers=workers
     )
     return loader.progress(loaded, what, active=world.is_main)
-
-
-def _sum(sums: Tensor) -> Tensor:
-    if dist.is_initialized():
-        dist.all_reduce(sums)
-    return sums
 
 
 def to(device: torch.device, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,7 +93,7 @@ def to(device: torch.device, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def trained(model: nn.Module, val: Videos, recipe: Recipe, world: World, *, workers: int = 0) -> dict[str, float]:
     """Scores of what the recipe trains for, the most important first."""
-    score = {"ctp": tracking, "recognize": recognition}.get(recipe.method, telling_apart)
+    score = {"ctp": tracking, "recognize": recognition}.get(recipe.method, discrimination)
     model.eval()
     with torch.inference_mode():
         return score(model, val, recipe, world, workers)
@@ -127,15 +120,16 @@ def tracking(model: nn.Module, val: Videos, recipe: Recipe, world: World, worker
             overlap.sum(), overlap.new_tensor(overlap.numel()), (overlap * hidden).sum(), hidden.sum(),
             still.sum(), losses["centre"] * n, losses["size"] * n, overlap.new_tensor(n),
         ]).double()
-    overlap, frames, overlap_hidden, hidden, still, centre, size, seen = _sum(sums).tolist()
+    overlap, frames, overlap_hidden, hidden, still, center, size, seen = run.add_up(sums).tolist()
     if seen != len(val):
         raise RuntimeError(f"tracking over {seen:.0f} videos, but the data hold {len(val)}")
-    return {"iou": overlap / frames} | ({"iou_hidden": overlap_hidden / hidden} if hidden else {}) | {
-        "iou_still": still / frames, "centre": centre / seen, "size": size / seen
-    }
+    found = {"iou": overlap / frames}
+    if hidden:
+        found["iou_hidden"] = overlap_hidden / hidden
+    return found | {"iou_still": still / frames, "centre": center / seen, "size": size / seen}
 
 
-def telling_apart(model: nn.Module, val: Videos, recipe: Recipe, world: World, workers: int = 0) -> dict[str, float]:
+def discrimination(model: nn.Module, val: Videos, recipe: Recipe, world: World, workers: int = 0) -> dict[str, float]:
     """Accuracy of a baseline's own task, one sample for each held-out video, always the same ones."""
     scores = Accuracy(world.device)
     for sample, _, _ in _batches(data.training_clips(val, recipe, seed=1), recipe.method, world, workers, 16):
@@ -157,7 +151,8 @@ def recognition(model: nn.Module, val: Videos, recipe: Recipe, world: World, wor
         right = logits.argmax(1) == labels
         hits += torch.stack([labels[right].bincount(minlength=hits.shape[1]), labels.bincount(minlength=hits.shape[1])])
     found = scores.compute(expected=len(val))
-    return {"top1": found["top1"], "top5": found["top5"], "mean_class": mean_class(*_sum(hits)), "loss": found["loss"]}
+    by_class = mean_class(*run.add_up(hits))
+    return {"top1": found["top1"], "top5": found["top5"], "mean_class": by_class, "loss": found["loss"]}
 
 
 def mean_class(right: Tensor, seen: Tensor) -> float:
@@ -165,51 +160,62 @@ def mean_class(right: Tensor, seen: Tensor) -> float:
     return 100 * (right[seen > 0] / seen[seen > 0]).mean().item()
 
 
-def features(
-    backbone: Backbone, videos: Videos, recipe: Recipe, world: World, *, workers: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """(videos, C): what the backbone, used with the strides of classification, makes of each video's test clips,
-    averaged; and the labels."""
-    classifier = Backbone(recipe.backbone, width=recipe.width)
-    classifier.load_state_dict(backbone.state_dict())
-    classifier.to(world.device, memory_format=torch.channels_last_3d).eval()
-    rows: list[tuple[int, np.ndarray, int]] = []
+# What a backbone is worth -----------------------------------------------------------------------------------
+
+
+def features(backbone: Backbone, videos: Videos, recipe: Recipe, world: World, *, workers: int = 0) -> np.ndarray:
+    """(videos, C): what the backbone makes of each video's test clips, averaged."""
+    backbone.to(world.device, memory_format=torch.channels_last_3d).eval()
+    rows: list[np.ndarray] = []
     with torch.inference_mode():
-        for clips_BN, labels, indices in _batches(data.testing_clips(videos, recipe), "features", world, workers, 4):
+        for clips_BN, *_ in _batches(data.testing_clips(videos, recipe), "features", world, workers, 4):
             with world.autocast():
-                maps = classifier(clips_BN.to(world.device).flatten(0, 1))
-            pooled = pool(maps.float()).unflatten(0, clips_BN.shape[:2]).mean(1)
-            rows += zip(indices.tolist(), pooled.cpu().numpy(), labels.tolist())
-    if dist.is_initialized():
-        every = [None] * world.size
-        dist.all_gather_object(every, rows)
-        rows = [row for rank in every for row in rank]
-    rows.sort(key=lambda row: row[0])
-    return np.stack([row[1] for row in rows]), np.array([row[2] for row in rows])
+                maps = backbone(clips_BN.to(world.device).flatten(0, 1))
+            rows.extend(pool(maps.float()).unflatten(0, clips_BN.shape[:2]).mean(1).cpu().numpy())
+    return np.stack(run.gather_objects(rows, world))
 
 
-def frozen(
-    backbone: Backbone, train: Videos, val: Videos, recipe: Recipe, world: World, *, workers: int = 0
-) -> dict[str, float]:
-    """Of a backbone as it stands: accuracy of a linear classifier on its features, and whether a test video's nearest
-    training videos (cosine) hold one of its class."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    (x, y), (x_val, y_val) = (
-        features(backbone, videos, recipe, world, workers=workers) for videos in (train, val)
-    )
+def frozen_scores(init: str | Path, recipe: Recipe, options: run.Options, world: World) -> dict[str, float]:
+    """Of the backbone of `init`, "" for a random one, as it stands, on a recipe's test clips: accuracy of a linear
+    classifier on its features, and whether a test video's nearest training videos (cosine) hold one of its class."""
+    train, val = (open_split(recipe, options.data, split) for split in ("train", "val"))
+    run.seed_all(options.seed)
+    backbone = Backbone(recipe.backbone, width=recipe.width)
+    if init:
+        load_backbone(backbone, init)
+    x, x_val = (features(backbone, videos, recipe, world, workers=options.workers) for videos in (train, val))
+    y, y_val = np.asarray(train.labels), np.asarray(val.labels)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)).fit(x, y)
     nearest, gallery = (F.normalize(torch.from_numpy(a).double(), dim=1) for a in (x_val, x))
-    relevant = torch.from_numpy(y_val)[:, None] == torch.from_numpy(y)
+    relevant = torch.from_numpy(y_val[:, None] == y)
     return {"probe_top1": 100 * probe.score(x_val, y_val), **recall_at(nearest @ gallery.T, relevant)}
 
 
-def metrics(scores: Mapping[str, float], recipe: Recipe, comparable: bool = False) -> list[dict[str, Any]]:
-    """Rows of results.json; the first score is the one the paper reports."""
+def downstream(recipe: Recipe, init: str | Path) -> Recipe:
+    """The recipe that fine-tunes a backbone of this recipe's."""
+    if recipe.downstream not in RECIPES:
+        raise UserError(f"no recipe --downstream {recipe.downstream!r}; there are {', '.join(RECIPES)}")
+    return replace(RECIPES[recipe.downstream], backbone=recipe.backbone, width=recipe.width, init=str(init))
+
+
+def transfer_scores(
+    init: str | Path, home: Path, recipe: Recipe, options: run.Options, world: World, train: run.Train
+) -> dict[str, float]:
+    """Scores of the backbone of `init`, or of a random one: as it stands, and fine-tuned by `recipe.downstream` in a
+    run that `train` makes under `home`, or made before a kill."""
+    tuned = downstream(recipe, init)
+    own = replace(options, out=home, resume="auto", stop_at=0, seeds=())
+    done = world.agree([p.parent for p in (home / "ctp" / recipe.downstream).glob("*/results.json")
+                        if run.finished(p.parent)])
+    folder = done[0] if done else train(recipe.downstream, tuned, own, world)
+    world.wait()  # its results are whole
+    return frozen_scores(init, tuned, own, world) | {"finetune_top1": run.read_scores(folder)["top1"]}
+
+
+def metrics(scores: Mapping[str, float], recipe: Recipe) -> list[dict[str, Any]]:
+    """Rows of results.json; the first score is the one the paper reports. Nothing here was trained as the paper's."""
     rows = [run.metric(key, value, UNITS.get(key, "%")) for key, value in scores.items()]
-    rows[0] |= {"paper_value": recipe.paper_top1, "paper_source": recipe.paper_source, "comparable": comparable}
+    rows[0] |= {"paper_value": recipe.paper_top1, "paper_source": recipe.paper_source}
     return rows
 
 
@@ -218,12 +224,7 @@ def metrics(scores: Mapping[str, float], recipe: Recipe, comparable: bool = Fals
 
 def load_run(folder: Path) -> tuple[nn.Module, Recipe, list[str]]:
     """A run's newest model in eval mode, its recipe, and the names of its classes."""
-    found = run.load_checkpoint(folder) if (folder / "config.json").is_file() else None
-    if not found:
-        raise UserError(f"{folder} is no run folder with a whole checkpoint")
-    _, weights, state = found
-    fields = json.loads((folder / "config.json").read_text())["recipe"]
-    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    recipe, weights, state = run.load_run(folder, Recipe)
     model = build(recipe, len(state["classes"]))
     model.load_state_dict(weights["model"])
     return model.eval(), recipe, state["classes"]
@@ -232,11 +233,8 @@ def load_run(folder: Path) -> tuple[nn.Module, Recipe, list[str]]:
 def load_file(path: Path, recipe: Recipe, classes: int) -> nn.Module:
     """The recipe's model in eval mode with the weights of a file, ours or the authors'."""
     model = build(recipe, classes)
-    try:
-        model.load_state_dict({rename(name): tensor for name, tensor in run.load_weights(path).items()})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} does not fit {recipe.method} {recipe.backbone}: {reason}") from None
+    weights = checkpoint_filter_fn(run.load_weights(path), model)
+    run.fit(model, weights, f"{path} does not fit {recipe.method} {recipe.backbone}")
     return model.eval()
 
 
@@ -260,37 +258,35 @@ class Arguments:
 
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.ctp.evaluate", description=__doc__)
-    world = run.start_world(run.Options(device=args.device, precision=args.precision))
+    options = run.Options(data=args.data, device=args.device, precision=args.precision, workers=args.workers)
+    world = run.start_world(options)
     if not args.checkpoint.exists():
         raise UserError(f"no checkpoint at {args.checkpoint}")
     if args.recipe not in {None, *RECIPES}:
         raise UserError(f"no recipe {args.recipe!r}; there are {', '.join(RECIPES)}")
     if args.checkpoint.is_file() and not args.recipe:
         raise UserError(f"a file of weights needs --recipe, one of {', '.join(RECIPES)}")
-    recipe = RECIPES.get(args.recipe)
+    recipe, model = RECIPES.get(args.recipe), None
     if args.task == "features":
         if not recipe:
             _, trained_by, _ = load_run(args.checkpoint)
-            recipe = RECIPES.get(trained_by.downstream, trained_by)
-        root = data_folder(recipe, args.data)
-        backbone = Backbone(recipe.backbone, width=recipe.width)
-        load_backbone(backbone, args.checkpoint)
-        train, val = (open_videos(root, split, fold=recipe.fold) for split in ("train", "val"))
-        scores = frozen(backbone, train, val, recipe, world, workers=args.workers)
+            recipe = downstream(trained_by, args.checkpoint) if trained_by.downstream else trained_by
+    elif args.checkpoint.is_dir():
+        model, recipe, classes = load_run(args.checkpoint)
+    val = open_split(recipe, args.data, "val")
+    if args.task == "features":
+        scores = frozen_scores(args.checkpoint, recipe, options, world)
     else:
-        model, classes = None, None
-        if args.checkpoint.is_dir():
-            model, recipe, classes = load_run(args.checkpoint)
-        root = data_folder(recipe, args.data)
-        val = open_videos(root, "val", fold=recipe.fold)
-        if recipe.method == "recognize" and classes not in (None, val.classes):
-            raise UserError(f"{args.checkpoint} was trained on the classes {classes}, the data hold {val.classes}")
+        if model and recipe.method == "recognize" and classes != val.classes:
+            differ = sorted({*classes} ^ {*val.classes}) or "their order"
+            raise UserError(f"{args.checkpoint} was trained on other classes than the data's: {differ}")
         model = model or load_file(args.checkpoint, recipe, len(val.classes))
         scores = trained(model.to(world.device), val, recipe, world, workers=args.workers)
     if world.is_main:
         for row in metrics(scores, recipe):
             print(f"{row['name']:>12} {row['value']:8.3f} {row['unit']}")
-        print(f"{len(val)} videos of {root.resolve().name}, {recipe.method} {recipe.backbone}, {args.checkpoint}")
+        where = args.data or recipe.dataset
+        print(f"{len(val)} videos of {where}, {recipe.method} {recipe.backbone}, {args.checkpoint}")
         if args.out:
             about = {"checkpoint": str(args.checkpoint), "videos": len(val), "metrics": metrics(scores, recipe)}
             run.write_json(args.out, about | run.environment())

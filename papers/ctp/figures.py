@@ -15,14 +15,14 @@ from papers.ctp import data
 from papers.ctp.model import decode, iou
 from papers.ctp.recipes import Recipe
 
-COLOURS = [(255, 80, 80), (80, 220, 80), (90, 150, 255), (250, 200, 60), (230, 100, 230)]
+COLORS = [(255, 80, 80), (80, 220, 80), (90, 150, 255), (250, 200, 60), (230, 100, 230)]
 
 
 def draw(folder: Path, model: torch.nn.Module, val: Videos, recipe: Recipe) -> None:
     if recipe.method == "ctp":
         drawing.curves(folder, [["loss", "centre", "size"], ["val/iou", "val/iou_hidden", "val/iou_still"], ["lr"]])
         clips = data.training_clips(val, recipe, seed=1)
-        samples = [clips[i][0] for i in np.linspace(0, len(val) - 1, min(4, len(val))).astype(int)]
+        samples = [clips[i][0] for i in drawing.evenly_spaced(len(val), 4)]
         rows = [track(model, sample) for sample in samples]
         frames = [np.concatenate(time[:3], 1) for time in zip(*rows)]
         write_video(folder / "tracks.gif", frames, fps=4)
@@ -57,13 +57,13 @@ def track(model: torch.nn.Module, sample: dict[str, torch.Tensor]) -> list[np.nd
     for t, frame in enumerate(picture(sample["clip"])):
         H, W = frame.shape[:2]
         canvas = cv2.resize(frame, (W * zoom, H * zoom), interpolation=cv2.INTER_CUBIC)
-        for p, colour in zip(range(len(paths)), COLOURS * len(paths)):
+        for p, color in zip(range(len(paths)), COLORS * len(paths)):
             truth, guess = (np.rint(boxes[p] * zoom).int().tolist() for boxes in (paths[:, t], predicted[:, t]))
             if visible[p, t]:
                 cv2.rectangle(canvas, truth[:2], truth[2:], (255, 255, 255), 1)
-            cv2.rectangle(canvas, guess[:2], guess[2:], colour, 2)
-            centres = ((predicted[p, : t + 1, :2] + predicted[p, : t + 1, 2:]) / 2 * zoom).round().int()
-            cv2.polylines(canvas, [centres.numpy().reshape(-1, 1, 2)], False, colour, 1)
+            cv2.rectangle(canvas, guess[:2], guess[2:], color, 2)
+            centers = ((predicted[p, : t + 1, :2] + predicted[p, : t + 1, 2:]) / 2 * zoom).round().int()
+            cv2.polylines(canvas, [centers.numpy().reshape(-1, 1, 2)], False, color, 1)
         cv2.putText(canvas, f"{t}  IoU {overlap[t]:.2f}", (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 0), 1)
         drawn.append(canvas)
     return drawn
@@ -73,14 +73,14 @@ def answers(path: Path, model: torch.nn.Module, val: Videos, recipe: Recipe, cou
     """Middle frames of test videos with the class a recogniser gives them, wrong ones in red with the right class."""
     device = next(model.parameters()).device
     clips = data.testing_clips(val, recipe)
-    pictures, captions, colours = [], [], []
-    for i in np.linspace(0, len(val) - 1, min(count, len(val))).astype(int):
+    pictures, captions, colors = [], [], []
+    for i in drawing.evenly_spaced(len(val), count):
         clip, label = clips[i]
         with torch.inference_mode():
-            chances = model.eval()(clip[None].to(device)).float().mean(1).softmax(1)[0]
-        guess = int(chances.argmax())
+            probabilities = model.eval()(clip[None].to(device)).float().mean(1).softmax(1)[0]
+        guess = int(probabilities.argmax())
         pictures.append(picture(clip[len(clip) // 2])[recipe.frames // 2])
         wrong = "" if guess == label else f" ({val.classes[label]})"
-        captions.append(f"{val.classes[guess]} {chances[guess]:.0%}{wrong}")
-        colours.append("red" if wrong else "green")
-    drawing.gallery(path, pictures, captions, colours, columns=6)
+        captions.append(f"{val.classes[guess]} {probabilities[guess]:.0%}{wrong}")
+        colors.append("red" if wrong else "green")
+    drawing.gallery(path, pictures, captions, colors, columns=6)

@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -127,7 +130,7 @@ class CtP(nn.Module):
         return self.head(self.backbone(clip), query_xyxy_px)
 
 
-def _centre_size(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+def _center_size(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     start, end = boxes_xyxy.chunk(2, -1)
     return (start + end) / 2, (end - start).clamp(min=1)
 
@@ -135,19 +138,19 @@ def _centre_size(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
 def encode(trajectory_xyxy_px: Tensor) -> Tensor:
     """Targets (..., T, 4) of trajectories: what moved since the first frame, over `TARGET_STD`.
 
-    dx, dy are pixels, not shares of the box; dw, dh are logarithms of ratios.
+    dx, dy are pixels, not fractions of the box; dw, dh are logarithms of ratios.
     """
-    centre, size = _centre_size(trajectory_xyxy_px)
-    moved = torch.cat([centre - centre[..., :1, :], (size / size[..., :1, :]).log()], -1)
+    center, size = _center_size(trajectory_xyxy_px)
+    moved = torch.cat([center - center[..., :1, :], (size / size[..., :1, :]).log()], -1)
     return moved / moved.new_tensor(TARGET_STD)
 
 
 def decode(predictions: Tensor, query_xyxy_px: Tensor) -> Tensor:
     """The inverse of `encode`: (..., T, 4) and first-frame boxes (..., 4) -> trajectories."""
-    centre, size = (x[..., None, :] for x in _centre_size(query_xyxy_px))
+    center, size = (x[..., None, :] for x in _center_size(query_xyxy_px))
     moved, grown = (predictions * predictions.new_tensor(TARGET_STD)).chunk(2, -1)
-    centre, half = centre + moved, size * grown.exp() / 2
-    return torch.cat([centre - half, centre + half], -1)
+    center, half = center + moved, size * grown.exp() / 2
+    return torch.cat([center - half, center + half], -1)
 
 
 def tracking_losses(
@@ -160,9 +163,9 @@ def tracking_losses(
     error = F.smooth_l1_loss(predictions.float(), encode(trajectory_xyxy_px.float()), reduction="none")
     weights = torch.ones_like(error[..., 0]) if weights is None else weights
     frames = weights.sum().clamp(min=1)
-    centre, size = error.chunk(2, -1)
+    center, size = error.chunk(2, -1)
     return {
-        "centre": (centre.sum(-1) * weights).sum() / frames,
+        "centre": (center.sum(-1) * weights).sum() / frames,
         "size": (size.sum(-1) * weights).sum() / frames,
     }
 
@@ -202,3 +205,33 @@ def pool(maps_BCTHW: Tensor) -> Tensor:
 def video_scores(logits_BNK: Tensor) -> Tensor:
     """Class probabilities of videos: the mean of the clips' *logits*, then softmax."""
     return logits_BNK.float().mean(1).softmax(-1)
+
+
+# The authors' names of tensors -> ours, applied in this order.
+NAMES = [
+    (r"\bstem\.(conv|conv_s)\.", "stem.0."),
+    (r"\bstem\.(bn|bn_s)\.", "stem.1."),
+    (r"\bstem\.conv_t\.", "stem.3."),
+    (r"\bstem\.bn_t\.", "stem.4."),
+    (r"\b(layer\d\.\d)\.conv(\d)\.conv\.", r"\1.conv\2.0."),
+    (r"\b(layer\d\.\d)\.conv(\d)\.conv_s\.", r"\1.conv\2.0.0."),
+    (r"\b(layer\d\.\d)\.conv(\d)\.bn_s\.", r"\1.conv\2.0.1."),
+    (r"\b(layer\d\.\d)\.conv(\d)\.conv_t\.", r"\1.conv\2.0.3."),
+    (r"\b(layer\d\.\d)\.bn(\d)\.", r"\1.conv\2.1."),
+    (r"\b(layer\d\.\d)\.downsample\.conv\.", r"\1.downsample.0."),
+    (r"\b(layer\d\.\d)\.downsample_bn\.", r"\1.downsample.1."),
+    (r"^head\.pred_head\.", "head.fc2."),
+    (r"^cls_head\.fc_cls\.", "fc."),
+]
+
+
+def rename(name: str) -> str:
+    """Our name of the authors' tensor; a name that is not theirs is returned unchanged."""
+    for pattern, ours in NAMES:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], _model: nn.Module) -> dict[str, Tensor]:
+    """A file's tensors, the authors' or ours, under our names."""
+    return {rename(name): tensor for name, tensor in state_dict.items()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,33 +10,10 @@ import torch
 
 from common import run
 from common.run import UserError
-from papers.ctp.model import BN_EPS, CLASSIFICATION, CONVOLUTIONS, Backbone, CtP, Recognizer
+from papers.ctp.model import BN_EPS, CLASSIFICATION, CONVOLUTIONS, Backbone, CtP, Recognizer, checkpoint_filter_fn
 
-# Theirs -> ours, applied in this order.
-NAMES = [
-    (r"\bstem\.(conv|conv_s)\.", "stem.0."),
-    (r"\bstem\.(bn|bn_s)\.", "stem.1."),
-    (r"\bstem\.conv_t\.", "stem.3."),
-    (r"\bstem\.bn_t\.", "stem.4."),
-    (r"\b(layer\d\.\d)\.conv(\d)\.conv\.", r"\1.conv\2.0."),
-    (r"\b(layer\d\.\d)\.conv(\d)\.conv_s\.", r"\1.conv\2.0.0."),
-    (r"\b(layer\d\.\d)\.conv(\d)\.bn_s\.", r"\1.conv\2.0.1."),
-    (r"\b(layer\d\.\d)\.conv(\d)\.conv_t\.", r"\1.conv\2.0.3."),
-    (r"\b(layer\d\.\d)\.bn(\d)\.", r"\1.conv\2.1."),
-    (r"\b(layer\d\.\d)\.downsample\.conv\.", r"\1.downsample.0."),
-    (r"\b(layer\d\.\d)\.downsample_bn\.", r"\1.downsample.1."),
-    (r"^head\.pred_head\.", "head.fc2."),
-    (r"^cls_head\.fc_cls\.", "fc."),
-]
 _KINDS = {"": Backbone, "ctp_": CtP, "recognizer_": Recognizer}
 VARIANTS = {f"{prefix}{net}": (kind, net) for prefix, kind in _KINDS.items() for net in CONVOLUTIONS}
-
-
-def rename(name: str) -> str:
-    """Our name of the authors' tensor; a name that is not theirs is returned unchanged."""
-    for pattern, ours in NAMES:
-        name = re.sub(pattern, ours, name)
-    return name
 
 
 def load_official(variant: str, state_dict: Mapping[str, torch.Tensor], **config: Any) -> torch.nn.Module:
@@ -52,7 +27,7 @@ def load_official(variant: str, state_dict: Mapping[str, torch.Tensor], **config
         raise UserError(f"no variant {variant!r}; there are {', '.join(VARIANTS)}")
     kind, net = VARIANTS[variant]
     model = kind(net, **config)
-    model.load_state_dict({rename(name): tensor for name, tensor in state_dict.items()}, strict=True)
+    model.load_state_dict(checkpoint_filter_fn(state_dict, model), strict=True)
     return model.eval()
 
 
@@ -69,13 +44,11 @@ def load_backbone(backbone: Backbone, path: str | Path) -> None:
         weights = found[1]["model"]
     else:
         weights = run.load_weights(path)
-    weights = {rename(name): tensor for name, tensor in weights.items()}
+    weights = checkpoint_filter_fn(weights, backbone)
     if any(name.startswith("backbone.") for name in weights):
         weights = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    try:
-        backbone.load_state_dict({k: v for k, v in weights.items() if not k.startswith("fc.")})
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit this backbone: {' '.join(str(error).split())}") from None
+    weights = {k: v for k, v in weights.items() if not k.startswith("fc.")}
+    run.fit(backbone, weights, f"{path} does not fit this backbone")
 
 
 def export(backbone: Backbone, kind: str, folder: Path) -> None:
@@ -94,11 +67,3 @@ def export(backbone: Backbone, kind: str, folder: Path) -> None:
     if kind == "r3d18" and width == 64:
         theirs = {k: v + (BN_EPS - 1e-5) if k.endswith("running_var") else v for k, v in weights.items()}
         run.save_weights(folder / "torchvision.safetensors", theirs)
-
-
-def load_export(folder: str | Path) -> Backbone:
-    """The backbone that `export` wrote, in eval mode, with the strides of classification."""
-    config = json.loads((Path(folder) / "config.json").read_text())
-    backbone = Backbone(config["backbone"], width=config["width"])
-    load_backbone(backbone, Path(folder) / "backbone.safetensors")
-    return backbone.eval()

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+# The numbers from here to SHAPE_PROBABILITIES are the authors' code's; tests/fixtures hold what they amount to.
 SCALES = (16, 24, 28, 32, 48, 64)  # px, for frames of 112 px
 RATIOS = (0.5, 0.67, 0.75, 1.0, 1.33, 1.5, 2.0)
 PROFILES = {"uniform": lambda u: u, "accelerate": lambda u: u**2, "decelerate": lambda u: 1 - (1 - u) ** 2}
-PROFILE_CHANCES = (0.7, 0.15, 0.15)
-KEY_FRAME_CHANCES = (0.5, 0.3, 0.2)  # of none, one, two between the first frame and the last
+PROFILE_PROBABILITIES = (0.7, 0.15, 0.15)
+KEY_FRAME_PROBABILITIES = (0.5, 0.3, 0.2)  # of none, one, two between the first frame and the last
+LOG_SIZE_JITTER = 0.18  # largest change of the logarithms of a first box's width and height
 SHAPES = ("rectangle", "ellipse", "rhombus")
-SHAPE_CHANCES = (0.5, 0.35, 0.15)
+SHAPE_PROBABILITIES = (0.5, 0.35, 0.15)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Game:
     size_velocity: float = 0.025
     """The same for the logarithms of width and height."""
     visible: float = 0.8
-    """Chance of a patch to be seen in a frame; it always is in the first and in the one it was cut from."""
+    """Probability of a patch to be seen in a frame; it always is in the first and in the one it was cut from."""
 
 
 # Key frames -----------------------------------------------------------------------------------------------
@@ -49,8 +51,11 @@ def key_frames(frames: int, inner: int, jitter: Sequence[int]) -> np.ndarray:
     return np.unique([0, *between, frames - 1])
 
 
-def draw_key_frames(rng: np.random.Generator, frames: int, chances: Sequence[float] = KEY_FRAME_CHANCES) -> np.ndarray:
-    inner = int(rng.choice(len(chances), p=chances))
+def draw_key_frames(
+    rng: np.random.Generator, frames: int, probabilities: Sequence[float] = KEY_FRAME_PROBABILITIES
+) -> np.ndarray:
+    """Key frames (K,); `probabilities` are those of none, one, ... between the first frame and the last."""
+    inner = int(rng.choice(len(probabilities), p=probabilities))
     reach = int(frames / (inner + 1) / 3)
     return key_frames(frames, inner, rng.integers(-reach, reach, inner) if reach else [])
 
@@ -67,7 +72,7 @@ def interpolate(keys: np.ndarray, values: np.ndarray, profiles: Sequence[str]) -
 
 
 def draw_profiles(rng: np.random.Generator, keys: np.ndarray) -> list[str]:
-    return list(rng.choice(list(PROFILES), len(keys) - 1, p=PROFILE_CHANCES))
+    return list(rng.choice(list(PROFILES), len(keys) - 1, p=PROFILE_PROBABILITIES))
 
 
 # Trajectories ---------------------------------------------------------------------------------------------
@@ -94,7 +99,8 @@ def first_boxes(
 def draw_boxes(rng: np.random.Generator, image_wh: tuple[int, int], game: Game) -> np.ndarray:
     P = game.patches
     anchor = rng.integers(len(game.scales) * len(RATIOS), size=P)
-    return first_boxes(image_wh, game.scales, anchor, rng.uniform(-0.18, 0.18, (P, 2)), rng.random(P), rng.random(P))
+    log_jitter_wh = rng.uniform(-LOG_SIZE_JITTER, LOG_SIZE_JITTER, (P, 2))
+    return first_boxes(image_wh, game.scales, anchor, log_jitter_wh, rng.random(P), rng.random(P))
 
 
 @dataclass(frozen=True)
@@ -122,14 +128,14 @@ def trajectories(boxes: np.ndarray, image_wh: tuple[int, int], location: Motion,
     """
     image = np.asarray(image_wh, dtype=np.float64)
     first = boxes[:, 2:] - boxes[:, :2]
-    centres, sizes = [(boxes[:, :2] + boxes[:, 2:]) / 2], [first]
+    centers, sizes = [(boxes[:, :2] + boxes[:, 2:]) / 2], [first]
     for delta in location.delta:
-        centres.append((centres[-1] + delta).clip(first / 2, image - first / 2))
+        centers.append((centers[-1] + delta).clip(first / 2, image - first / 2))
     for delta in size.delta:
         sizes.append(sizes[-1] * np.exp(delta))
-    centre = interpolate(location.keys, centres, location.profiles)
+    center = interpolate(location.keys, centers, location.profiles)
     half = interpolate(size.keys, sizes, size.profiles) / 2
-    moved = np.concatenate([centre - half, centre + half], -1).clip(0, np.tile(image, 2))
+    moved = np.concatenate([center - half, center + half], -1).clip(0, np.tile(image, 2))
     return moved.swapaxes(0, 1)
 
 
@@ -171,7 +177,7 @@ def draw_patch(rng: np.random.Generator, frames: int, game: Game) -> Patch:
     source = int(rng.integers(frames))
     keys = draw_key_frames(rng, frames)
     return Patch(
-        source, str(rng.choice(SHAPES, p=SHAPE_CHANCES)), rng.uniform(0.3, 0.45) if rng.random() < 0.5 else None,
+        source, str(rng.choice(SHAPES, p=SHAPE_PROBABILITIES)), rng.uniform(0.3, 0.45) if rng.random() < 0.5 else None,
         opacity_curve(keys, rng.uniform(0.8, 1, len(keys)), frames),
         visibility(rng.random(frames), source, game.visible),
     )
@@ -181,11 +187,11 @@ def opacity_curve(keys: np.ndarray, values: Sequence[float], frames: int) -> np.
     return np.interp(np.arange(frames), keys, values)
 
 
-def visibility(u: np.ndarray, source: int, chance: float = 0.8) -> np.ndarray:
+def visibility(u: np.ndarray, source: int, probability: float = 0.8) -> np.ndarray:
     """(T,) bool from a uniform number for each frame."""
     u = np.array(u)
     u[[0, source]] = 0
-    return u <= chance
+    return u <= probability
 
 
 def mask(width: int, height: int, shape: str, soft_from: float | None) -> np.ndarray:

@@ -5,18 +5,11 @@ from __future__ import annotations
 import torch
 
 from common.run.cases import ModelCase, TrainingCost
-from papers.maskco.evaluate import build
+from papers.maskco.evaluate import build, inputs, region_boxes
 from papers.maskco.model import LinearProbe, MaskCo, MoCoV2
 from papers.maskco.recipes import Recipe
 
 SAMPLES = {"digits": 1_437, "ImageNet-1K": 1_281_167, "COCO": 118_287, "Conceptual Captions": 3_318_333}
-
-
-def _regions(B: int, N: int, J: int, S: int) -> dict[str, torch.Tensor]:
-    """Boxes of N regions and J negatives in views of S pixels."""
-    box = torch.tensor([S // 4, S // 4, S // 2, S // 2]).float().expand(B, N, 4)
-    there = torch.ones(B, N, J, dtype=torch.bool)
-    return dict(query_boxes=box, key_boxes=box, negatives=box[:, :, None].expand(B, N, J, 4), present=there)
 
 
 def _views(S: int = 64) -> tuple[torch.Tensor, ...]:
@@ -24,7 +17,7 @@ def _views(S: int = 64) -> tuple[torch.Tensor, ...]:
 
 
 def _boxes(S: int = 64) -> tuple[torch.Tensor, ...]:
-    return tuple(_regions(2, 1, 2, S).values())
+    return region_boxes(2, 1, 2, S)
 
 
 MODELS = {
@@ -42,17 +35,6 @@ MODELS = {
         build=lambda: LinearProbe("resnet10_narrow", 32, 10), inputs=lambda: _views()[:1], shape=(2, 10), params=1_290,
     ),
 }
-
-
-def inputs(recipe: Recipe) -> tuple[torch.Tensor, ...]:
-    """Arguments of a recipe's network for one sample."""
-    view = torch.zeros(1, 3, recipe.input_size_px, recipe.input_size_px)
-    if recipe.method == "linear":
-        return (view,)
-    if recipe.method == "moco_v2":
-        return view, view
-    boxes = _regions(1, recipe.regions, recipe.same_image_negatives, recipe.input_size_px)
-    return view, view, *boxes.values()
 
 
 def training_cost(recipe: Recipe) -> TrainingCost:

@@ -1,49 +1,44 @@
-"""What pre-training is worth, by data and method: the README's second table, from results/mini*.json.
-
-``python -m papers.maskco.compare`` writes it anew between the two marker lines.
-"""
+"""What pre-training is worth, by data and method: the README's second table, from the records of scripts/compare.sh."""
 
 from __future__ import annotations
 
-import json
-import statistics
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.run import readme
+from common import run
 from papers.maskco.recipes import RECIPES
 
-HERE = Path(__file__).parent
 SCORES = ("probe_top1", "probe_map", "random_probe_top1", "random_probe_map", "contrast_top1", "contrast_rank")
 
 
-def table(folder: Path = HERE / "results") -> str:
-    """Markdown: a row for each pre-training data set and recipe, mean ± sample standard deviation over its seeds."""
-    runs = defaultdict(list)
-    for path in folder.glob("mini*.json"):
-        record = json.loads(path.read_text())
-        runs[record["data"], list(RECIPES).index(record["recipe"]), record["recipe"]].append(record)
-    scores = {key: [{m["name"]: m["value"] for m in r["metrics"]} for r in found] for key, found in runs.items()}
-    columns = [name for name in SCORES if any(name in one for found in scores.values() for one in found)]
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row for each pre-training data set and "mini" recipe, mean ± sample standard deviation over its
+    seeds."""
+    seeds: dict[tuple[str, str], list[int]] = defaultdict(list)
+    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in sorted(records, key=lambda r: r["seed"]):
+        if record["recipe"].startswith("mini"):
+            row = record["data"], record["recipe"]
+            seeds[row].append(record["seed"])
+            for metric in record["metrics"]:
+                values[row][metric["name"]].append(metric["value"])
+    columns = [name for name in SCORES if any(name in scores for scores in values.values())]
     if not columns:
         return ""
-    return "\n".join([
-        f"| pre-trained on | recipe | {' | '.join(columns)} | seeds |", "|---" * (len(columns) + 3) + "|",
-        *(
-            f"| {key[0]} | {key[2]} | {' | '.join(_cell(scores[key], name) for name in columns)} "
-            f"| {', '.join(str(seed) for seed in sorted(r['seed'] for r in runs[key]))} |" for key in sorted(runs)
-        ), "",
-    ])
+    order = list(RECIPES)
+    lines = [f"| pre-trained on | recipe | {' | '.join(columns)} | seeds |", "|---" * (len(columns) + 3) + "|"]
+    for row in sorted(seeds, key=lambda row: (row[0], order.index(row[1]))):
+        cells = [_cell(values[row][name]) for name in columns]
+        lines.append(f"| {' | '.join([*row, *cells])} | {', '.join(map(str, seeds[row]))} |")
+    return "\n".join([*lines, ""])
 
 
-def _cell(found: list[dict[str, Any]], name: str) -> str:
-    values = [scores[name] for scores in found if name in scores]
+def _cell(values: Sequence[float]) -> str:
     if not values:
         return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread} %"
+    found = run.spread(values)
+    return f"{found['value']:.1f}" + (f" ± {found['spread']:.1f} %" if "spread" in found else " %")
 
 
-if __name__ == "__main__":
-    readme.fill(HERE / "README.md", "compare", table())
+README_PARTS = {"compare": table}

@@ -6,23 +6,23 @@ edges, as arrays (..., 4), in pixels of the picture or of a view.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 from PIL import Image, ImageFilter
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.ops import box_iou
 from torchvision.transforms import ColorJitter, Normalize, RandomResizedCrop
 from torchvision.transforms.functional import to_tensor
 
+from common import run
 from common.data import images
 from common.data.picture import read_picture
 from common.run import UserError
 from papers.maskco.recipes import Recipe
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class View:
 
 def draw_view(picture: Image.Image, recipe: Recipe) -> View:
     """A random crop as MoCo v2 takes it."""
-    y0, x0, h, w = RandomResizedCrop.get_params(picture, recipe.crop_area, recipe.crop_aspect)
+    y0, x0, h, w = RandomResizedCrop.get_params(picture, recipe.crop_scale, recipe.crop_aspect)
     return View(x0, y0, w, h, recipe.input_size_px, bool(torch.rand(()) < recipe.flip))
 
 
@@ -103,7 +103,8 @@ def draw_regions(query: View, key: View, recipe: Recipe) -> tuple[np.ndarray, np
         boxes.append([*corner, *(c + side for c, side in zip(corner, sides))])
     in_query = np.array(boxes, dtype=float)
     in_key = key.from_picture(query.to_picture(in_query))
-    assert (in_key > -1e-3).all() and (in_key < key.side + 1e-3).all(), (query, key, in_key)
+    if not ((in_key > -1e-3) & (in_key < key.side + 1e-3)).all():
+        raise ValueError(f"regions {in_query.tolist()} of {query} are {in_key.tolist()} in {key}: expected inside it")
     return in_query, in_key.clip(0, key.side)
 
 
@@ -128,7 +129,7 @@ class Views:
     """A picture -> two views and their regions, a dict of tensors; all randomness is torch's.
 
     ``query, key`` (3, S, S), normalised and not masked; and for MaskCo ``query_boxes, key_boxes`` (N, 4), ``negatives``
-    (N, J, 4), ``present`` (N, J), ``fallback`` ().
+    (N, J, 4), ``present`` (N, J), ``fallback`` (); where noise stands in a mask, ``noise`` (3, S, S).
     """
 
     def __init__(self, recipe: Recipe):
@@ -139,7 +140,7 @@ class Views:
             )
         self.recipe = recipe
         self.jitter = ColorJitter(*recipe.jitter)
-        self.normalize = Normalize(MEAN, STD)
+        self.normalize = Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
     def __call__(self, picture: Image.Image) -> dict[str, torch.Tensor]:
         recipe = self.recipe
@@ -148,18 +149,21 @@ class Views:
         query, key, fallback = draw_pair(picture, recipe)
         in_query, in_key = draw_regions(query, key, recipe)
         negatives, present = zip(*(draw_negatives(box, recipe) for box in in_key))
-        return {
+        sample = {
             "query": self.pixels(picture, query), "key": self.pixels(picture, key),
             "query_boxes": _float(in_query), "key_boxes": _float(in_key), "negatives": _float(np.stack(negatives)),
             "present": torch.from_numpy(np.stack(present)), "fallback": torch.tensor(float(fallback)),
         }
+        if recipe.mask == "noise":
+            sample["noise"] = torch.randn_like(sample["query"])
+        return sample
 
     def pixels(self, picture: Image.Image, view: View) -> torch.Tensor:
         """MoCo v2's colours and blur."""
         recipe, pixels = self.recipe, view.of(picture)
-        if torch.rand(()) < recipe.jitter_chance:
+        if torch.rand(()) < recipe.jitter_probability:
             pixels = self.jitter(pixels)
-        if torch.rand(()) < recipe.grey:
+        if torch.rand(()) < recipe.gray:
             pixels = pixels.convert("L").convert("RGB")
         if torch.rand(()) < recipe.blur:
             low, high = recipe.blur_px
@@ -207,7 +211,7 @@ class Present(Pictures):
         if not names:
             raise UserError(f"no {both[0]}, and no {both[1].name} beside it: both splits must be annotated")
         folder = root / names.stem.removeprefix("instances_")
-        annotated = json.loads(names.read_text())
+        annotated = run.read_json(names)
         categories = sorted(annotated["categories"], key=lambda c: c["id"])
         column = {c["id"]: i for i, c in enumerate(categories)}
         row = {image["id"]: i for i, image in enumerate(annotated["images"])}
@@ -243,8 +247,4 @@ def main(folder: Path, /) -> None:
 
 
 if __name__ == "__main__":
-    import tyro
-
-    from common import run
-
     run.main(lambda: tyro.cli(main))

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from PIL import Image
 
+from common import run
 from common.data.tiny.digits import digits
 from common.run import UserError
-from common.run import main as run_main
 from papers.maskco import evaluate, figures
 from papers.maskco.recipes import RECIPES
 
@@ -29,17 +29,14 @@ class Arguments:
     tries: int = 4
     """Rows: each draws other views and another region."""
     seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.maskco.demo", description=__doc__)
-    finished = sorted(Path("runs", "maskco").glob("*/*/results.json"), key=lambda p: p.stat().st_mtime)
-    own = [path.parent for path in finished if getattr(RECIPES.get(path.parts[-3]), "method", None) == "maskco"]
-    if not (args.checkpoint or own):
-        raise UserError(
-            "no finished run under runs/maskco; make one with make reproduce PAPER=maskco, or give --checkpoint"
-        )
-    checkpoint = args.checkpoint or own[-1]
+    device = run.start_world(run.Options(device=args.device)).device
+    shown = [name for name, recipe in RECIPES.items() if recipe.method == "maskco"]
+    checkpoint = args.checkpoint or run.newest("maskco", shown)
     model, recipe, _ = evaluate.load_run(checkpoint)
     if recipe.method != "maskco":
         raise UserError(f"{checkpoint} was trained for {recipe.method}; the demo takes maskco")
@@ -48,9 +45,9 @@ def main() -> None:
         image = Image.open(picture).convert("RGB")
     except OSError as error:
         raise UserError(f"{picture} is no picture: {error}") from None
-    figures.regions(args.out, model, [image] * args.tries, recipe, args.seed)
+    figures.regions(args.out, model.to(device), [image] * args.tries, recipe, args.seed)
     print(f"{args.out} written: red, the masked region; bright, where {checkpoint} finds what it predicts")
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run.main(main)

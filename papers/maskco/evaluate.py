@@ -8,7 +8,6 @@ CHECKPOINT is a run folder, or a file with a backbone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -30,7 +34,7 @@ from common.run import UserError, World
 from papers.maskco import data
 from papers.maskco.export import load_backbone
 from papers.maskco.model import LinearProbe, MaskCo, MoCoV2, build_backbone
-from papers.maskco.recipes import RECIPES, Recipe
+from papers.maskco.recipes import BUILT_IN, RECIPES, Recipe
 
 UNITS = {"contrast_loss": "nats", "loss": "nats"}
 
@@ -52,13 +56,41 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
     )
 
 
+def region_boxes(B: int, N: int, J: int, S: int) -> tuple[torch.Tensor, ...]:
+    """Boxes of N regions in both views of S pixels and of J negatives, and which of these are present."""
+    box = torch.tensor([S // 4, S // 4, S // 2, S // 2]).float().expand(B, N, 4)
+    return box, box, box[:, :, None].expand(B, N, J, 4), torch.ones(B, N, J, dtype=torch.bool)
+
+
+def inputs(recipe: Recipe) -> tuple[torch.Tensor, ...]:
+    """Arguments of a recipe's network for one sample."""
+    view = torch.zeros(1, 3, recipe.input_size_px, recipe.input_size_px)
+    if recipe.method == "linear":
+        return (view,)
+    if recipe.method == "moco_v2":
+        return view, view
+    boxes = region_boxes(1, recipe.regions, recipe.same_image_negatives, recipe.input_size_px)
+    return view, view, *boxes, *([view] if recipe.mask == "noise" else [])
+
+
 def data_folder(recipe: Recipe, folder: Path | None) -> Path:
     """Where a recipe's data are: as given, or the built-in digits for a recipe meant for them."""
-    if folder:
-        return folder
-    if recipe.dataset == "digits":
-        return digits()
-    raise UserError(f"this recipe is meant for {recipe.dataset}: give its folder with --data")
+    return run.data_folder(recipe, folder, {"digits": digits})
+
+
+def describe(recipe: Recipe, folder: Path | None, train: images.Images, val: images.Images) -> str:
+    """What a result is measured on; data given where the recipe names no set of its own go by their folder's name."""
+    name = folder.resolve().name if folder and recipe.dataset in ("digits", "pictures") else recipe.dataset
+    judged = f", probed on {Path(recipe.probe).name}" if recipe.probe else ""
+    return f"{name}: {len(train):,} training, {len(val):,} validation pictures{judged}"
+
+
+def scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
+    """timm's, to be asked with the number of steps taken so far."""
+    if not recipe.milestones:
+        return CosineLRScheduler(optimizer, t_initial=recipe.epochs * steps_per_epoch, t_in_epochs=False)
+    decays = [epoch * steps_per_epoch + 1 for epoch in recipe.milestones]  # timm's begin one step before `decay_t`
+    return MultiStepLRScheduler(optimizer, decay_t=decays, decay_rate=0.1, t_in_epochs=False)
 
 
 # Scores ---------------------------------------------------------------------------------------------------
@@ -79,17 +111,18 @@ class Seeded(Dataset):
         return self.views(picture), label
 
 
-def to(device: torch.device, sample: Mapping[str, torch.Tensor] | torch.Tensor) -> dict[str, torch.Tensor]:
+def to(device: torch.device, sample: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A batch on the device, as the network's arguments."""
-    sample = sample if isinstance(sample, Mapping) else {"x": sample}
     return {key: value.to(device, non_blocking=True) for key, value in sample.items() if key != "fallback"}
 
 
-def contrast(model: nn.Module, val: images.Images, recipe: Recipe, world: World, *, workers: int = 0):
-    """Of pictures not trained on: how often the positive is the best of all (top-1), the mean share of the negatives
+def contrast(
+    model: nn.Module, val: images.Images, recipe: Recipe, world: World, *, workers: int = 0
+) -> dict[str, float]:
+    """Of pictures not trained on: how often the positive is the best of all (top-1), the mean fraction of the negatives
     that are more similar than it (chance: 50 %), and the loss."""
     sums = torch.zeros(4, dtype=torch.float64, device=world.device)
-    samples = loader.Plain(Seeded(val, data.Views(recipe)), _as_it_is)
+    samples = loader.Plain(Seeded(val, data.Views(recipe)), loader.identity)
     batches = loader.eval_loader(samples, 64, rank=world.rank, world=world.size, workers=workers)
     model.eval()
     with torch.inference_mode():
@@ -100,20 +133,16 @@ def contrast(model: nn.Module, val: images.Images, recipe: Recipe, world: World,
             above = (negatives >= positive).sum(1) / negatives.isfinite().sum(1)
             loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long), reduction="sum")
             sums += torch.stack([(above == 0).sum(), above.sum(), loss, loss.new_tensor(len(logits))]).double()
-    if dist.is_initialized():
-        dist.all_reduce(sums)
-    top1, above, loss, seen = sums.tolist()
+    top1, above, loss, seen = run.add_up(sums).tolist()
     expected = len(val) * (recipe.regions if recipe.method == "maskco" else 1)
     if seen != expected:
         raise RuntimeError(f"contrast over {seen:.0f} regions or views, but the data hold {expected}")
     return {"contrast_top1": 100 * top1 / seen, "contrast_rank": 100 * above / seen, "contrast_loss": loss / seen}
 
 
-def _as_it_is(sample: Any) -> Any:
-    return sample
-
-
-def trained(model: nn.Module, val: images.Images, recipe: Recipe, world: World, *, workers: int = 0):
+def trained(
+    model: nn.Module, val: images.Images, recipe: Recipe, world: World, *, workers: int = 0
+) -> dict[str, float]:
     """Scores of what the recipe trains for, the most important first."""
     score = classification.accuracy if recipe.method == "linear" else contrast
     return score(model, val, recipe, world, workers=workers)
@@ -121,36 +150,39 @@ def trained(model: nn.Module, val: images.Images, recipe: Recipe, world: World, 
 
 def features(
     backbone: nn.Module, pictures: images.Images, recipe: Recipe, world: World, *, workers: int = 0
-) -> np.ndarray | None:
-    """(pictures, C): the map averaged over the picture's centre crop, in the pictures' order; on the main process."""
+) -> np.ndarray:
+    """(pictures, C): the map averaged over the picture's center crop."""
     samples = loader.Plain(pictures, images.eval_transform(recipe.input_size_px, recipe.eval_crop))
-    rows: list[tuple[int, np.ndarray]] = []
+    rows: list[np.ndarray] = []
     backbone.eval()
     with torch.inference_mode():
         batches = loader.eval_loader(samples, 64, rank=world.rank, world=world.size, workers=workers)
-        for pixels, _, indices in loader.progress(batches, "features", active=world.is_main):
+        for pixels, *_ in loader.progress(batches, "features", active=world.is_main):
             with world.autocast():
                 maps = backbone(pixels.to(world.device))
-            rows += zip(indices.tolist(), maps.float().mean((2, 3)).cpu().numpy())
-    if dist.is_initialized():
-        every = [None] * world.size if world.is_main else None
-        dist.gather_object(rows, every)
-        if not world.is_main:
-            return None
-        rows = [row for rank in every for row in rank]
-    return np.stack([row for _, row in sorted(rows, key=lambda pair: pair[0])])
+            rows.extend(maps.float().mean((2, 3)).cpu().numpy())
+    return np.stack(run.gather_objects(rows, world))
 
 
-def probe(
+def probe_data(recipe: Recipe, root: Path, world: World) -> tuple[images.Images, images.Images] | None:
+    """Labelled pictures to judge a pre-trained backbone by: those of --probe, or in place of the built-in set."""
+    if not (recipe.probe or recipe.dataset in BUILT_IN):
+        return None  # what learns from ImageNet is judged by `imagenet_linear`
+    try:
+        return data.open_labelled(recipe.probe or root)
+    except UserError as error:
+        if recipe.probe:
+            raise
+        if world.is_main:
+            print(f"no linear probe at the end: {error}")
+        return None
+
+
+def probe_scores(
     backbone: nn.Module, train: images.Images, val: images.Images, recipe: Recipe, world: World, *, workers: int = 0
 ) -> dict[str, float]:
     """A linear classifier on a backbone as it stands: accuracy in percent, or for pictures that show several
     categories mean average precision over those that occur in both splits. Nothing but on the main process."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import average_precision_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     x, x_val = (features(backbone, pictures, recipe, world, workers=workers) for pictures in (train, val))
     if not world.is_main:
         return {}
@@ -158,10 +190,10 @@ def probe(
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, train.labels)
         return {"probe_top1": 100 * classifier.score(x_val, val.labels)}
     precisions = []
-    for there, there_val in zip(train.categories.T, val.categories.T):
-        if there_val.any() and len(set(there)) == 2:
-            classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, there)
-            precisions.append(average_precision_score(there_val, classifier.decision_function(x_val)))
+    for shown, shown_val in zip(train.categories.T, val.categories.T):
+        if shown_val.any() and len(set(shown)) == 2:
+            classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, shown)
+            precisions.append(average_precision_score(shown_val, classifier.decision_function(x_val)))
     return {"probe_map": 100 * float(np.mean(precisions))}
 
 
@@ -175,12 +207,7 @@ def metrics(scores: Mapping[str, float]) -> list[dict[str, Any]]:
 
 def load_run(folder: Path) -> tuple[nn.Module, Recipe, list[str]]:
     """A run's newest model in eval mode, its recipe, and the names of its classes."""
-    found = run.load_checkpoint(folder) if (folder / "config.json").is_file() else None
-    if not found:
-        raise UserError(f"{folder} is no run folder with a whole checkpoint")
-    _, weights, state = found
-    fields = json.loads((folder / "config.json").read_text())["recipe"]
-    recipe = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    recipe, weights, state = run.load_run(folder, Recipe)
     model = build(recipe, len(state["classes"]))
     model.load_state_dict(weights["model"])
     return model.eval(), recipe, state["classes"]
@@ -219,12 +246,13 @@ def main() -> None:
         backbone = build_backbone(recipe.backbone, recipe.output_stride)
         load_backbone(backbone, args.checkpoint)
         train, val = data.open_labelled(root)
-        scores = probe(backbone.to(world.device), train, val, recipe, world, workers=args.workers)
+        scores = probe_scores(backbone.to(world.device), train, val, recipe, world, workers=args.workers)
     else:
         linear = recipe.method == "linear"
         val = images.open_images(root, "val") if linear else data.open_pictures(root, "val")
         if linear and val.classes != classes:
-            raise UserError(f"{args.checkpoint} was trained on the classes {classes}, the data hold {val.classes}")
+            differ = sorted({*classes} ^ {*val.classes}) or "their order"
+            raise UserError(f"{args.checkpoint} was trained on other classes than the data's: {differ}")
         scores = trained(model.to(world.device), val, recipe, world, workers=args.workers)
     if world.is_main:
         rows = metrics(scores)

@@ -10,6 +10,7 @@ from torch import nn
 
 from common import run
 from common.run import UserError
+from common.run.timm import export_timm
 from papers.maskco.model import backbone_args
 
 
@@ -22,7 +23,7 @@ def export(backbone: nn.Module, name: str, folder: Path, side: int, crop: float)
     base, extra = backbone_args(name)
     plain = timm.create_model(base, num_classes=0, **extra)  # without dilation: the weights are the same
     plain.load_state_dict(backbone.state_dict())
-    run.export_timm(plain, folder, side=side, crop=crop, classes=[], model_args=extra)
+    export_timm(plain, folder, side=side, crop=crop, classes=[], model_args=extra)
 
 
 def load_backbone(backbone: nn.Module, path: str | Path, layers: Sequence[str] = ()) -> None:
@@ -43,8 +44,8 @@ def load_backbone(backbone: nn.Module, path: str | Path, layers: Sequence[str] =
         if any(name.startswith(prefix) for name in weights):
             weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
             break
-    wanted = {k: v for k, v in weights.items() if (k.split(".")[0] in layers if layers else not k.startswith("fc."))}
-    try:
-        backbone.load_state_dict(wanted)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit this backbone: {' '.join(str(error).split())}") from None
+    if layers:
+        wanted = {k: v for k, v in weights.items() if k.split(".")[0] in layers}
+    else:
+        wanted = {k: v for k, v in weights.items() if not k.startswith("fc.")}
+    run.fit(backbone, wanted, f"{path} does not fit this backbone")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.patches import Rectangle
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from common.data import images
 from common.run import drawing
@@ -28,7 +29,7 @@ def draw(folder: Path, model: torch.nn.Module, val: images.Images, recipe: Recip
     panels = [["loss", "val/contrast_loss"], ["top1", "val/contrast_top1"], ["val/contrast_rank"], ["lr"]]
     drawing.curves(folder, panels)
     if recipe.method == "maskco":
-        pictures = [val[int(i)][0] for i in np.linspace(0, len(val) - 1, min(5, len(val)))]
+        pictures = [val[i][0] for i in drawing.evenly_spaced(len(val), 5)]
         regions(folder / "regions.png", model, pictures, recipe)
 
 
@@ -47,13 +48,15 @@ def regions(path: Path, model: MaskCo, pictures: list[Image.Image], recipe: Reci
         in_query, in_key = data.draw_regions(query, key, recipe)
         others, present = data.draw_negatives(in_key[0], recipe)
         seen = [views.normalize(data.to_tensor(view.of(picture)))[None].to(device) for view in (query, key)]
-        places, similarity = _search(model, *seen, in_query, in_key[0], recipe)
+        boxes, noise = torch.from_numpy(in_query)[None].to(seen[0]), torch.randn_like(seen[0])
         with torch.inference_mode():
-            masked = model.masked(seen[0], torch.from_numpy(in_query)[None].to(seen[0]))
+            masked = model.masked(seen[0], boxes, noise)
+            q = model.eval().queries(seen[0], boxes, noise)[0, 0]
+        places, similarity = _search(model, q, seen[1], in_key[0])
 
         row[0].imshow(picture)
-        for view, colour in ((query, QUERY), (key, KEY)):
-            _box(row[0], view.crop, colour)
+        for view, color in ((query, QUERY), (key, KEY)):
+            _box(row[0], view.crop, color)
         for box in query.to_picture(in_query):
             _box(row[0], box, "red")
         row[1].imshow(_pixels(masked))
@@ -73,26 +76,23 @@ def regions(path: Path, model: MaskCo, pictures: list[Image.Image], recipe: Reci
 
 
 def _search(
-    model: MaskCo, query: torch.Tensor, key: torch.Tensor, in_query: np.ndarray, in_key: np.ndarray, recipe: Recipe,
-    steps: int = 15,
+    model: MaskCo, query_D: torch.Tensor, key: torch.Tensor, in_key: np.ndarray, steps: int = 15
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (steps, steps, 2) of boxes of the positive's size all over the key view, and the cosine of their key to
-    the first region's query (steps, steps)."""
+    """Centers (steps, steps, 2) of boxes of the positive's size all over the key view, and the cosine of their key to
+    the query (steps, steps)."""
     size = in_key[2:] - in_key[:2]
-    corners = np.stack(np.meshgrid(*(np.linspace(0, recipe.input_size_px - side, steps) for side in size)), -1)
-    boxes = torch.from_numpy(np.concatenate([corners, corners + size], -1)).reshape(1, -1, 4).to(query)
+    corners = np.stack(np.meshgrid(*(np.linspace(0, key.shape[-1] - side, steps) for side in size)), -1)
+    boxes = torch.from_numpy(np.concatenate([corners, corners + size], -1)).reshape(1, -1, 4).to(key)
     with torch.inference_mode():
-        model.eval()
-        q = model.queries(query, torch.from_numpy(in_query)[None].to(query))[:, 0]
-        similarity = torch.einsum("bd,bmd->bm", q, model.keys(key, boxes))
+        similarity = model.eval().keys(key, boxes)[0] @ query_D
     return corners + size / 2, similarity.reshape(steps, steps).cpu().numpy()
 
 
-def _box(axis, box: np.ndarray, colour: str, style: str = "-") -> None:
+def _box(axis, box: np.ndarray, color: str, style: str = "-") -> None:
     (x1, y1, x2, y2) = np.asarray(box) - 0.5  # imshow centres pixel i on i
-    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.8, linestyle=style))
+    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.8, linestyle=style))
 
 
 def _pixels(view: torch.Tensor) -> np.ndarray:
     """(1, 3, S, S), normalised -> (S, S, 3), 0 to 1."""
-    return (view[0].permute(1, 2, 0).cpu().numpy() * data.STD + data.MEAN).clip(0, 1)
+    return (view[0].permute(1, 2, 0).cpu().numpy() * IMAGENET_DEFAULT_STD + IMAGENET_DEFAULT_MEAN).clip(0, 1)

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from common import run
+
 
 class MaskPredictionHead(nn.Module):
     """From features around the mask to features of what it hides: (B, C, h, w) -> the same.
@@ -84,7 +86,7 @@ class MomentumContrast(nn.Module):
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Keys (..., D) of this process's images, positives only; the newest take the place of the oldest."""
-        keys = gather(keys.flatten(0, -2))
+        keys = run.gather(keys.flatten(0, -2))
         K = self.queue.shape[1]
         keys = keys[-K:]
         where = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % K
@@ -105,14 +107,14 @@ class MomentumContrast(nn.Module):
 
         Whatever belongs to an image is shuffled with it, so boxes stay with their picture.
         """
-        if not (self.training and processes() > 1):
+        if not (self.training and run.processes() > 1):
             return encode(*inputs)
-        everyone = [gather(x) for x in inputs]
+        everyone = [run.gather(x) for x in inputs]
         order = torch.randperm(len(everyone[0]), device=inputs[0].device)
         dist.broadcast(order, 0)
         B = len(inputs[0])
         mine = slice(dist.get_rank() * B, (dist.get_rank() + 1) * B)
-        return gather(encode(*(x[order[mine]] for x in everyone)))[order.argsort()[mine]]
+        return run.gather(encode(*(x[order[mine]] for x in everyone)))[order.argsort()[mine]]
 
 
 class MoCoV2(MomentumContrast):
@@ -140,20 +142,21 @@ class MaskCo(MomentumContrast):
         self.key_mph = MaskPredictionHead(self.channels, mph if mph_on_key else "none", mph_width, mph_depth)
         if mph_on_key:
             self.pairs.append((self.mph, self.key_mph))
-        if mask == "learned":
-            self.fill = nn.Parameter(torch.zeros(3, 1, 1))
+        self.fill = nn.Parameter(torch.zeros(3, 1, 1)) if mask == "learned" else 0.0
         self._start_keys()
 
-    def masked(self, query: Tensor, boxes_BN4: Tensor) -> Tensor:
-        """The query views (B, 3, S, S) without what is inside their boxes, whose edges are whole pixels."""
+    def masked(self, query: Tensor, boxes_BN4: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The query views (B, 3, S, S) without what is inside their boxes, whose edges are whole pixels.
+
+        `noise`, of the views' shape, stands there if `mask` says so.
+        """
         if self.mask == "off":
             return query
         S = query.shape[-1]
         u = torch.arange(S, device=query.device) + 0.5
         x1, y1, x2, y2 = boxes_BN4[..., None].unbind(2)  # each (B, N, 1)
         inside = ((u > y1) & (u < y2))[..., :, None] & ((u > x1) & (u < x2))[..., None, :]  # (B, N, S, S)
-        fill = {"mean": torch.zeros_like, "noise": torch.randn_like}.get(self.mask)
-        return torch.where(inside.any(1)[:, None], fill(query) if fill else self.fill, query)
+        return torch.where(inside.any(1)[:, None], noise if self.mask == "noise" else self.fill, query)
 
     def pooled(self, maps: Tensor, boxes_BM4: Tensor, side: int) -> Tensor:
         """RoIAlign's mean (B, M, C) over M boxes of each view; `side` is that of the views in pixels.
@@ -168,9 +171,9 @@ class MaskCo(MomentumContrast):
         cells = roi_align(maps.float(), rois, self.roi_cells, maps.shape[-1] / side, self.roi_samples, aligned=True)
         return cells.mean((2, 3)).unflatten(0, (B, M))
 
-    def queries(self, query: Tensor, boxes_BN4: Tensor) -> Tensor:
+    def queries(self, query: Tensor, boxes_BN4: Tensor, noise: Tensor | None = None) -> Tensor:
         """Predicted features (B, N, D) of the regions that are masked in the query views."""
-        maps = self.mph(self.backbone(self.masked(query, boxes_BN4)))
+        maps = self.mph(self.backbone(self.masked(query, boxes_BN4, noise)))
         return unit(self.projection(self.pooled(maps, boxes_BN4, query.shape[-1])))
 
     def keys(self, key: Tensor, boxes_BM4: Tensor) -> Tensor:
@@ -179,12 +182,14 @@ class MaskCo(MomentumContrast):
         return unit(self.key_projection(self.pooled(maps, boxes_BM4, key.shape[-1])))
 
     def forward(
-        self, query: Tensor, key: Tensor, query_boxes: Tensor, key_boxes: Tensor, negatives: Tensor, present: Tensor
+        self, query: Tensor, key: Tensor, query_boxes: Tensor, key_boxes: Tensor, negatives: Tensor, present: Tensor,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Views (B, 3, S, S), twice; boxes of the same regions in both (B, N, 4), twice; other regions of the key
-        view (B, N, J, 4), and which of them exist (B, N, J) -> logits (B N, 1 + J + K), keys (B, N, D)."""
+        view (B, N, J, 4), and which of them exist (B, N, J); noise (B, 3, S, S) -> logits (B N, 1 + J + K), keys
+        (B, N, D)."""
         _, N, J, _ = negatives.shape
-        q = self.queries(query, query_boxes)
+        q = self.queries(query, query_boxes, noise)
         everything = self._keys(self.keys, key, torch.cat([key_boxes, negatives.flatten(1, 2)], 1))
         k, others = everything.split([N, N * J], 1)
         with full_precision(q):
@@ -243,16 +248,3 @@ def unit(x: Tensor) -> Tensor:
 def full_precision(x: Tensor):
     """Context in which similarities are not rounded to bf16."""
     return torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False)
-
-
-def processes() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; without gradient."""
-    if processes() == 1:
-        return x
-    parts = [torch.empty_like(x) for _ in range(processes())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)

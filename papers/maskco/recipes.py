@@ -31,13 +31,13 @@ class Recipe:
     """Data the recipe is meant for; all but the built-in ones are given with --data."""
     input_size_px: int = 224
     """Side of a view; the next settings in pixels are of a view, too."""
-    crop_area: tuple[float, float] = (0.2, 1.0)
+    crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Brightness, contrast, saturation, hue."""
-    jitter_chance: float = 0.8
-    grey: float = 0.2
+    jitter_probability: float = 0.8
+    gray: float = 0.2
     blur: float = 0.5
     blur_px: tuple[float, float] = (0.1, 2.0)
     overlap_px: int = 96
@@ -49,7 +49,7 @@ class Recipe:
     regions: int = 1
     """Regions masked in a view; each is a query of its own."""
     mask: Literal["mean", "noise", "learned", "off"] = "mean"
-    """What stands in a masked region: the data's mean, noise, or a learned colour; "off" is an ablation."""
+    """What stands in a masked region: the data's mean, noise, or a learned color; "off" is an ablation."""
     same_image_negatives: int = 2
     """Other regions of the key view; all further negatives are other pictures' regions, from the queue."""
     negative_iou: float = 0.1
@@ -72,30 +72,32 @@ class Recipe:
     batch: int = 256
     """Global batch: all devices and accumulated chunks together."""
     lr: float = 0.03
-    decay_epochs: tuple[int, ...] = ()
-    """The learning rate falls to a tenth after each; without any, it follows a cosine to 0."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rate falls to a tenth; without any, it follows a cosine to 0."""
     weight_decay: float = 1e-4
-    eval_every: int = 1
-    """Epochs between evaluations."""
+    clip_norm: float = 0.0
+    """Largest gradient norm; 0: no limit."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: once an epoch."""
     eval_crop: float = 0.875
-    """Share of the resized picture's side that the centre crop keeps."""
+    """Fraction of the resized picture's side that the center crop keeps."""
     probe: str = ""
     """Labelled pictures for a linear probe at the end, few enough for one process: a folder. "": the built-in set's."""
 
-    paper_top1 = None  # no field: no figure of the paper is at hand
 
-
+# Evaluations are 4 epochs of 22 steps apart.
 _TINY = Recipe(
-    "", dataset="digits", backbone="resnet10_narrow", output_stride=8, input_size_px=32, crop_area=(0.4, 1.0), flip=0.0,
-    blur=0.0, overlap_px=14, region_px=(8, 14), mph_width=64, queue=512, momentum=0.99, epochs=20, batch=64, lr=0.1,
-    eval_every=4, eval_crop=1.0,
+    "", dataset="digits", backbone="resnet10_narrow", output_stride=8, input_size_px=32, crop_scale=(0.4, 1.0),
+    flip=0.0, blur=0.0, overlap_px=14, region_px=(8, 14), mph_width=64, queue=512, momentum=0.99, epochs=20, batch=64,
+    lr=0.1, eval_every=88, eval_crop=1.0,
 )
-# The queue must hold fewer keys than there are pictures: a picture would be its own negative.
+# The queue must hold fewer keys than there are pictures: a picture would be its own negative. Evaluations are 25 epochs
+# of 5 steps apart.
 _MINI = replace(
-    _TINY, dataset="pictures", input_size_px=64, overlap_px=26, region_px=(16, 24), crop_area=(0.2, 1.0), flip=0.5,
-    blur=0.5, blur_px=(0.1, 0.6), queue=256, epochs=100, eval_every=25,
+    _TINY, dataset="pictures", input_size_px=64, overlap_px=26, region_px=(16, 24), crop_scale=(0.2, 1.0), flip=0.5,
+    blur=0.5, blur_px=(0.1, 0.6), queue=256, epochs=100, eval_every=125,
 )
-_COCO = Recipe("", dataset="COCO", epochs=800, lr=0.3, eval_every=10)
+_COCO = Recipe("", dataset="COCO", epochs=800, lr=0.3, eval_every=4_620)  # steps of ten epochs
 
 RECIPES = {
     "tiny": replace(_TINY, about="built-in handwritten digits, a small ResNet, some minutes on 2 CPU cores"),
@@ -103,7 +105,7 @@ RECIPES = {
     "imagenet_moco_v2": Recipe("baseline: MoCo v2 under the same trainer", method="moco_v2"),
     "imagenet_linear": Recipe(
         "linear classification on a frozen backbone (--init RUN), MoCo's protocol", method="linear", epochs=100,
-        lr=30.0, decay_epochs=(60, 80), weight_decay=0.0, crop_area=(0.08, 1.0),
+        lr=30.0, milestones=(60, 80), weight_decay=0.0, crop_scale=(0.08, 1.0),
     ),
     "coco": replace(_COCO, about="MaskCo, ResNet-50, COCO train2017, 800 epochs"),
     "coco_moco_v2": replace(_COCO, about="baseline: MoCo v2 on COCO", method="moco_v2"),

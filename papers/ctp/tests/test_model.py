@@ -128,7 +128,7 @@ def test_unusual_games_give_no_empty_boxes():
 
 
 class Counting:
-    """A video whose frame i is grey level i."""
+    """A video whose frame i is gray level i."""
 
     def __init__(self, frames=40):
         self.frames = frames
@@ -237,7 +237,7 @@ def test_contrast_moves_on_a_line_between_factors_not_between_logarithms(monkeyp
     monkeypatch.setattr(patches, "draw_key_frames", lambda *_: np.array([0, 15]))
     monkeypatch.setattr(patches, "draw_profiles", lambda *_: ["uniform"])
     recipe = dataclasses.replace(WHOLE, hue_saturation=0.0, brightness=0.0, contrast=1.0, contrast_reach=1.0)
-    levels = data.colour(np.random.default_rng(0), np.full((16, 1, 1, 3), 50, np.uint8), recipe)[:, 0, 0, 0]
+    levels = data.color(np.random.default_rng(0), np.full((16, 1, 1, 3), 50, np.uint8), recipe)[:, 0, 0, 0]
     assert 50 / np.e < levels.min() < levels.max() - 5 < 50 * np.e
     np.testing.assert_allclose(np.diff(levels, 2), 0, atol=1e-4)
 

@@ -13,8 +13,8 @@ from common.metrics.classification import Accuracy
 from common.run import UserError
 from common.tests import parity
 from papers.ctp import baselines, data, evaluate, load_official, patches
-from papers.ctp.model import TrackingHead, decode, encode, iou, pool, tracking_losses, video_scores
-from papers.ctp.official import VARIANTS, rename
+from papers.ctp.model import TrackingHead, decode, encode, iou, pool, rename, tracking_losses, video_scores
+from papers.ctp.official import VARIANTS
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NETS = ["r3d18", "r2plus1d18"]
@@ -342,8 +342,8 @@ def test_motion_statistics():
     drawn = [patches.draw_patch(rng, 16, game) for _ in range(10_000)]
     visible = np.mean([patch.visible for patch in drawn], 0)
     assert visible[0] == 1 and np.abs(visible[1:] - (0.8 + 0.2 / 16)).max() < 0.015
-    for shape, chance in zip(patches.SHAPES, patches.SHAPE_CHANCES):
-        assert np.mean([patch.shape == shape for patch in drawn]) == pytest.approx(chance, abs=0.015)
+    for shape, probability in zip(patches.SHAPES, patches.SHAPE_PROBABILITIES):
+        assert np.mean([patch.shape == shape for patch in drawn]) == pytest.approx(probability, abs=0.015)
     assert np.mean([patch.soft_from is None for patch in drawn]) == pytest.approx(0.5, abs=0.015)
     inner = np.bincount([len(patches.draw_key_frames(rng, 16)) - 2 for _ in range(20_000)]) / 20_000
     assert np.abs(inner - list(about["inner_key_frame_count_share"].values())).max() < 0.015
@@ -370,7 +370,7 @@ def test_evaluation_frames(case, theirs):
     scale = case["scale"] if isinstance(case["scale"], int) else tuple(case["scale"])
     resized = data.resize(_frames(case["frames"]), scale)
     assert list(resized.shape[1:3]) == case["scaled_hw"]
-    ours = data.tensor(data.centre_crop(resized, case["crop"])).transpose(0, 1)
+    ours = data.tensor(data.center_crop(resized, case["crop"])).transpose(0, 1)
     assert list(ours.shape) == case["tensor_shape"]
     parity.assert_close(ours[:, :, ::5, ::5], theirs["tensor_slice"], case["id"])
     moments = torch.cat([ours.mean((0, 2, 3)), ours.std((0, 2, 3), correction=0)])

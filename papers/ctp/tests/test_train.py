@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,15 +15,17 @@ import torchvision
 from common import run
 from common.data import video
 from common.data.tiny.clips import clips
+from common.run import results
 from papers.ctp import baselines, bench, cases, compare, data, demo, evaluate, train
 from papers.ctp.model import Backbone
-from papers.ctp.official import export, load_backbone, load_export
+from papers.ctp.official import export, load_backbone
 from papers.ctp.recipes import BASELINES, RECIPES
 from papers.ctp.scripts import shrink_videos
 
+DOOR = lambda: run.door("ctp", RECIPES, train.train, compare.compare)  # noqa: E731
 WORLD = run.World(0, 1, torch.device("cpu"), None)
 SMALL = dataclasses.replace(RECIPES["smoke"], batch=16, test_clips=2)
-ACTIONS = dataclasses.replace(RECIPES["tiny_recognize"], batch=16, epochs=1, eval_every=1, test_clips=2)
+ACTIONS = dataclasses.replace(RECIPES["tiny_recognize"], batch=16, epochs=1, eval_every=0, test_clips=2)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_a_game_is_learned_by_heart(tiny):
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
     for _ in range(60):
-        terms = evaluate.losses_of(SMALL, model, sample, None)
+        terms = train.losses_of(SMALL, model, sample, None)
         sum(terms.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 40)
         optimizer.step()
@@ -68,7 +70,7 @@ def test_a_game_is_learned_by_heart(tiny):
 @pytest.mark.parametrize("method", ["ctp", *BASELINES, "recognize"])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, tiny, method):
     recipe = ACTIONS if method == "recognize" else (
-        compare.contender(dataclasses.replace(SMALL, queue=32), method)
+        compare.member(dataclasses.replace(SMALL, queue=32), method)
     )
     whole = _train(tmp_path / "whole", tiny, recipe)
     parts = _train(tmp_path / "parts", tiny, recipe, stop_at=2, resume="auto")
@@ -83,7 +85,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, tiny, metho
 
 def test_what_a_run_leaves(tmp_path, tiny, monkeypatch):
     folder = _train(tmp_path, tiny)
-    names = {"curves.png", "tracks.png", "tracks.gif", "tracks.mp4", "best.safetensors", "report.md", "results.json"}
+    names = {"curves.png", "tracks.png", "tracks.gif", "tracks.mp4", "model", "report.md", "results.json"}
     assert names <= {p.name for p in folder.iterdir()}
     with video.open_video(folder / "tracks.mp4") as opened:
         assert len(opened) == SMALL.frames
@@ -105,12 +107,12 @@ def test_what_a_run_leaves(tmp_path, tiny, monkeypatch):
 def test_a_backbone_is_passed_on(tmp_path, tiny):
     pretrained = _train(tmp_path / "before", tiny)
     _, weights, _ = run.load_checkpoint(pretrained)
-    for source in (pretrained, pretrained / "model" / "backbone.safetensors", pretrained / "best.safetensors"):
+    for source in (pretrained, pretrained / "model" / "backbone.safetensors"):
         model = evaluate.build(ACTIONS, 8)
         load_backbone(model.backbone, source)
-    exported = load_export(pretrained / "model").state_dict()
-    for name, tensor in exported.items():
-        assert torch.equal(tensor, weights["model"][f"backbone.{name}"]), name
+        exported = model.backbone.state_dict()
+        for name, tensor in exported.items():
+            assert torch.equal(tensor, weights["model"][f"backbone.{name}"]), name
     # The classifier alone is new.
     assert {k.removeprefix("backbone.") for k in model.state_dict()} - set(exported) == {"fc.weight", "fc.bias"}
 
@@ -142,9 +144,11 @@ def test_a_trained_backbone_is_judged(tmp_path, tiny, monkeypatch):
     monkeypatch.setitem(RECIPES, "tiny_recognize", ACTIONS)
     folder = _train(tmp_path, tiny, dataclasses.replace(SMALL, downstream="tiny_recognize"))
     scores = _scores(folder)
-    for label in ("", "random "):
-        assert all(0 <= scores[f"{label}{key}"] <= 100 for key in ("probe_top1", "R@1", "R@5", "finetune_top1"))
-    assert len(list(folder.glob("downstream/*/ctp/tiny_recognize/*/results.json"))) == 2
+    for label, home, init in (("", "ctp", str(folder)), ("random ", "random", "")):
+        (tuned,) = folder.glob(f"downstream/{home}/ctp/tiny_recognize/*")
+        assert scores[f"{label}finetune_top1"] == _scores(tuned)["top1"]
+        assert json.loads((tuned / "config.json").read_text())["recipe"]["init"] == init
+        assert all(scores[f"{label}{key}"] % (100 / 8) == 0 for key in ("probe_top1", "R@1", "R@5")), "of 8 videos"
 
     monkeypatch.setattr(sys, "argv", ["evaluate", str(folder), "--data", str(tiny), "--task", "features",
                                       "--out", str(tmp_path / "s.json")])
@@ -153,27 +157,88 @@ def test_a_trained_backbone_is_judged(tmp_path, tiny, monkeypatch):
     assert again == {key: scores[key] for key in again} and "probe_top1" in again
 
 
+def test_neighbours_and_a_linear_classifier_by_hand(monkeypatch):
+    """Four training videos; of two test videos one lies among those of its class, one among the others."""
+    splits = {
+        "train": ([[10.0, 0], [9, 1], [0, 10], [1, 9]], [0, 0, 1, 1]),
+        "val": ([[50.0, 10], [1, 5]], [0, 0]),
+    }
+    monkeypatch.setattr(evaluate, "open_split", lambda _recipe, _data, split: SimpleNamespace(
+        name=split, labels=splits[split][1], classes=["a", "b"]
+    ))
+    monkeypatch.setattr(evaluate, "features", lambda _, videos, *__, **___: np.array(splits[videos.name][0]))
+    found = evaluate.frozen_scores("", ACTIONS, run.Options(), WORLD)
+    assert found == {"probe_top1": 50, "R@1": 50, "R@5": 100, "R@10": 100}
+
+
 def test_a_comparison_goes_on_where_it_was_killed(tmp_path, tiny, monkeypatch):
     monkeypatch.setitem(RECIPES, "tiny_recognize", ACTIONS)
     recipe = dataclasses.replace(
-        RECIPES["compare"], contenders=("random", "ctp", "rotation"), seeds=1, epochs=1, batch=16, eval_every=1,
+        RECIPES["compare"], compare=("ctp", "rotation", "random"), epochs=1, batch=16, eval_every=0,
     )
-    options = run.Options(data=tiny, out=tmp_path, seed=3)
-    folder = compare.compare("compare", recipe, dataclasses.replace(options, stop_at=2), WORLD)
+    options = run.Options(data=tiny, out=tmp_path, seeds=(3,), resume="auto")
+
+    def go_on(**changes):
+        return compare.compare("compare", recipe, dataclasses.replace(options, **changes), WORLD, train.train)
+
+    folder = go_on(stop_at=2)
     assert not (folder / "results.json").exists()
-    assert compare.compare("compare", recipe, dataclasses.replace(options, resume="auto"), WORLD) == folder
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # after results.json, before report.md
+        patch.setattr(results, "report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go_on()
+    assert go_on() == folder
     scores = _scores(folder)
     assert next(iter(scores)) == "ctp finetune_top1"
     assert {"ctp iou", "rotation own_top1", "random finetune_top1", "random probe_top1"} <= set(scores)
     assert "random iou" not in scores and "rotation iou" not in scores
-    results = json.loads((folder / "results.json").read_text())
-    assert compare.table(results["metrics"]) in (folder / "report.md").read_text()
+    found = json.loads((folder / "results.json").read_text())
+    assert run.table(found["metrics"], compare.COLUMNS, "pre-training") in (folder / "report.md").read_text()
+    assert compare.README_PARTS["compare"]([found]).splitlines()[2].startswith("| pre-training | fine-tuned, % |")
 
 
-def test_accumulation_is_the_whole_batch(tmp_path, tiny):
-    """The first loss is computed before any step: chunks differ only in what batch normalisation sees."""
-    rows = [run.read_log(_train(tmp_path / str(n), tiny, micro_batch=n, stop_at=1)) for n in (0, 4)]
-    assert rows[1][0]["loss"] == pytest.approx(rows[0][0]["loss"], rel=0.02)
+def test_a_comparisons_peak_memory_is_its_runs(tmp_path, tiny, monkeypatch):
+    """Not that of the process which ends it, and which may have trained nothing."""
+    monkeypatch.setitem(RECIPES, "tiny_recognize", ACTIONS)
+    recipe = dataclasses.replace(RECIPES["compare"], compare=("random",), epochs=1, batch=16)
+    options = run.Options(data=tiny, out=tmp_path, seeds=(3,), resume="auto")
+    folder = compare.compare("compare", recipe, options, WORLD, train.train)
+    (own,) = folder.glob("seed3/ctp/random/*/results.json")
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"peak_mem_bytes": 2**50}))
+    (folder / "results.json").unlink()
+    assert compare.compare("compare", recipe, options, WORLD, train.train) == folder
+    assert json.loads((folder / "results.json").read_text())["peak_mem_bytes"] == 2**50
+
+
+def _still_statistics(recipe, classes, build=evaluate.build):
+    """A network whose batch normalization does not depend on the batch."""
+    model = build(recipe, classes)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.eval()
+            module.train = lambda mode=True, module=module: module
+    return model
+
+
+def test_accumulation_is_the_whole_batch(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(evaluate, "build", _still_statistics)
+    whole, parts = (run.read_log(_train(tmp_path / str(n), tiny, micro_batch=n, stop_at=1))[0] for n in (0, 5))
+    for key in ("loss", "centre", "size", "grad_norm"):
+        assert parts[key] == pytest.approx(whole[key], rel=1e-5), key
+
+
+def test_a_clip_norm_of_0_clips_nothing(tmp_path, tiny):
+    unclipped, high = (
+        run.load_checkpoint(_train(tmp_path / str(norm), tiny, dataclasses.replace(SMALL, clip_norm=norm), stop_at=1))
+        for norm in (0.0, 1e9)
+    )
+    torch.testing.assert_close(unclipped[1], high[1], rtol=0, atol=0)
+    run.seed_all(0)
+    assert not torch.equal(unclipped[1]["model"]["head.fc2.weight"], evaluate.build(SMALL, 8).head.fc2.weight)
 
 
 def test_mocos_keys_move_once_a_step_however_it_is_cut(tmp_path, tiny, monkeypatch):
@@ -209,24 +274,49 @@ def test_learning_rates_of_the_authors_runs():
         assert rate(step) == pytest.approx(expected), step
 
 
+STILL = """
+from papers.ctp.tests import test_train as tests
+tests.evaluate.build = tests._still_statistics
+tests.run.main(tests.DOOR)
+"""
+
+
+def _launch(processes, *words):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
+    command = [str(word) for word in (sys.executable, *launch, *words)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(run.ROOT)}
+    done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["ctp", "moco"])
 def test_two_processes_share_a_batch(tmp_path, tiny, method):
-    """Batch normalisation sees half the batch each on CPUs, so losses are near, not equal; the data are the same."""
+    (tmp_path / "still.py").write_text(STILL)
     changes = ["--data", tiny, "--batch", "16", "--epochs", "1", "--log-every", "1"]
     changes += ["--method", "moco", "--queue", "32"] if method == "moco" else []
     logs = {}
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.ctp.train", "smoke", "--out", tmp_path / str(processes)]
-        subprocess.run([str(word) for word in command + changes], check=True, cwd=run.ROOT, capture_output=True,
-                       env=os.environ | {"OMP_NUM_THREADS": "1"})
+        _launch(processes, tmp_path / "still.py", "smoke", "--out", tmp_path / str(processes), *changes)
         (folder,) = (tmp_path / str(processes)).glob("ctp/smoke/*")
         logs[processes] = run.read_log(folder)
     assert len(logs[1]) == len(logs[2]) == 3
-    assert logs[2][0]["loss"] == pytest.approx(logs[1][0]["loss"], rel=0.1)
-    if method == "ctp":
-        assert logs[2][-1]["val/iou_still"] == pytest.approx(logs[1][-1]["val/iou_still"], abs=1e-6)
+    for one, two in zip(logs[1], logs[2]):
+        for key in set(one) - {"samples_per_s"}:
+            assert two[key] == pytest.approx(one[key], rel=1e-4), key
+
+
+@pytest.mark.slow
+def test_two_processes_judge_a_backbone_with_stop_at(tmp_path, tiny):
+    """--stop-at is the pre-training's alone: fine-tuning is longer, and both processes must see it to its end."""
+    _launch(2, "-m", "papers.ctp.train", "smoke", "--out", tmp_path, "--data", tiny, "--batch", 16, "--stop-at", 3,
+            "--downstream", "tiny_recognize")
+    (folder,) = tmp_path.glob("ctp/smoke/*")
+    assert {"finetune_top1", "random finetune_top1"} <= set(_scores(folder))
+    _launch(2, "-m", "papers.ctp.train", "compare", "--out", tmp_path, "--data", tiny, "--batch", 16, "--stop-at", 2,
+            "--compare", "random", "ctp")
+    (folder,) = tmp_path.glob("ctp/compare/*")
+    assert not (folder / "results.json").exists()
 
 
 def test_a_loss_that_explodes_stops_the_run(tmp_path, tiny):
@@ -235,10 +325,12 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path, tiny):
 
 
 @pytest.mark.parametrize("main, argv, message", [
-    (train.main, ["ucf101_r3d18"], "meant for UCF101: give its folder with --data"),
-    (train.main, ["tiny", "--batch", "999"], "larger than the 288 training samples"),
-    (train.main, ["tiny", "--init", "gone.pth"], "no checkpoint at gone.pth"),
-    (train.main, ["compare", "--contenders", "ctp", "magic"], "no contender 'magic'"),
+    (DOOR, ["ucf101_r3d18"], "meant for UCF101: give its folder with --data"),
+    (DOOR, ["tiny", "--batch", "999"], "larger than the 288 training samples"),
+    (DOOR, ["tiny", "--init", "gone.pth"], "no checkpoint at gone.pth"),
+    (DOOR, ["compare", "--compare", "ctp", "magic"], "no member 'magic'"),
+    (DOOR, ["compare", "--compare", "ctp", "--downstream", "gone"], "no recipe --downstream 'gone'"),
+    (DOOR, ["tiny", "--downstream", "gone"], "no recipe --downstream 'gone'"),
     (evaluate.main, ["gone"], "no checkpoint at gone"),
     (evaluate.main, ["WEIGHTS", "--recipe", "tiny_recognize"], "does not fit recognize r3d18"),
     (evaluate.main, ["WEIGHTS"], "needs --recipe"),
@@ -271,29 +363,25 @@ def test_recipes_are_the_authors():
         assert (recipe.batch, recipe.clip_norm, recipe.size_px, recipe.width) == (32, 40, 112, 64), name
         assert recipe.lr == (0.001 if "vcop" in name else 0.01) and recipe.head_std == 0.001, name
         assert recipe.weight_decay == (5e-4 if name.endswith("finetune") else 1e-4), name
-    assert RECIPES["ucf101_r3d18"].epochs == 300 and RECIPES["kinetics_r2plus1d18"].decay_epochs == (30, 60)
+    assert RECIPES["ucf101_r3d18"].epochs == 300 and RECIPES["kinetics_r2plus1d18"].milestones == (30, 60)
     ssv1 = RECIPES["ssv1_r3d18_finetune"]
-    assert (ssv1.frames, ssv1.flip, ssv1.test_clips, ssv1.decay_epochs) == (32, 0.0, 1, (40, 60, 80))
-    assert [data.wide_or_short(RECIPES["ucf101_r3d18_finetune"], s) for s in (112, 128, 144)] == [
+    assert (ssv1.frames, ssv1.flip, ssv1.test_clips, ssv1.milestones) == (32, 0.0, 1, (40, 60, 80))
+    assert [data.short_side_size(RECIPES["ucf101_r3d18_finetune"], s) for s in (112, 128, 144)] == [
         (149, 112), (171, 128), (192, 144)
     ]
 
 
 def test_the_benchmark_times_clips_and_the_loader(tmp_path, tiny, monkeypatch, capsys):
-    argv = ["bench", "--data", str(tiny), "--recipe", "tiny", "--clips", "3", "--workers", "2", "--out", str(tmp_path)]
+    argv = ["bench", "--data", str(tiny), "--recipe", "tiny", "--clips", "3", "--workers", "2"]
+    argv += ["--out", str(tmp_path / "results" / "bench")]
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     bench.main()
-    (record,) = tmp_path.glob("ctp_clips_*.json")
-    found = json.loads(record.read_text())
+    (record,) = tmp_path.glob("results/bench/ctp_clips_*.json")
+    found = json.loads(record.read_text())["records"]
     assert found["clips per second, loaded"] > 0 and found["loading processes"] == 2
-    assert set(found["milliseconds per clip"]) == {"open", "decode", "resize, crop, flip", "paste", "colour", "tensor"}
+    assert set(found["milliseconds per clip"]) == {"open", "decode", "resize, crop, flip", "paste", "color", "tensor"}
     assert f"with 2 processes on {bench.CORES} cores" in capsys.readouterr().out
-
-
-def test_readme_shows_the_records():
-    readme = Path(compare.__file__).with_name("README.md").read_text()
-    assert compare.records() in readme, "stale: python -m papers.ctp.compare"
 
 
 def test_videos_are_shrunk(tmp_path):
@@ -303,8 +391,3 @@ def test_videos_are_shrunk(tmp_path):
     assert len(set(train_videos.paths)) == 3 and len(set(val.paths)) == 1 and len(val) == shrink_videos.TIMES
     with video.open_video(val.paths[0]) as small, video.open_video(sources[3]) as source:
         assert len(small) == len(source) and small.read([0]).shape == (1, 48, 58, 3)
-
-
-def test_retrieval_on_a_known_case():
-    x = np.eye(3)
-    assert evaluate.recall_at(torch.from_numpy(x), torch.eye(3).bool(), (1,)) == {"R@1": 100}

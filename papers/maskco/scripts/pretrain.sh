@@ -6,5 +6,5 @@ set -euo pipefail
 cd "$(dirname "$0")/../../.."
 : "${DATA:?DATA=folder of pictures}" "${RECIPE:=coco}" "${GPUS:=8}" "${PYTHON:=.venv/bin/python}"
 set -x
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m papers.maskco.train "$RECIPE" \
+exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m -- papers.maskco.train "$RECIPE" \
   --data "$DATA" --workers 8 --log-every 50 --resume auto "$@"

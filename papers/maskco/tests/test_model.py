@@ -52,13 +52,13 @@ def _changed(inputs, where):
 @pytest.mark.parametrize("mask", ["mean", "noise", "learned"])
 def test_masked_pixels_do_not_matter(mask):
     model, inputs = MaskCo(**NET, mask=mask).eval(), _inputs()
+    noise = torch.randn(3, 3, 64, 64) if mask == "noise" else None
     rows, columns = _inside(inputs)
     results = []
     for given in (inputs, _changed(inputs, (rows, columns)), _changed(inputs, (rows.start - 1, columns.start))):
-        torch.manual_seed(3)
         model.zero_grad()
-        q = model.queries(given["query"], given["query_boxes"])
-        loss = _loss(model(**given)[0]) if mask != "noise" else q.sum()
+        q = model.queries(given["query"], given["query_boxes"], noise)
+        loss = _loss(model(**given, noise=noise)[0])
         loss.backward()
         results.append((q, loss, [p.grad.clone() for p in model.backbone.parameters()]))
     same, outside = results[1], results[2]
@@ -90,6 +90,9 @@ def test_the_mask_is_exact(N):
         sides = inputs["query_boxes"][:, 0, 2:] - inputs["query_boxes"][:, 0, :2]
         assert expected.sum() == sides.prod(1).sum()
     assert torch.equal(MaskCo(**NET, mask="off").masked(query, inputs["query_boxes"]), query)
+    noise = torch.randn_like(query)
+    seen = MaskCo(**NET, mask="noise").masked(query, inputs["query_boxes"], noise)
+    assert torch.equal(seen, torch.where(where, noise, query))
 
 
 def test_the_key_sees_what_the_query_does_not():

@@ -16,7 +16,7 @@ from papers.maskco.data import View
 from papers.maskco.model import MaskCo
 from papers.maskco.recipes import RECIPES, Recipe
 
-PLAIN = dict(jitter_chance=0.0, grey=0.0, blur=0.0)  # pixels that only move
+PLAIN = dict(jitter_probability=0.0, gray=0.0, blur=0.0)  # pixels that only move
 SMALL = replace(RECIPES["mini"], **PLAIN)
 FULL = Recipe("", **PLAIN)
 
@@ -153,3 +153,21 @@ def test_a_sample_is_a_function_of_its_seed_and_the_key_view_is_whole():
     assert set(data.Views(replace(RECIPES["mini"], method="moco_v2"))(picture)) == {"query", "key"}
     with pytest.raises(UserError, match="does not fit into --overlap-px 20"):
         data.Views(replace(RECIPES["mini"], overlap_px=20, region_px=(19, 20)))
+
+
+def test_a_region_outside_the_key_view_is_named(monkeypatch):
+    """The arithmetic never gives one; if it did, a loading process would say which."""
+    monkeypatch.setattr(data.View, "to_picture", lambda self, boxes: boxes + 1000)
+    torch.manual_seed(0)
+    views = data.draw_pair(Image.new("RGB", (640, 480)), FULL)[:2]
+    with pytest.raises(ValueError, match=r"regions .* of View.* in View.*: expected inside it"):
+        data.draw_regions(*views, FULL)
+
+
+def test_noise_is_a_function_of_the_samples_seed():
+    picture, views = Image.new("RGB", (60, 80)), data.Views(replace(RECIPES["mini"], mask="noise"))
+    noise = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        noise.append(views(picture)["noise"])
+    assert noise[0].shape == (3, 64, 64) and torch.equal(noise[0], noise[1]) and not torch.equal(noise[0], noise[2])
