@@ -8,26 +8,21 @@ file, split) overrides that, for sets whose division cuts across the folders.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-import os
-import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from common.data.images import SUFFIXES, webdataset_key
-from common.data.picture import read_picture
+from common.data.index import index_shards, read_part
+from common.data.picture import Unreadable, read_picture
+from common.data.text import printable
 from common.run import UserError
-from common.run.files import cache_dir
 
 EXPECTED = """expected
   {root}/annotations/captions_train2017.json  and  {root}/annotations/captions_val2017.json   (names without 2017 too)
@@ -79,63 +74,38 @@ class Captions(Dataset):
 class CaptionShards(Dataset):
     """Samples (PIL RGB image, captions) of webdataset shards: ``KEY.jpg`` beside ``KEY.txt``, a caption in each line.
 
-    Read at random through an index, built once per set of shards and kept in the cache as a memory-mapped array.
+    Read at random through an index that all processes share.
     """
 
     def __init__(self, shards: Sequence[Path]):
         self.shards = [str(shard.resolve()) for shard in shards]
-        stamp = [(s, Path(s).stat().st_size, Path(s).stat().st_mtime_ns) for s in self.shards]
-        name = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
-        self.index = cache_dir("webdataset") / f"captions-{name}.npy"
-        if not self.index.exists():
-            part = self.index.with_suffix(f".{os.getpid()}.part.npy")  # every process may be at it
-            np.save(part, self._scan())
-            part.replace(self.index)
-        self.rows = np.load(self.index, mmap_mode="r")
-
-    def _scan(self) -> np.ndarray:
-        """(samples, 5): shard, offset and length of the image, offset and length of the text."""
-        rows = []
-        for number, shard in enumerate(tqdm(self.shards, desc="indexing shards", disable=len(self.shards) < 4)):
-            images, texts = {}, {}
-            try:
-                with tarfile.open(shard) as tar:
-                    for member in tar:
-                        key, suffix = webdataset_key(member.name)
-                        kind = texts if suffix == "txt" else images if f".{suffix.lower()}" in SUFFIXES else {}
-                        kind[key] = (member.offset_data, member.size)
-            except tarfile.TarError as error:
-                raise UserError(f"{shard} is no readable webdataset shard: {error}") from None
-            unpaired = sorted(images.keys() ^ texts.keys())
-            if unpaired:
-                raise UserError(f"{shard}: {len(unpaired)} samples lack image or .txt, such as {unpaired[0]}")
-            rows += [(number, *images[key], *texts[key]) for key in images]
-        if not rows:
-            raise UserError(f"no captioned images in {self.shards[0]} and its {len(self.shards) - 1} neighbours")
-        return np.array(rows, dtype=np.int64)
+        self.index = index_shards(self.shards, "txt")
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.index["rows"])
 
     def __getitem__(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
-        image = read_picture(io.BytesIO(self._read(self.rows[index, :3])))
-        return image, self.captions(index)
+        shard, offset, size, *_ = self.index["rows"][index].tolist()
+        return read_picture(io.BytesIO(read_part(self.shards[shard], offset, size))), self.captions(index)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        text = self._read(self.rows[index, [0, 3, 4]]).decode()
-        texts = tuple(line.strip() for line in text.splitlines() if line.strip())
-        if not texts:
-            raise ValueError(f"{self.name(index)} has an empty caption")
-        return texts
-
-    def _read(self, place: np.ndarray) -> bytes:
-        shard, offset, size = place.tolist()
-        with open(self.shards[shard], "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        """All of them; `Unreadable` if there is none."""
+        shard, *_, offset, size = self.index["rows"][index].tolist()
+        try:
+            lines = read_part(self.shards[shard], offset, size).decode().splitlines()
+        except ValueError:
+            raise Unreadable(f"the caption of {self.name(index)} is not in UTF-8") from None
+        return _some(tuple(line.strip() for line in lines if line.strip()), self.name(index))
 
     def name(self, index: int) -> str:
-        return f"{self.shards[self.rows[index][0]]}@{self.rows[index][1]}"
+        shard, offset, *_ = self.index["rows"][index].tolist()
+        return f"{printable(self.shards[shard])}@{offset}"
+
+
+def _some(captions: tuple[str, ...], name: str) -> tuple[str, ...]:
+    if not captions:
+        raise Unreadable(f"{name} has an empty caption")
+    return captions
 
 
 def read_captions(root: str | Path, split: str) -> list[Captioned]:
