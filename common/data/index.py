@@ -224,21 +224,16 @@ class _Walk:
             raise UserError(f"{printable(folder)} is a link that leads back to a folder around it: take it away")
         self.stamps[_sortable(folder)] = stamp(info)
         entries = sorted(os.scandir(folder), key=lambda entry: _sortable(entry.name))
-        counts = self.with_classes and folder == self.root
-        for entry in tqdm(entries, desc=f"listing {printable(folder)}", disable=bool(around) or len(entries) < 100):
+        counts = self.with_classes and not around
+        for entry in entries if around else tqdm(entries, f"listing {printable(folder)}", disable=len(entries) < 100):
             name = entry.name
-            if name.startswith(b".") or name in SYSTEM:
-                self.left_out["hidden or system"] += 1
-                continue
             _, dot, suffix = name.rpartition(b".")
             is_picture = bool(dot) and suffix.lower() in self.suffixes
+            if name.startswith(b".") or (not is_picture and name in SYSTEM):
+                self.left_out["hidden or system"] += 1
+                continue
             if not entry.is_file(follow_symlinks=False):
-                try:
-                    mode = entry.stat().st_mode
-                except OSError:  # a link to nothing is a picture that cannot be read
-                    if not is_picture:
-                        raise UserError(f"{printable(entry.path)} is a link that leads nowhere") from None
-                    mode = stat.S_IFREG
+                mode = _mode(entry, is_picture)
                 if stat.S_ISDIR(mode):
                     if counts:
                         self.classes.append(printable(name))
@@ -255,6 +250,15 @@ class _Walk:
                 self.names += below_root + name
                 self.starts.append(len(self.names))
                 self.labels.append(len(self.classes) - 1)
+
+
+def _mode(entry: os.DirEntry, is_picture: bool) -> int:
+    try:
+        return entry.stat().st_mode
+    except OSError:
+        if not is_picture:
+            raise UserError(f"{printable(entry.path)} is a link that leads nowhere, or into itself") from None
+        return stat.S_IFREG  # a link to nothing is a picture that cannot be read
 
 
 # Tar shards -----------------------------------------------------------------------------------------------
