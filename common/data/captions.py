@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset
 
+from common.data.coco import Coco, read_coco
 from common.data.index import index_shards, read_part
 from common.data.picture import Unreadable, read_picture
-from common.data.text import printable
+from common.data.text import printable, read_text
 from common.run import UserError
 
 EXPECTED = """expected
   {root}/annotations/captions_train2017.json  and  {root}/annotations/captions_val2017.json   (names without 2017 too)
   {root}/train2017/*.jpg                      and  {root}/val2017/*.jpg"""
-SAME = {"val": ("val", "test"), "test": ("test", "val"), "train": ("train",)}
+SPLIT_ALIASES = {"val": ("val", "test"), "test": ("test", "val"), "train": ("train",)}
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,14 @@ class Captions(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
-        return read_picture(self.rows[index].image), self.rows[index].captions
+        return read_picture(self.rows[index].image), self.captions(index)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return self.rows[index].captions
+        """All of them; `Unreadable` if there is none."""
+        return _some(self.rows[index].captions, self.name(index))
 
     def name(self, index: int) -> str:
-        return str(self.rows[index].image)
+        return printable(self.rows[index].image)
 
 
 class CaptionShards(Dataset):
@@ -111,16 +111,17 @@ def _some(captions: tuple[str, ...], name: str) -> tuple[str, ...]:
 def read_captions(root: str | Path, split: str) -> list[Captioned]:
     """The captioned images of a split ("train", "val"; "test" is another name of "val"), by image file.
 
-    Raises `UserError` for a missing folder, a file that is no annotation file, or a split without captions.
+    Blank captions do not count. Raises `UserError` for a missing folder, a file that is no annotation file, or a split
+    without captions.
     """
     rows = []
-    for folder, content in _annotations(Path(root), "captions", split):
+    for folder, content in _annotations(Path(root), "captions", split, ("caption",)):
         texts = defaultdict(list)
-        for annotation in content["annotations"]:
+        for annotation in content.annotations:
             texts[annotation["image_id"]].append(" ".join(annotation["caption"].split()))
         rows += [
-            Captioned(folder / image["file_name"], tuple(texts[image["id"]]), image["id"])
-            for image in content["images"] if image["id"] in texts
+            Captioned(folder / image["file_name"], tuple(filter(None, texts[number])), number)
+            for number, image in content.images.items() if number in texts
         ]
     return _nonempty(sorted(rows, key=lambda row: row.image), root, split, "captions")
 
@@ -128,48 +129,43 @@ def read_captions(root: str | Path, split: str) -> list[Captioned]:
 def read_regions(root: str | Path, split: str) -> list[Region]:
     """The boxes of a split, each with its annotation's ``phrase``, or the name of its category where it has none."""
     rows = []
-    for folder, content in _annotations(Path(root), "instances", split):
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        images = {image["id"]: image for image in content["images"]}
-        rows += [
-            Region(
-                folder / images[a["image_id"]]["file_name"], tuple(a["bbox"]), a.get("phrase", names[a["category_id"]]),
-                a["image_id"], (images[a["image_id"]]["width"], images[a["image_id"]]["height"]),
-            )
-            for a in content["annotations"] if a["image_id"] in images and not a.get("iscrowd")
-        ]
+    for folder, content in _annotations(Path(root), "instances", split, ("bbox", "category_id"), sizes=True):
+        for box in content.annotations:
+            image = content.images.get(box["image_id"])  # the split table may have taken it out
+            if image and not box.get("iscrowd"):
+                phrase = str(box.get("phrase", content.categories[box["category_id"]]))
+                size = image["width"], image["height"]
+                rows.append(Region(folder / image["file_name"], tuple(box["bbox"]), phrase, box["image_id"], size))
     return _nonempty(sorted(rows, key=lambda row: row.image), root, split, "boxes")
 
 
-def _annotations(root: Path, kind: str, split: str) -> list[tuple[Path, dict[str, Any]]]:
+def _annotations(
+    root: Path, kind: str, split: str, fields: Sequence[str], *, sizes: bool = False
+) -> list[tuple[Path, Coco]]:
     """(image folder, content of the annotation file, its images confined to the split) of every file that counts."""
-    if split not in SAME:
-        raise UserError(f"no split {split!r}; there are {', '.join(SAME)}")
+    if split not in SPLIT_ALIASES:
+        raise UserError(f"no split {split!r}; there are {', '.join(SPLIT_ALIASES)}")
     if not root.is_dir():
         raise UserError(f"no data folder {root}: {EXPECTED.format(root=root)}")
     home, table = root / "annotations", root / "annotations" / "caption_split.csv"
     names = sorted(path.stem.removeprefix(f"{kind}_") for path in home.glob(f"{kind}_*.json"))
     if not table.exists():  # of the split's two names the first that is there
-        named = ([name for name in names if name.startswith(word)] for word in SAME[split])
+        named = ([name for name in names if name.startswith(word)] for word in SPLIT_ALIASES[split])
         names = next((some for some in named if some), [])
-    found = [(root / name, _read(home / f"{kind}_{name}.json")) for name in names]
-    if table.exists():
-        with open(table, newline="") as file:
-            chosen = {(row["folder"], row["file"]) for row in csv.DictReader(file) if row["split"] in SAME[split]}
-        found = [
-            (folder, content | {"images": [x for x in content["images"] if (folder.name, x["file_name"]) in chosen]})
-            for folder, content in found
-        ]
-    return found
-
-
-def _read(path: Path) -> dict[str, Any]:
+    found = [(root / name, read_coco(home / f"{kind}_{name}.json", fields, sizes=sizes)) for name in names]
+    if not table.exists():
+        return found
     try:
-        content = json.loads(path.read_text())
-        content["images"], content["annotations"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no COCO annotation file: {type(error).__name__} {error}") from None
-    return content
+        rows = csv.DictReader(io.StringIO(read_text(table), newline=""))
+        chosen = {(row["folder"], row["file"]) for row in rows if row["split"] in SPLIT_ALIASES[split]}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UserError(f"{table} is no table with the columns folder, file, split: {error}") from None
+    return [
+        (folder, replace(content, images={
+            number: image for number, image in content.images.items() if (folder.name, image["file_name"]) in chosen
+        }))
+        for folder, content in found
+    ]
 
 
 def _nonempty(rows: list, root: str | Path, split: str, what: str) -> list:

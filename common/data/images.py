@@ -159,6 +159,43 @@ def open_images(root: str | Path, split: str) -> Images:
     raise UserError(f"{root} has no {split} split: {EXPECTED.format(root=root)}")
 
 
+class Renumbered(Images):
+    """Other images whose classes are some of `classes`, numbered by these."""
+
+    def __init__(self, data: Images, classes: Sequence[str]):
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = np.array([numbers[name] for name in data.classes])[data.labels]
+        super().__init__(data.sources, labels, classes)
+        self.data, self.left_out = data, data.left_out
+
+    def read(self, index: int) -> Image.Image:
+        return self.data.read(index)
+
+    def name(self, index: int) -> str:
+        return self.data.name(index)
+
+
+def same_classes(train: Sequence[str], val: Images, *, subset: bool = False) -> Images:
+    """`val` numbered by the classes of training, which are the network's outputs.
+
+    `UserError` names the classes that one of them has and the other lacks; with `subset` validation may lack some.
+    """
+    if list(train) == val.classes:
+        return val
+    unknown, missing = sorted({*val.classes} - {*train}), sorted({*train} - {*val.classes})
+    twice = len({*train}) < len(train) or len({*val.classes}) < len(val.classes)
+    if unknown or (missing and not subset) or twice:
+        found = [f"validation has {_few(unknown)}, which training lacks"] if unknown else []
+        found += [f"validation lacks {_few(missing)}"] if missing else []
+        found += ["names that stand for several classes"] if twice else []
+        raise UserError(f"the classes of training and validation differ: {'; '.join(found)}; expected the same in both")
+    return Renumbered(val, train)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
 def train_transform(
     size: int, *, crop_scale: tuple[float, float] = (0.08, 1.0), flip: float = 0.5, policy: str | None = None,
     erase: float = 0.0,
