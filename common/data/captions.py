@@ -99,7 +99,7 @@ class CaptionShards(Dataset):
 
     def name(self, index: int) -> str:
         shard, offset, *_ = self.index["rows"][index].tolist()
-        return f"{printable(self.shards[shard])}@{offset}"
+        return f"{printable(Path(self.shards[shard]))}@{offset}"
 
 
 def _some(captions: tuple[str, ...], name: str) -> tuple[str, ...]:

@@ -50,6 +50,7 @@ class Images(Dataset):
         raise NotImplementedError
 
     def name(self, index: int) -> str:
+        """Where a sample comes from, in characters that can be shown."""
         return printable(self.sources[index])
 
 
@@ -124,7 +125,7 @@ class WebDataset(Indexed):
 
     def name(self, index: int) -> str:
         shard, offset, _ = self.sources[index].tolist()
-        return f"{printable(self.shards[shard])}@{offset}"
+        return f"{printable(Path(self.shards[shard]))}@{offset}"
 
 
 def class_names(path: Path) -> list[str]:

@@ -25,7 +25,12 @@ def read_json(path: Path) -> Any:
 
 
 def printable(name: str | bytes | Path) -> str:
-    """The name of a file or folder as it can be shown and written: what is not UTF-8, and control characters, as in
-    caf\\xe9 and a\\nb."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """The name of a file or folder, or any text, as it can be shown and written in one line: bytes that are not UTF-8
+    and control characters as in caf\\xe9 and a\\nb."""
+    text = name if isinstance(name, str) else os.fsencode(name).decode("utf-8", "surrogateescape")
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else repr(character)[1:-1]

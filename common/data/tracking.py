@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from common.data.coco import read_coco
 from common.data.picture import Unreadable, read_picture
-from common.data.text import read_text
+from common.data.text import printable, read_text
 from common.run import UserError
 
 EXPECTED = """expected one of
@@ -145,8 +145,8 @@ def open_sequences(
                 raise UserError(f"cannot use {root}: {error}") from None
             bad.append(str(error))
             if report:
-                with open(report, "a") as file:
-                    file.write(f"{error}\n")
+                with open(report, "a", encoding="utf-8") as file:
+                    file.write(f"{printable(str(error))}\n")
     if len(bad) > max(1, int(limit * len(jobs))) or not sequences:
         raise UserError(f"{len(bad)} of {len(jobs)} sequences in {root} are unusable, the last: {bad[-1]}")
     if bad:

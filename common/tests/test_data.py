@@ -1,6 +1,5 @@
 """Loaders: three layouts give the same samples; order and augmentation follow from seed and step alone."""
 
-import pickle
 import random
 
 import numpy as np
@@ -77,16 +76,6 @@ def test_an_empty_class_is_named(tmp_path):
     with pytest.raises(UserError, match="dog"):
         images.open_images(tmp_path, "train")
 
-
-def test_cifar_pickles_run_no_code(tmp_path):
-    class Malice:
-        def __reduce__(self):
-            return print, ("pwned",)
-
-    root = digits("cifar", tmp_path / "c")
-    (root / "test_batch").write_bytes(pickle.dumps({"data": Malice(), "labels": []}))
-    with pytest.raises(UserError, match="refused"):
-        images.open_images(root, "val")
 
 
 # Sampler --------------------------------------------------------------------------------------------------
