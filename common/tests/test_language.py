@@ -207,6 +207,12 @@ def test_wrong_caption_folders(tmp_path, prepare, message):
         captions.read_captions(tmp_path, "train")
 
 
+def test_captions_that_are_not_utf8_are_unreadable(tmp_path):
+    _shard(tmp_path / "a.tar", {"a": {"png": _png("red"), "txt": b"caf\xe9"}})
+    with pytest.raises(Unreadable, match=r"a\.tar@\d+ is not in UTF-8"):
+        captions.CaptionShards([tmp_path / "a.tar"])[0]
+
+
 def test_missing_caption_folder_and_split(tmp_path, root):
     with pytest.raises(UserError, match="no data folder"):
         captions.read_captions(tmp_path / "none", "train")
