@@ -69,10 +69,7 @@ class ImageFolder(Indexed):
     """``root/<class>/**/*.jpg``; class indices follow the sorted folder names."""
 
     def __init__(self, root: Path):
-        try:
-            index = index_folder(root, classes=True)
-        except UserError as error:
-            raise UserError(f"{error}: {EXPECTED.format(root=root.parent)}") from None
+        index = index_folder(root, classes=True, expected=f": {EXPECTED.format(root=root.parent)}")
         super().__init__(index, index.about["classes"])
         self.sources, self.left_out = Files(root, index), index.about["left_out"]
 

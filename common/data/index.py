@@ -4,10 +4,10 @@ An index is made once and kept in the cache; processes map its arrays into memor
 million pictures take no more of it with eight loader processes than with one.
 
 It is made anew when the folder, one of the folders in it, or a shard has changed: their sizes and times of change are
-compared at each opening. A folder's time tells of files that come, go or are renamed. Not noticed: files that come or
-go on a file system that keeps no such times for folders (some mounts of object stores), and what happens after a link
-is followed to a single file. There, delete the cache's folder ``index``. New pixels under an old name need no notice:
-they are read when they are asked for.
+compared at each opening. A folder's time tells of files that come, go or are renamed. Not noticed is what changes on a
+file system that keeps no such times for folders (some mounts of object stores), or changed on another machine in the
+last minute (NFS remembers times that long), and whether a link to a single file still leads somewhere. Where that
+matters, delete the cache's folder ``index``. New pixels under an old name need no notice: they are read when asked for.
 """
 
 from __future__ import annotations
@@ -102,9 +102,10 @@ def stamp(info: os.stat_result) -> list[int]:
 
 def _about(home: Path) -> dict[str, Any]:
     try:
-        return json.loads((home / "about.json").read_bytes())
+        about = json.loads((home / "about.json").read_bytes())
     except (OSError, ValueError):
         return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _read(home: Path) -> Index | None:
@@ -116,7 +117,7 @@ def _read(home: Path) -> Index | None:
             if now != before or now[2] > about["made"] - SETTLED_NS:
                 return None
         index = Index(home, about)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):  # missing, stale or damaged
         return None
     with suppress(OSError):
         os.utime(home / "about.json")
@@ -162,21 +163,21 @@ class Files(collections.abc.Sequence):
         return self.root / os.fsdecode(self.index["names"][start:end].tobytes())
 
 
-def index_folder(root: Path, *, classes: bool) -> Index:
+def index_folder(root: Path, *, classes: bool, expected: str = "") -> Index:
     """The pictures in and below a folder, sorted by the parts of their paths; `Files` makes them from it.
 
     Arrays: names (bytes) and starts (N + 1), the paths below `root` one after another and where each begins; with
     `classes` labels (N,), the number of the folder in `root` that holds it: about["classes"] names those folders. Then
     pictures beside the folders do not count. A link is what it points to.
 
-    about["left_out"] counts what was passed over, by kind. `UserError` where there is no picture at all, or none in a
-    class, or a link that leads back to a folder around it.
+    about["left_out"] counts what was passed over, by kind. `UserError` where there is no picture at all (its text ends
+    in `expected`), or none in a class, or a link that leads back to a folder around it.
     """
     what = f"{'classes' if classes else 'pictures'} {os.fsencode(root.resolve()).decode('utf-8', 'surrogateescape')}"
-    return kept(what, lambda: _list(root, classes))
+    return kept(what, lambda: _list(root, classes, expected))
 
 
-def _list(root: Path, classes: bool) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _list(root: Path, classes: bool, expected: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     walk = _Walk(os.fsencode(root.resolve()), classes)
     try:
         walk.enter(walk.root, b"", ())
@@ -187,7 +188,7 @@ def _list(root: Path, classes: bool) -> tuple[dict[str, Any], dict[str, np.ndarr
     left_out = dict(walk.left_out.most_common())
     beside = "; left out: " + ", ".join(f"{count} {kind}" for kind, count in left_out.items()) if left_out else ""
     if not walk.labels:
-        raise UserError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}){beside}")
+        raise UserError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}){beside}{expected}")
     about = {"stamp": walk.stamps, "classes": walk.classes, "left_out": left_out}
     arrays = {"names": np.frombuffer(walk.names, np.uint8), "starts": np.frombuffer(walk.starts, np.int64)}
     if classes:
@@ -321,7 +322,7 @@ def _scan(shards: Sequence[str], partner: str) -> tuple[dict[str, Any], dict[str
                     if suffix == "cls":
                         numbers[key] = _label(tar, member)
         except (OSError, tarfile.TarError, ValueError) as error:
-            raise UserError(f"{printable(shard)} is no readable webdataset shard: {error}") from None
+            raise UserError(f"{printable(shard)} is no readable webdataset shard: {printable(str(error))}") from None
         if unpaired := sorted(images.keys() ^ partners.keys()):
             missing = f"{len(unpaired)} samples lack image or .{partner}, such as {printable(unpaired[0])}"
             raise UserError(f"{printable(shard)}: {missing}")

@@ -60,6 +60,16 @@ def test_samples_are_in_the_order_of_sorted_paths(tmp_path):
     assert all(data.name(i).isprintable() for i in range(len(data)))
 
 
+def test_pictures_without_classes(tmp_path):
+    for name in ("b.png", "a/2.png", "a.png", "a/deep/1.jpg", ".hidden/1.png", "z/1.png"):
+        _picture(tmp_path / name)
+    files = index.Files(tmp_path, index.index_folder(tmp_path, classes=False))
+    wanted = sorted(path for path in tmp_path.rglob("*.[pj]*g") if ".hidden" not in path.parts)
+    assert list(files) == wanted and len(files) == 5
+    with pytest.raises(IndexError):
+        files[5]
+
+
 def test_hidden_and_system_files_are_left_out_and_counted(tmp_path, capsys):
     for name in ("a/1.png", "a/._1.png", "a/.ipynb_checkpoints/1.png", ".ipynb_checkpoints/1.png", "__MACOSX/a/1.png",
                  "b/1.png", "b/@eaDir/1.png/small.jpg", "b/1.gif", "b/2.gif", "loose.png"):
@@ -159,7 +169,7 @@ def test_what_changed_a_moment_ago_is_looked_at_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [
-    lambda home: (home / "about.json").write_text("{"), lambda home: (home / "about.json").write_text("{}"),
+    *[lambda home, text=text: (home / "about.json").write_text(text) for text in ("{", "{}", "[]", '{"stamp": 5}')],
     lambda home: next(home.glob("*-names.npy")).write_bytes(b""), lambda home: next(home.glob("*-labels.npy")).unlink(),
     lambda home: next(home.glob("*-starts.npy")).write_bytes(next(home.glob("*-starts.npy")).read_bytes()[:-8]),
 ])
