@@ -8,31 +8,25 @@ file, split) overrides that, for sets whose division cuts across the folders.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
-import os
-import tarfile
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from common.data.images import SUFFIXES, webdataset_key
-from common.data.picture import read_picture
+from common.data.coco import Coco, read_coco
+from common.data.index import index_shards, read_part
+from common.data.picture import Unreadable, read_picture
+from common.data.text import printable, read_text
 from common.run import UserError
-from common.run.files import cache_dir
 
 EXPECTED = """expected
   {root}/annotations/captions_train2017.json  and  {root}/annotations/captions_val2017.json   (names without 2017 too)
   {root}/train2017/*.jpg                      and  {root}/val2017/*.jpg"""
-SAME = {"val": ("val", "test"), "test": ("test", "val"), "train": ("train",)}
+SPLIT_ALIASES = {"val": ("val", "test"), "test": ("test", "val"), "train": ("train",)}
 
 
 class NoSplit(UserError):
@@ -71,90 +65,67 @@ class Captions(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
-        return read_picture(self.rows[index].image), self.rows[index].captions
+        return read_picture(self.rows[index].image), self.captions(index)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return self.rows[index].captions
+        """All of them; `Unreadable` if there is none."""
+        return _some(self.rows[index].captions, self.name(index))
 
     def name(self, index: int) -> str:
-        return str(self.rows[index].image)
+        return printable(self.rows[index].image)
 
 
 class CaptionShards(Dataset):
     """Samples (PIL RGB image, captions) of webdataset shards: ``KEY.jpg`` beside ``KEY.txt``, a caption in each line.
 
-    Read at random through an index, built once per set of shards and kept in the cache as a memory-mapped array.
+    Read at random through an index that all processes share.
     """
 
     def __init__(self, shards: Sequence[Path]):
         self.shards = [str(shard.resolve()) for shard in shards]
-        stamp = [(s, Path(s).stat().st_size, Path(s).stat().st_mtime_ns) for s in self.shards]
-        name = hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]
-        self.index = cache_dir("webdataset") / f"captions-{name}.npy"
-        if not self.index.exists():
-            part = self.index.with_suffix(f".{os.getpid()}.part.npy")  # every process may be at it
-            np.save(part, self._scan())
-            part.replace(self.index)
-        self.rows = np.load(self.index, mmap_mode="r")
-
-    def _scan(self) -> np.ndarray:
-        """(samples, 5): shard, offset and length of the image, offset and length of the text."""
-        rows = []
-        for number, shard in enumerate(tqdm(self.shards, desc="indexing shards", disable=len(self.shards) < 4)):
-            images, texts = {}, {}
-            try:
-                with tarfile.open(shard) as tar:
-                    for member in tar:
-                        key, suffix = webdataset_key(member.name)
-                        kind = texts if suffix == "txt" else images if f".{suffix.lower()}" in SUFFIXES else {}
-                        kind[key] = (member.offset_data, member.size)
-            except tarfile.TarError as error:
-                raise UserError(f"{shard} is no readable webdataset shard: {error}") from None
-            unpaired = sorted(images.keys() ^ texts.keys())
-            if unpaired:
-                raise UserError(f"{shard}: {len(unpaired)} samples lack image or .txt, such as {unpaired[0]}")
-            rows += [(number, *images[key], *texts[key]) for key in images]
-        if not rows:
-            raise UserError(f"no captioned images in {self.shards[0]} and its {len(self.shards) - 1} neighbours")
-        return np.array(rows, dtype=np.int64)
+        self.index = index_shards(self.shards, "txt")
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.index["rows"])
 
     def __getitem__(self, index: int) -> tuple[Image.Image, tuple[str, ...]]:
-        image = read_picture(io.BytesIO(self._read(self.rows[index, :3])))
-        return image, self.captions(index)
+        shard, offset, size, *_ = self.index["rows"][index].tolist()
+        return read_picture(io.BytesIO(read_part(self.shards[shard], offset, size))), self.captions(index)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        text = self._read(self.rows[index, [0, 3, 4]]).decode()
-        texts = tuple(line.strip() for line in text.splitlines() if line.strip())
-        if not texts:
-            raise ValueError(f"{self.name(index)} has an empty caption")
-        return texts
-
-    def _read(self, place: np.ndarray) -> bytes:
-        shard, offset, size = place.tolist()
-        with open(self.shards[shard], "rb") as file:
-            file.seek(offset)
-            return file.read(size)
+        """All of them; `Unreadable` if there is none."""
+        shard, *_, offset, size = self.index["rows"][index].tolist()
+        try:
+            lines = read_part(self.shards[shard], offset, size).decode().splitlines()
+        except ValueError:
+            raise Unreadable(f"the caption of {self.name(index)} is not in UTF-8") from None
+        return _some(tuple(line.strip() for line in lines if line.strip()), self.name(index))
 
     def name(self, index: int) -> str:
-        return f"{self.shards[self.rows[index][0]]}@{self.rows[index][1]}"
+        shard, offset, *_ = self.index["rows"][index].tolist()
+        return f"{printable(Path(self.shards[shard]))}@{offset}"
+
+
+def _some(captions: tuple[str, ...], name: str) -> tuple[str, ...]:
+    if not captions:
+        raise Unreadable(f"{name} has an empty caption")
+    return captions
 
 
 def read_captions(root: str | Path, split: str) -> list[Captioned]:
     """The captioned images of a split ("train", "val"; "test" is another name of "val"), by image file.
 
-    Raises `UserError` for a missing folder or no annotation file, `NoSplit` for a split without captions.
+    Blank captions do not count. Raises `UserError` for a missing folder or a file that is no annotation file, `NoSplit`
+    for a split without captions.
     """
     rows = []
-    for folder, content in _annotations(Path(root), "captions", split):
+    for folder, content in _annotations(Path(root), "captions", split, ("caption",)):
         texts = defaultdict(list)
-        for annotation in content["annotations"]:
+        for annotation in content.annotations:
             texts[annotation["image_id"]].append(" ".join(annotation["caption"].split()))
         rows += [
-            Captioned(folder / image["file_name"], tuple(texts[image["id"]]), image["id"])
-            for image in content["images"] if image["id"] in texts
+            Captioned(folder / image["file_name"], tuple(filter(None, texts[number])), number)
+            for number, image in content.images.items() if number in texts
         ]
     return _nonempty(sorted(rows, key=lambda row: row.image), root, split, "captions")
 
@@ -162,48 +133,43 @@ def read_captions(root: str | Path, split: str) -> list[Captioned]:
 def read_regions(root: str | Path, split: str) -> list[Region]:
     """The boxes of a split, each with its annotation's ``phrase``, or the name of its category where it has none."""
     rows = []
-    for folder, content in _annotations(Path(root), "instances", split):
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        images = {image["id"]: image for image in content["images"]}
-        rows += [
-            Region(
-                folder / images[a["image_id"]]["file_name"], tuple(a["bbox"]), a.get("phrase", names[a["category_id"]]),
-                a["image_id"], (images[a["image_id"]]["width"], images[a["image_id"]]["height"]),
-            )
-            for a in content["annotations"] if a["image_id"] in images and not a.get("iscrowd")
-        ]
+    for folder, content in _annotations(Path(root), "instances", split, ("bbox", "category_id"), sizes=True):
+        for box in content.annotations:
+            image = content.images.get(box["image_id"])  # the split table may have taken it out
+            if image and not box.get("iscrowd"):
+                phrase = str(box.get("phrase", content.categories[box["category_id"]]))
+                size = image["width"], image["height"]
+                rows.append(Region(folder / image["file_name"], tuple(box["bbox"]), phrase, box["image_id"], size))
     return _nonempty(sorted(rows, key=lambda row: row.image), root, split, "boxes")
 
 
-def _annotations(root: Path, kind: str, split: str) -> list[tuple[Path, dict[str, Any]]]:
+def _annotations(
+    root: Path, kind: str, split: str, fields: Sequence[str], *, sizes: bool = False
+) -> list[tuple[Path, Coco]]:
     """(image folder, content of the annotation file, its images confined to the split) of every file that counts."""
-    if split not in SAME:
-        raise UserError(f"no split {split!r}; there are {', '.join(SAME)}")
+    if split not in SPLIT_ALIASES:
+        raise UserError(f"no split {split!r}; there are {', '.join(SPLIT_ALIASES)}")
     if not root.is_dir():
         raise UserError(f"no data folder {root}: {EXPECTED.format(root=root)}")
     home, table = root / "annotations", root / "annotations" / "caption_split.csv"
     names = sorted(path.stem.removeprefix(f"{kind}_") for path in home.glob(f"{kind}_*.json"))
     if not table.exists():  # of the split's two names the first that is there
-        named = ([name for name in names if name.startswith(word)] for word in SAME[split])
+        named = ([name for name in names if name.startswith(word)] for word in SPLIT_ALIASES[split])
         names = next((some for some in named if some), [])
-    found = [(root / name, _read(home / f"{kind}_{name}.json")) for name in names]
-    if table.exists():
-        with open(table, newline="") as file:
-            chosen = {(row["folder"], row["file"]) for row in csv.DictReader(file) if row["split"] in SAME[split]}
-        found = [
-            (folder, content | {"images": [x for x in content["images"] if (folder.name, x["file_name"]) in chosen]})
-            for folder, content in found
-        ]
-    return found
-
-
-def _read(path: Path) -> dict[str, Any]:
+    found = [(root / name, read_coco(home / f"{kind}_{name}.json", fields, sizes=sizes)) for name in names]
+    if not table.exists():
+        return found
     try:
-        content = json.loads(path.read_text())
-        content["images"], content["annotations"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no COCO annotation file: {type(error).__name__} {error}") from None
-    return content
+        rows = csv.DictReader(io.StringIO(read_text(table), newline=""))
+        chosen = {(row["folder"], row["file"]) for row in rows if row["split"] in SPLIT_ALIASES[split]}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UserError(f"{table} is no table with the columns folder, file, split: {error}") from None
+    return [
+        (folder, replace(content, images={
+            number: image for number, image in content.images.items() if (folder.name, image["file_name"]) in chosen
+        }))
+        for folder, content in found
+    ]
 
 
 def _nonempty(rows: list, root: str | Path, split: str, what: str) -> list:

@@ -6,13 +6,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
-import json
-import os
-import pickle
-import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,22 +16,26 @@ from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAugment, posterize
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from common.data import cifar
+from common.data.index import Files, Index, find_shards, index_folder, index_shards, read_part
 from common.data.picture import read_picture
+from common.data.text import printable, read_text
 from common.run import UserError
-from common.run.files import cache_dir
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test")}
 EXPECTED = """expected one of
   image folders      {root}/train/<class>/*.jpg  and  {root}/val/<class>/*.jpg  (test/ also serves as val/)
   CIFAR batches      {root}/data_batch_1 ... test_batch, batches.meta  (as in cifar-10-batches-py)
-  webdataset shards  {root}/train-000000.tar ...  and  {root}/val-000000.tar ...  (members KEY.jpg and KEY.cls)"""
+  webdataset shards  {root}/train-000000.tar ...  and  {root}/val-000000.tar ...  (members KEY.jpg and KEY.cls;
+                     also {root}/imagenet1k-train-0000.tar ...  or  {root}/train/000000.tar ...)"""
 
 
 class Images(Dataset):
     """Samples as (source, class index); subclasses say how a source becomes an image."""
+
+    left_out: dict[str, int] = {}
+    """What lies among the images and was passed over, counted by kind."""
 
     def __init__(self, sources: Sequence, labels: Sequence[int], classes: Sequence[str]):
         self.sources, self.labels, self.classes = sources, np.asarray(labels, dtype=np.int64), list(classes)
@@ -51,26 +50,28 @@ class Images(Dataset):
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        return str(self.sources[index])
+        """Where a sample comes from, in characters that can be shown."""
+        return printable(self.sources[index])
 
 
-class ImageFolder(Images):
+class Indexed(Images):
+    """Images whose sources and labels are memory-mapped: they lie in memory once for all processes."""
+
+    def __init__(self, index: Index, classes: list[str]):
+        self.index, self.classes = index, classes
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.index["labels"]
+
+
+class ImageFolder(Indexed):
     """``root/<class>/**/*.jpg``; class indices follow the sorted folder names."""
 
     def __init__(self, root: Path):
-        classes = sorted(p.name for p in root.iterdir() if p.is_dir())
-        found = [
-            (path, label)
-            for label, name in enumerate(tqdm(classes, desc=f"listing {root}", disable=len(classes) < 100))
-            for path in sorted((root / name).rglob("*"))
-            if path.suffix.lower() in SUFFIXES
-        ]
-        if not found:
-            raise UserError(f"{root} holds no images: {EXPECTED.format(root=root.parent)}")
-        empty = sorted(set(range(len(classes))) - {label for _, label in found})
-        if empty:
-            raise UserError(f"{root}: no images in class folders {[classes[i] for i in empty]}")
-        super().__init__([path for path, _ in found], [label for _, label in found], classes)
+        index = index_folder(root, classes=True, expected=f": {EXPECTED.format(root=root.parent)}")
+        super().__init__(index, index.about["classes"])
+        self.sources, self.left_out = Files(root, index), index.about["left_out"]
 
     def read(self, index: int) -> Image.Image:
         return read_picture(self.sources[index])
@@ -80,112 +81,59 @@ class CifarBatches(Images):
     """``data_batch_*``/``test_batch`` of CIFAR-10, or ``train``/``test`` of CIFAR-100, in their pickled form."""
 
     def __init__(self, root: Path, split: str):
-        if (root / "batches.meta").exists():
-            files = sorted(root.glob("data_batch_*")) if split == "train" else [root / "test_batch"]
-            meta, names, labels = "batches.meta", "label_names", "labels"
-        else:
-            files = [root / ("train" if split == "train" else "test")]
-            meta, names, labels = "meta", "fine_label_names", "fine_labels"
-        if not files:
-            raise UserError(f"{root} has no data_batch_1 ...: {EXPECTED.format(root=root)}")
-        batches = [_unpickle_arrays(file) for file in files]
-        pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        where = [f"{file}#{i}" for file, batch in zip(files, batches) for i in range(len(batch[labels]))]
-        super().__init__(where, np.concatenate([b[labels] for b in batches]), _unpickle_arrays(root / meta)[names])
-        self.pixels = pixels.transpose(0, 2, 3, 1)
+        self.pixels, labels, where, classes = cifar.read(root, split)
+        super().__init__(where, labels, classes)
 
     def read(self, index: int) -> Image.Image:
         return Image.fromarray(self.pixels[index])
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """CIFAR's batches are pickles: admit the pieces of numpy arrays and nothing else."""
+class WebDataset(Indexed):
+    """Tar shards of ``KEY.jpg`` + ``KEY.cls`` (class index as text), read at random through an index, so that order,
+    resumption and evaluation are as exact as with files.
 
-    allowed = {
-        (module, name)
-        for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
-        for name in ("ndarray", "dtype", "_reconstruct")
-    } | {("_codecs", "encode")}
-
-    def find_class(self, module: str, name: str):
-        if (module, name) not in self.allowed:
-            raise pickle.UnpicklingError(f"it calls for {module}.{name}")
-        return super().find_class(module, name)
-
-
-def _unpickle_arrays(path: Path) -> dict:
-    try:
-        with open(path, "rb") as file:
-            return _ArraysOnly(file, encoding="latin1").load()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {EXPECTED.format(root=path.parent)}") from None
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused as a CIFAR batch: {error}") from None
-    except (EOFError, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is truncated or no CIFAR batch: {error}") from None
-
-
-def webdataset_key(member: str) -> tuple[str, str]:
-    """("v1.0/7", "jpg") of a shard's member v1.0/7.jpg: the key ends at the first dot of the file's own name."""
-    folder, slash, name = member.rpartition("/")
-    key, _, suffix = name.partition(".")
-    return folder + slash + key, suffix
-
-
-class WebDataset(Images):
-    """Tar shards of ``KEY.jpg`` + ``KEY.cls`` (class index as text), read at random through an index.
-
-    The index (shard, offset, length) is built once per set of shards and kept in the cache, so that order,
-    resumption and evaluation are as exact as with files. ``classes.txt`` beside the shards names the classes.
+    ``classes.txt`` beside the shards, or beside their folder, names the classes; without it they are called by their
+    numbers.
     """
 
     def __init__(self, shards: Sequence[Path]):
         self.shards = [str(shard.resolve()) for shard in shards]
-        rows = self._index()
-        labels = [row[3] for row in rows]
-        names = shards[0].parent / "classes.txt"
-        count = max(labels) + 1
-        classes = names.read_text().split("\n")[:count] if names.exists() else [str(i) for i in range(count)]
-        super().__init__(rows, labels, classes)
+        index = index_shards(self.shards, "cls")
+        places = (folder / "classes.txt" for folder in (shards[0].parent, shards[0].parent.parent))
+        names = next((path for path in places if path.is_file()), None)
+        samples, highest = len(index["labels"]), int(index["labels"].max())
+        if names is None and highest >= samples:  # an id rather than a class: a name for each could fill the memory
+            raise UserError(
+                f"{shards[0]} and its neighbours have {samples} samples and label {highest}; if that is a class, name "
+                f"all classes in {shards[0].with_name('classes.txt')}, one in each line"
+            )
+        super().__init__(index, class_names(names) if names else [str(i) for i in range(highest + 1)])
+        if highest >= len(self.classes):
+            raise UserError(f"{names} names {len(self.classes)} classes, but the shards have label {highest}")
 
-    def _index(self) -> list[list[int]]:
-        stamp = [(s, Path(s).stat().st_size, Path(s).stat().st_mtime_ns) for s in self.shards]
-        cached = cache_dir("webdataset") / f"{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]}.json"
-        if cached.exists():
-            return json.loads(cached.read_text())
-        rows = []
-        for number, shard in enumerate(tqdm(self.shards, desc="indexing shards")):
-            images, labels = {}, {}
-            try:
-                with tarfile.open(shard) as tar:
-                    for member in tar:
-                        key, suffix = webdataset_key(member.name)
-                        if f".{suffix.lower()}" in SUFFIXES:
-                            images[key] = (member.offset_data, member.size)
-                        elif suffix == "cls":
-                            labels[key] = int(tar.extractfile(member).read())
-            except (tarfile.TarError, ValueError) as error:
-                raise UserError(f"{shard} is no readable webdataset shard: {error}") from None
-            unpaired = sorted(images.keys() ^ labels.keys())
-            if unpaired:
-                raise UserError(f"{shard}: {len(unpaired)} samples lack image or .cls, such as {unpaired[0]}")
-            rows += [[number, *images[key], labels[key]] for key in images]
-        if not rows:
-            raise UserError(f"no samples in {self.shards[0]} and its {len(self.shards) - 1} neighbours")
-        part = cached.with_suffix(f".{os.getpid()}.part")  # every process may be at it
-        part.write_text(json.dumps(rows))
-        part.replace(cached)
-        return rows
+    @property
+    def sources(self) -> np.ndarray:
+        """(N, 3): shard, offset and length in bytes."""
+        return self.index["rows"][:, :3]
 
     def read(self, index: int) -> Image.Image:
-        shard, offset, size, _ = self.sources[index]
-        with open(self.shards[shard], "rb") as file:
-            file.seek(offset)
-            return read_picture(io.BytesIO(file.read(size)))
+        shard, offset, size = self.sources[index].tolist()
+        return read_picture(io.BytesIO(read_part(self.shards[shard], offset, size)))
 
     def name(self, index: int) -> str:
-        shard, offset, *_ = self.sources[index]
-        return f"{self.shards[shard]}@{offset}"
+        shard, offset, _ = self.sources[index].tolist()
+        return f"{printable(Path(self.shards[shard]))}@{offset}"
+
+
+def class_names(path: Path) -> list[str]:
+    """The lines of a classes.txt; `UserError` for a blank one, which would shift the names after it."""
+    try:
+        names = [line.strip() for line in read_text(path).rstrip().split("\n")]
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read class names: {error}") from None
+    if "" in names:
+        raise UserError(f"{path}: line {names.index('') + 1} is blank; expected the name of a class in each line")
+    return names
 
 
 def open_images(root: str | Path, split: str) -> Images:
@@ -194,16 +142,56 @@ def open_images(root: str | Path, split: str) -> Images:
     Raises `UserError` with the expected trees when the folder is missing or holds none of them.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"no data folder {root}: {EXPECTED.format(root=root)}")
-    if (root / "batches.meta").exists() or (root / "meta").exists():
-        return CifarBatches(root, split)
-    for name in SPLITS[split]:
-        if (root / name).is_dir():
-            return ImageFolder(root / name)
-        if shards := sorted(root.glob(f"{name}-*.tar")):
-            return WebDataset(shards)
+    try:
+        if not root.is_dir():
+            raise UserError(f"no data folder {root}: {EXPECTED.format(root=root)}")
+        if cifar.is_there(root):
+            return CifarBatches(root, split)
+        for name in SPLITS[split]:
+            if shards := find_shards(root, name):
+                return WebDataset(shards)
+            if (root / name).is_dir():
+                return ImageFolder(root / name)
+    except OSError as error:
+        raise UserError(f"cannot look into {root}: {error}") from None
     raise UserError(f"{root} has no {split} split: {EXPECTED.format(root=root)}")
+
+
+class Renumbered(Images):
+    """Other images whose classes are some of `classes`, numbered by these."""
+
+    def __init__(self, data: Images, classes: Sequence[str]):
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = np.array([numbers[name] for name in data.classes])[data.labels]
+        super().__init__(data.sources, labels, classes)
+        self.data, self.left_out = data, data.left_out
+
+    def read(self, index: int) -> Image.Image:
+        return self.data.read(index)
+
+    def name(self, index: int) -> str:
+        return self.data.name(index)
+
+
+def same_classes(train: Sequence[str], val: Images, *, subset: bool = False) -> Images:
+    """`val` numbered by the classes of training, which are the network's outputs.
+
+    `UserError` names the classes that one of them has and the other lacks; with `subset` validation may lack some.
+    """
+    if list(train) == val.classes:
+        return val
+    unknown, missing = sorted({*val.classes} - {*train}), sorted({*train} - {*val.classes})
+    twice = len({*train}) < len(train) or len({*val.classes}) < len(val.classes)
+    if unknown or (missing and not subset) or twice:
+        found = [f"validation has {_few(unknown)}, which training lacks"] if unknown else []
+        found += [f"validation lacks {_few(missing)}"] if missing else []
+        found += ["names that stand for several classes"] if twice else []
+        raise UserError(f"the classes of training and validation differ: {'; '.join(found)}; expected the same in both")
+    return Renumbered(val, train)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def train_transform(
@@ -262,6 +250,7 @@ def main(folder: Path, /) -> None:
         print(
             f"{split}: {len(data):,} images of {len(data.classes)} classes ({type(data).__name__}), "
             f"{counts.min()} to {counts.max()} a class; the first is {data.name(0)}"
+            + "".join(f"; left out: {count} {kind}" for kind, count in data.left_out.items())
         )
 
 

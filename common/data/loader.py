@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from common.data.picture import Unreadable
+from common.data.text import printable
 from common.run import UserError
 
 
@@ -60,9 +61,9 @@ class StepSampler(Sampler):
 class Augmented(Dataset):
     """Training samples addressed by (index, seed): all randomness of the transform follows from the seed.
 
-    A sample that cannot be read (`Unreadable`) is written to `report`, and its neighbour taken instead, until more
-    than `limit` (a share of the data) have failed; then training ends with a `UserError`. What `transform` raises is
-    no fault of a file's, and ends the training as it is.
+    A sample that cannot be read (`Unreadable`) is written to `report`, a line of name, tab and reason, and its neighbor
+    taken instead, until more than `limit` (a share of the data) have failed; then training ends with a `UserError`.
+    What `transform` raises is no fault of a file's, and ends the training as it is.
     """
 
     def __init__(self, data: Dataset, transform: Callable, *, report: Path | None = None, limit: float = 0.01):
@@ -91,8 +92,8 @@ class Augmented(Dataset):
         if not self.failed[index]:
             self.failed[index] = True
             if self.report:
-                with open(self.report, "a") as file:
-                    file.write(f"{self.data.name(index)}\t{error}\n")
+                with open(self.report, "a", encoding="utf-8") as file:
+                    file.write(f"{printable(self.data.name(index))}\t{printable(str(error))}\n")
         if (count := int(self.failed.sum())) > self.limit:
             raise UserError(
                 f"{count} of {len(self.data)} samples cannot be read, the last {self.data.name(index)} ({error}); "

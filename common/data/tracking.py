@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 import collections.abc
-import contextlib
-import io
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
+from common.data.coco import read_coco
+from common.data.picture import Unreadable, read_picture
+from common.data.text import printable, read_text
 from common.run import UserError
 
 EXPECTED = """expected one of
@@ -37,6 +38,10 @@ OTB_RANGES = {
     "David": (300, 770), "Football1": (1, 74), "Freeman3": (1, 460), "Freeman4": (1, 283), "Diving": (1, 215),
     "BlurCar1": (247, None), "BlurCar3": (3, None), "BlurCar4": (18, None),
 }
+
+
+MAX_SIDE_PX = 100_000
+"""No image is wider: a larger number in an annotation is an error, and would ask for as much memory."""
 
 
 class Frames(collections.abc.Sequence):
@@ -93,14 +98,13 @@ class Sequence:
 def read_frame(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 RGB pixels as stored (an EXIF rotation is not applied: boxes do not know of it).
 
-    Raises OSError, naming the file, when it is missing, no image, or truncated.
+    Raises `Unreadable`, an OSError that names the file, when it is missing, no image, or damaged.
     """
-    # Pillow, not OpenCV: as fast, the same pixels, and OpenCV fills the missing half of a truncated JPEG with grey.
+    # Pillow, not OpenCV: as fast, the same pixels, and OpenCV fills the missing half of a truncated JPEG with gray.
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise OSError(f"cannot read {path}: {error}") from None
+        return np.array(read_picture(path))
+    except Unreadable as error:
+        raise Unreadable(f"cannot read {path}: {error}") from None
 
 
 def open_sequences(
@@ -124,9 +128,11 @@ def open_sequences(
     if split is None and None not in splits and len(splits) == 1:
         (split,) = splits
     if split not in splits:
-        found = f"{root} ({dataset}) has " + ("no splits" if splits.keys() == {None} else f"{sorted(splits)}")
-        hint = "; LaSOT's train and test need the benchmark's testing_set.txt in that folder" * (dataset == "lasot")
-        raise UserError(f"{found}, and the split asked for is {split!r}{hint}")
+        there = "no splits" if splits.keys() == {None} else f"the splits {sorted(splits)}"
+        hint = "; LaSOT's train and test need the benchmark's testing_set.txt in that folder"
+        raise UserError(
+            f"{root} ({dataset}) has {there}, and the split asked for is {split!r}{hint if dataset == 'lasot' else ''}"
+        )
     jobs = splits[split]
     if not jobs:
         raise UserError(f"no sequences of split {split!r} in {root}: {EXPECTED.format(root=root)}")
@@ -139,8 +145,8 @@ def open_sequences(
                 raise UserError(f"cannot use {root}: {error}") from None
             bad.append(str(error))
             if report:
-                with open(report, "a") as file:
-                    file.write(f"{error}\n")
+                with open(report, "a", encoding="utf-8") as file:
+                    file.write(f"{printable(str(error))}\n")
     if len(bad) > max(1, int(limit * len(jobs))) or not sequences:
         raise UserError(f"{len(bad)} of {len(jobs)} sequences in {root} are unusable, the last: {bad[-1]}")
     if bad:
@@ -163,26 +169,16 @@ def open_coco(root: str | Path, split: str, min_side_px: float = 50.0) -> list[S
     file, folder = root / "annotations" / f"instances_{split}2017.json", root / f"{split}2017"
     if not file.is_file() or not folder.is_dir():
         raise UserError(f"no COCO {split} split in {root}: {EXPECTED_COCO.format(root=root, split=split)}")
-    try:
-        from pycocotools.coco import COCO
-    except ImportError:
-        raise UserError("reading COCO's annotations needs pycocotools: pip install pycocotools") from None
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(file)
-        images = {
-            number: ((folder / image["file_name"],), (image["width"], image["height"]))
-            for number, image in coco.imgs.items()
-        }
-        objects = [
-            (images[a["image_id"]], f"{a['image_id']:012d}-{a['id']}", np.array([a["bbox"]], dtype=np.float64))
-            for a in coco.anns.values()
-            if not a.get("iscrowd") and min(a["bbox"][2:]) > min_side_px
-        ]
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{file} is not COCO's instances file: {type(error).__name__} {error}") from None
-    seen = np.ones(1, dtype=bool)
-    return [Sequence(name, "coco", frames, box, seen, size=size) for (frames, size), name, box in objects]
+    content = read_coco(file, ("id", "bbox"), sizes=True)
+    seen, sequences = np.ones(1, dtype=bool), []
+    for entry in content.annotations:
+        if entry.get("iscrowd") or min(entry["bbox"][2:]) <= min_side_px:
+            continue
+        number, image = entry["image_id"], content.images[entry["image_id"]]
+        name = f"{number:012d}-{entry['id']}" if isinstance(number, int) else f"{number}-{entry['id']}"
+        box, size = np.array([entry["bbox"]], dtype=np.float64), (image["width"], image["height"])
+        sequences.append(Sequence(name, "coco", (folder / image["file_name"],), box, seen, size=size))
+    return sequences
 
 
 # Layouts --------------------------------------------------------------------------------------------------
@@ -212,8 +208,8 @@ def _layout(root: Path) -> tuple[str, dict[str | None, Jobs]]:
         }
     if videos := sorted({file.parent for file in root.glob("*/groundtruth_rect*.txt")}):
         return "otb", {None: [job for folder in videos for job in _otb_targets(folder)]}
-    if next(root.glob("*/*/full_occlusion.txt"), None):
-        files = sorted(root.glob("*/*/groundtruth.txt"), key=_natural)
+    files = sorted(root.glob("*/*/groundtruth.txt"), key=_natural)
+    if any((file.parent / "img").is_dir() for file in files):
         jobs = {file.parent.name: partial(_lasot, file.parent) for file in files}
         splits = {None: list(jobs.values())}
         if (root / "testing_set.txt").is_file():
@@ -233,7 +229,7 @@ def _got10k(folder: Path, check: bool) -> Sequence:
         absent = (absent > 0) | (cover == 0)
     size = None
     if (folder / "meta_info.ini").is_file():
-        found = re.search(r"resolution:\s*\((\d+),\s*(\d+)\)", (folder / "meta_info.ini").read_text())
+        found = re.search(r"resolution:\s*\((\d+),\s*(\d+)\)", read_text(folder / "meta_info.ini"))
         size = (int(found[1]), int(found[2])) if found else None
     return _sequence(folder.name, "got10k", frames, boxes, absent, cover=cover, size=size)
 
@@ -262,20 +258,23 @@ def _otb_targets(folder: Path) -> Jobs:
 
 
 def _otb(folder: Path, file: Path, name: str, check: bool) -> Sequence:
-    boxes, frames = _table(file, 4), sorted((folder / "img").glob("*.jpg"), key=_natural)
+    boxes, frames = _table(file, 4), _frames_in(folder / "img")
     return _sequence(name, "otb", otb_part(folder.name, frames), boxes, offset=1)
 
 
 def otb_part(folder: str, frames: list[Path]) -> list[Path]:
-    """Of the frames in an OTB folder of that name, those that belong to its sequence."""
+    """Of the frames in an OTB folder of that name, those that belong to its sequence. ValueError names a file that is
+    not called by a number."""
     first, last = OTB_RANGES.get(folder, (0, None))
+    if wrong := [path for path in frames if not path.stem.isdecimal()]:
+        raise ValueError(f"{wrong[0]} is not called by the number of its frame")
     return [path for path in frames if first <= int(path.stem) <= (last or int(path.stem))]
 
 
 def _vot(folder: Path, check: bool) -> Sequence:
     lines = _lines(folder / "groundtruth.txt")
     where = folder / "color" if (folder / "color").is_dir() else folder
-    frames = sorted((p for p in where.iterdir() if p.suffix in (".jpg", ".png")), key=_natural)
+    frames = _frames_in(where)
     try:
         boxes = np.array([box_around(line) for line in lines])
     except ValueError as error:
@@ -283,11 +282,19 @@ def _vot(folder: Path, check: bool) -> Sequence:
     return _sequence(folder.name, "vot", frames, boxes)
 
 
+def _frames_in(folder: Path) -> list[Path]:
+    """Pictures in a folder, those with a dot before their name aside, in the order of their numbers."""
+    paths = (path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".png") and path.name[0] != ".")
+    return sorted(paths, key=_natural)
+
+
 def box_around(line: str) -> list[float]:
     """x, y, w, h of the upright box around one of VOT's regions: polygon, mask or box. As VOT's toolkit draws them, the
     pixels at a polygon's corners belong to it."""
     if line.startswith("m"):  # x, y, width, height of a part of the image, then run lengths in it, row by row, 0s first
         x, y, width, height, *runs = (int(v) for v in line[1:].split(","))
+        if min(width, height, *runs) < 0 or sum(runs) > width * height or width * height > MAX_SIDE_PX**2:
+            raise ValueError(f"a mask of {width} x {height} px with runs of {sum(runs)} in all")
         drawn = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
         mask = np.pad(drawn, (0, width * height - len(drawn))).reshape(height, width)
         rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
@@ -324,32 +331,35 @@ def _numbered(
     """Frames numbered from `first`, as many as boxes; with `first_only` the missing boxes are filled in with NaN."""
     count = len(boxes)
     if check or first_only:
-        count = sum(entry.name.endswith(".jpg") for entry in os.scandir(folder))
+        count = sum(entry.name.endswith(".jpg") and entry.name[0] != "." for entry in os.scandir(folder))
     frames = Frames(folder, pattern, range(first, first + count))
     if check and not (count and frames[-1].is_file()):
         raise ValueError(f"{folder} has {count} frames, but not {pattern.format(first + max(count, 1) - 1)}")
-    if first_only and len(boxes) == 1 < count:
+    if first_only and len(boxes) == 1 and count > 1:
         boxes = np.concatenate([boxes, np.full((count - 1, 4), np.nan)])
     return frames, boxes
 
 
 def _table(path: Path, columns: int) -> np.ndarray:
-    """(rows, columns) float64 of a text file whose numbers stand between commas, tabs or blanks."""
+    """(rows, columns) float64, pixels, of a text file whose numbers stand between commas, tabs or blanks."""
     rows = [line.replace(",", " ").split() for line in _lines(path)]
     for number, row in enumerate(rows, 1):
         if len(row) != columns:
             raise ValueError(f"{path}, line {number} has {len(row)} numbers, not {columns}")
     try:
-        return np.array(rows, dtype=np.float64)
+        values = np.array(rows, dtype=np.float64)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if (beyond := np.flatnonzero((np.abs(values) > MAX_SIDE_PX).any(1))).size:
+        raise ValueError(f"{path}, line {beyond[0] + 1} has a number beyond {MAX_SIDE_PX} px")
+    return values
 
 
 def _flags(path: Path, count: int) -> np.ndarray:
     """(count,) int labels, one a line or all in one line."""
     try:
-        flags = np.array(path.read_text().replace(",", " ").split(), dtype=np.int64)
-    except ValueError as error:
+        flags = np.array(read_text(path).replace(",", " ").split(), dtype=np.int64)
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
     if len(flags) != count:
         raise ValueError(f"{path} has {len(flags)} labels for {count} boxes")
@@ -358,14 +368,21 @@ def _flags(path: Path, count: int) -> np.ndarray:
 
 def _lines(path: Path) -> list[str]:
     """Lines of a text file; raises ValueError if there are none."""
-    lines = path.read_text().strip().splitlines()
+    lines = read_text(path).strip().splitlines()
     if not lines:
         raise ValueError(f"{path} is empty")
     return lines
 
 
 def _names(path: Path) -> list[str]:
-    return path.read_text().split()
+    """The sequences that a list names, each once."""
+    try:
+        names = read_text(path).split()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path} lists {twice[0]} more than once")
+    return names
 
 
 def _natural(path: Path) -> list:

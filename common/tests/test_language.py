@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from common.data import captions, conversations
+from common.data.picture import Unreadable
 from common.data.tiny.scenes import COLORS, RELATIONS, scenes, word_tokenizer
 from common.metrics import captions as metrics
 from common.run import UserError
@@ -216,6 +217,12 @@ def test_a_folder_without_a_split_is_told_from_a_wrong_one(root, tmp_path):
         assert wrong.type is UserError
 
 
+def test_captions_that_are_not_utf8_are_unreadable(tmp_path):
+    _shard(tmp_path / "a.tar", {"a": {"png": _png("red"), "txt": b"caf\xe9"}})
+    with pytest.raises(Unreadable, match=r"a\.tar@\d+ is not in UTF-8"):
+        captions.CaptionShards([tmp_path / "a.tar"])[0]
+
+
 def test_missing_caption_folder_and_split(tmp_path, root):
     with pytest.raises(UserError, match="no data folder"):
         captions.read_captions(tmp_path / "none", "train")
@@ -243,10 +250,11 @@ def test_caption_shards(tmp_path, monkeypatch):
     _shard(tmp_path / "train-1.tar", {"b": {"png": _png("blue"), "txt": b"blau\n\n  zwei "},
                                       "c": {"png": _png("lime"), "txt": b" \n"}})
     shards = sorted(tmp_path.glob("*.tar"))
+    monkeypatch.setattr("common.data.index.SETTLED_NS", 0)
     data = captions.CaptionShards(shards)
     assert len(data) == 3 and data[0][1] == ("a red square",) and data[1][1] == ("blau", "zwei")
     assert data[1][0].getpixel((0, 0)) == (0, 0, 255) and "train-1.tar@" in data.name(1)
-    with pytest.raises(ValueError, match=r"train-1\.tar@\d+ has an empty caption"):
+    with pytest.raises(Unreadable, match=r"train-1\.tar@\d+ has an empty caption"):
         data[2]
     monkeypatch.setattr("tarfile.open", None)  # a second index would fail
     assert len(captions.CaptionShards(shards)) == 3
@@ -265,7 +273,7 @@ def test_wrong_caption_shards(tmp_path):
     with pytest.raises(UserError, match=r"1 samples lack image or \.txt, such as a"):
         captions.CaptionShards([tmp_path / "a.tar"])
     _shard(tmp_path / "b.tar", {})
-    with pytest.raises(UserError, match="no captioned images"):
+    with pytest.raises(UserError, match=r"no samples KEY\.jpg with KEY\.txt"):
         captions.CaptionShards([tmp_path / "b.tar"])
     (tmp_path / "c.tar").write_bytes(b"no tar at all")
     with pytest.raises(UserError, match="no readable webdataset shard"):

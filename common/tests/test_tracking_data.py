@@ -1,4 +1,4 @@
-"""Tracking data: folders, pairs, and the tiny sequences."""
+"""Tracking data: folders and pairs."""
 
 import json
 import tarfile
@@ -57,7 +57,6 @@ def test_real_boxes_are_zero_based(real):
 
 
 def test_real_coco(tmp_path):
-    pytest.importorskip("pycocotools")
     archive = REAL / "coco" / "coco_small.tar"
     if not archive.exists():
         pytest.skip(f"no real images: {archive.name} is not beside the project")
@@ -208,7 +207,6 @@ def test_bad_annotations_are_left_out_of_training_up_to_a_limit(tmp_path, capsys
 
 
 def test_coco(tmp_path, capsys):
-    pytest.importorskip("pycocotools")
     _frames(tmp_path / "train2017", ["000000000009.jpg"])
     file = tmp_path / "annotations" / "instances_train2017.json"
     with pytest.raises(UserError, match="expected COCO 2017"):
@@ -225,8 +223,60 @@ def test_coco(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("train: 1 sequences (coco)"), "the validation split may be missing"
     for text in ("{", "[]", '{"annotations": [{"id": 1}]}'):
         file.write_text(text)
-        with pytest.raises(UserError, match="is not COCO's instances file"):
+        with pytest.raises(UserError, match="no COCO annotation file"):
             tracking.open_coco(tmp_path, "train")
+
+
+def test_hidden_files_are_no_frames(tmp_path):
+    folder = _got10k(tmp_path / "got/train")
+    (folder / "._00000001.jpg").write_bytes(b"a Mac was here")
+    (found,) = tracking.open_sequences(tmp_path / "got")
+    assert len(found.frames) == 20
+    _frames(tmp_path / "otb/Man/img", ["0001.JPG", "0002.jpg", "0003.jpg"])
+    (tmp_path / "otb/Man/img/._0001.JPG").write_bytes(b"")
+    (tmp_path / "otb/Man/groundtruth_rect.txt").write_text("1,1,5,5\n" * 3)
+    (found,) = tracking.open_sequences(tmp_path / "otb")
+    assert [path.name for path in found.frames] == ["0001.JPG", "0002.jpg", "0003.jpg"]
+    _frames(tmp_path / "otb/Man/img", ["0001 (1).jpg"])
+    with pytest.raises(UserError, match=r"0001 \(1\)\.jpg is not called by the number"):
+        tracking.open_sequences(tmp_path / "otb")
+
+
+def test_a_lasot_sequence_that_lacks_a_file_is_named(tmp_path):
+    _frames(tmp_path / "cat/cat-1/img", ["00000001.jpg"])
+    (tmp_path / "cat/cat-1/groundtruth.txt").write_text("5,6,10,10\n")
+    with pytest.raises(UserError, match=r"cannot use .*cat-1/full_occlusion\.txt"):
+        tracking.open_sequences(tmp_path)
+
+
+@pytest.mark.parametrize("file, content, message", [
+    ("groundtruth.txt", b"1,2,3,1e9\n" * 20, "line 1 has a number beyond 100000 px"),
+    ("groundtruth.txt", b"1,2,3,4\n" * 19 + b"1,2,inf,4\n", "line 20 has a number beyond"),
+    ("groundtruth.txt", b"1,2,3,\xff\n", r"groundtruth\.txt is not in UTF-8"),
+    ("absence.label", b"9" * 30 + b"\n", r"absence\.label"), ("cover.label", b"\xff", r"cover\.label is not in UTF-8"),
+    ("meta_info.ini", b"\xff", r"meta_info\.ini is not in UTF-8"),
+])
+def test_a_damaged_annotation_is_named(tmp_path, file, content, message):
+    (_got10k(tmp_path / "train") / file).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        tracking.open_sequences(tmp_path)
+
+
+def test_a_damaged_list_is_named(tmp_path):
+    _got10k(tmp_path / "train")
+    with open(tmp_path / "train/list.txt", "a") as file:
+        file.write("GOT-10k_Train_000001\n")
+    with pytest.raises(UserError, match=r"list\.txt lists GOT-10k_Train_000001 more than once"):
+        tracking.open_sequences(tmp_path)
+    (tmp_path / "train/list.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"list\.txt is not in UTF-8"):
+        tracking.open_sequences(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["m0,0,3,2,1,9", "m0,0,1000000,1000000,1", "m0,0,-3,-2,1", "m0,0,3,2,-1,2", "m1"])
+def test_absurd_masks_are_refused(line):
+    with pytest.raises(ValueError):
+        tracking.box_around(line)
 
 
 def test_frames_that_cannot_be_read_are_named(tmp_path):
@@ -241,75 +291,6 @@ def test_frames_that_cannot_be_read_are_named(tmp_path):
     path.unlink()
     with pytest.raises(OSError, match=r"cannot read .*a\.jpg"):
         tracking.read_frame(path)
-
-
-# Tiny sequences -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return tiny.sequences(tmp_path_factory.mktemp("tiny") / "sequences")
-
-
-def test_tiny_sequences_are_got10k(small, capsys):
-    splits = {split: tracking.open_sequences(small, split) for split in ("train", "val")}
-    assert {split: len(found) for split, found in splits.items()} == {"train": 60, "val": 6}
-    for s in (s for found in splits.values() for s in found):
-        assert len(s) == 40 and s.size == (240, 180) == tracking.read_frame(s.frames[0]).shape[1::-1]
-        assert (s.boxes[:, :2] >= 0).all() and (s.boxes[:, :2] + s.boxes[:, 2:] <= (240, 180)).all()
-        assert s.visible[0] and s.visible.sum() >= 20 and s.boxes[:, 2:].min() > 8
-        steps = np.abs(np.diff(s.boxes[:, :2] + s.boxes[:, 2:] / 2, axis=0))
-        assert steps.mean() > 0.2 and steps.max() < 20
-    covers = np.concatenate([s.cover for s in splits["train"]])
-    assert covers.min() < 4 and (covers == 8).mean() > 0.7
-    tracking.main(small)
-    assert "train: 60 sequences (got10k), 2,400 frames" in capsys.readouterr().out
-
-
-def test_tiny_splits_share_no_photograph(small):
-    used = {
-        split: {name for meta in small.glob(f"{split}/*/meta_info.ini")
-                for name in meta.read_text().splitlines()[1].split("photographs ")[1].split(", ")}
-        for split in ("train", "val")
-    }
-    assert used == {split: set(photos) for split, photos in tiny.PHOTOS.items()}
-    assert not used["train"] & used["val"]
-
-
-def test_a_tiny_scene_is_written_the_same_every_time(small, tmp_path):
-    photos = {name: tiny._photo(name) for name in tiny.PHOTOS["val"]}
-    (again,) = tiny._write_scene(tmp_path, photos, 2, "val")
-    for path in sorted((tmp_path / again).iterdir()):
-        assert (small / "val" / "GOT-10k_Val_000003" / path.name).read_bytes() == path.read_bytes()
-
-
-def test_a_training_scene_has_a_sequence_for_each_object(small):
-    """The same frames under other boxes, the hidden parts of each known."""
-    scenes = {}
-    for s in tracking.open_sequences(small, "train"):
-        scenes.setdefault(s.frames[20].read_bytes(), []).append(s)
-    assert len(scenes) == 24 and {len(scene) for scene in scenes.values()} == {2, 3}
-    overlap, cover = [], []
-    for number, (top, *below) in enumerate(scenes.values()):
-        for s in below if number % 3 != 2 else ():  # in the others a bar hides things, too
-            low = np.maximum(s.boxes[:, :2], top.boxes[:, :2])
-            high = np.minimum(s.boxes[:, :2] + s.boxes[:, 2:], top.boxes[:, :2] + top.boxes[:, 2:])
-            overlap += ((high - low).clip(0).prod(1) / s.boxes[:, 2:].prod(1)).tolist()
-            cover += s.cover.tolist()
-    overlap, cover = np.array(overlap), np.array(cover)
-    assert cover[overlap > 0.7].max() < 6 and cover[overlap == 0].mean() > 7
-
-
-def test_tiny_boxes_enclose_what_is_drawn():
-    thing = tiny._thing(np.full((300, 300, 3), 255, np.uint8), np.random.default_rng(0))
-    turn = 0.4
-    matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0]]) * 61.3
-    matrix[:, 2] = 100.3, 80.8
-    opacity = tiny._draw(np.zeros((180, 240, 3), np.float32), thing, matrix, 1.0)
-    outline = thing.corners() @ matrix[:, :2].T + matrix[:, 2]
-    rows, columns = (np.flatnonzero((opacity > 0.5).any(axis)) for axis in (1, 0))
-    drawn = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    np.testing.assert_allclose([*outline.min(0), *outline.max(0)], drawn, atol=0.8)
 
 
 # Pairs ----------------------------------------------------------------------------------------------------
@@ -413,6 +394,11 @@ def test_a_crop_that_shows_nothing_is_drawn_again():
     sample = _coded((60, 50, 30, 22))
     lost = pairs.Sample(sample.image, np.array([900.0, 50, 30, 22]), sample.sequence)
     assert pairs.PairTransform()([lost, lost], np.random.default_rng(0)) is None
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return tiny.sequences(tmp_path_factory.mktemp("tiny") / "sequences")
 
 
 @pytest.fixture(scope="module")

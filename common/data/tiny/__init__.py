@@ -22,7 +22,7 @@ def written_once(name: str, write: Callable[[Path], None], about: str, root: Pat
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write(part)
-    (part / "README.txt").write_text(about + "\n")
+    (part / "README.txt").write_text(about + "\n", encoding="utf-8")
     try:
         part.rename(root)
     except OSError:  # another process wrote the same set meanwhile

@@ -41,7 +41,8 @@ def clips(root: Path | None = None) -> Path:
     def write(folder: Path) -> None:
         lists = folder / "ucfTrainTestlist"
         lists.mkdir()
-        (lists / "classInd.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(MOTIONS, 1)))
+        classes = "".join(f"{i} {name}\n" for i, name in enumerate(MOTIONS, 1))
+        (lists / "classInd.txt").write_text(classes, encoding="utf-8")
         rng = np.random.default_rng(0)
         group = 0
         for split, names in PHOTOGRAPHS.items():
@@ -55,7 +56,8 @@ def clips(root: Path | None = None) -> Path:
                     frames = list(_film(walls[which], MOTIONS[motion], rng))
                     write_video(folder / "UCF-101" / name, frames, fps=25)
                     lines.append(f"{name} {label}\n" if split == "train" else f"{name}\n")
-            (lists / f"{'train' if split == 'train' else 'test'}list01.txt").write_text("".join(lines))
+            name = "trainlist01.txt" if split == "train" else "testlist01.txt"
+            (lists / name).write_text("".join(lines), encoding="utf-8")
             group += len(names)
 
     about = "Generated camera motion over pieces of scikit-image's and scikit-learn's photographs, in UCF101's layout."

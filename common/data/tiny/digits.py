@@ -58,7 +58,7 @@ def _write_cifar(root: Path, split: str, samples: list[tuple[Image.Image, int]])
 
 
 def _write_webdataset(root: Path, split: str, samples: list[tuple[Image.Image, int]]) -> None:
-    (root / "classes.txt").write_text("\n".join(str(i) for i in range(10)) + "\n")
+    (root / "classes.txt").write_text("".join(f"{i}\n" for i in range(10)), encoding="utf-8")
     for shard, first in enumerate(range(0, len(samples), 500)):
         with tarfile.open(root / f"{split}-{shard:06d}.tar", "w") as tar:
             for i, (image, label) in enumerate(samples[first : first + 500], first):

@@ -92,11 +92,12 @@ def _write(folder: Path, split: str, count: int, side: int, rng: np.random.Gener
             talks.append(entry)
     shapes = [{"id": i, "name": name} for i, name in enumerate(SHAPES, 1)]
     home = folder / "annotations"
-    (home / f"captions_{split}.json").write_text(json.dumps({"images": images, "annotations": captions}))
-    (home / f"instances_{split}.json").write_text(
-        json.dumps({"images": images, "annotations": boxes, "categories": shapes})
-    )
-    (folder / f"conversations_{split}.json").write_text(json.dumps(talks))
+    for path, content in (
+        (home / f"captions_{split}.json", {"images": images, "annotations": captions}),
+        (home / f"instances_{split}.json", {"images": images, "annotations": boxes, "categories": shapes}),
+        (folder / f"conversations_{split}.json", talks),
+    ):
+        path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _scene(side: int, rng: np.random.Generator) -> tuple[Image.Image, list, str | None]:

@@ -48,7 +48,7 @@ def sequences(root: Path | None = None) -> Path:
         for split, count in COUNTS.items():
             photos = {name: _photo(name) for name in PHOTOS[split]}
             names = [name for i in range(count) for name in _write_scene(folder / split, photos, i, split)]
-            (folder / split / "list.txt").write_text("\n".join(names) + "\n")
+            (folder / split / "list.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
 
     about = "Generated: patches of photographs that scikit-image and scikit-learn ship, moving over other photographs."
     return written_once("sequences-60-6", write, about, root)
@@ -105,14 +105,14 @@ def _walk(rng: np.random.Generator, low: float, high: float, speed: float) -> np
     return high - np.abs((rng.uniform(0, span) + np.cumsum(velocity)) % (2 * span) - span)
 
 
-def _motion(rng: np.random.Generator, side: float, speed: float) -> list[np.ndarray]:
-    """(FRAMES, 2, 3) matrices from the patch (centre 0, side 1) to the frame, and (FRAMES,) brightness."""
+def _motion(rng: np.random.Generator, side: float, speed: float) -> tuple[np.ndarray, np.ndarray]:
+    """(FRAMES, 2, 3) matrices from the patch (center 0, side 1) to the frame, and (FRAMES,) brightness."""
     margin = 0.3 * side  # part of the thing may leave the frame, its centre never does
     x, y = (_walk(rng, margin, length - margin, speed) for length in (WIDTH, HEIGHT))
     size = side * np.exp(_walk(rng, -0.4, 0.4, 0.02))
     turn = _walk(rng, -0.5, 0.5, 0.03)
     cos, sin = size * np.cos(turn), size * np.sin(turn)
-    return [np.array([[cos, -sin, x], [sin, cos, y]]).transpose(2, 0, 1), np.exp(_walk(rng, -0.25, 0.25, 0.02))]
+    return np.array([[cos, -sin, x], [sin, cos, y]]).transpose(2, 0, 1), np.exp(_walk(rng, -0.25, 0.25, 0.02))
 
 
 def _draw(frame: np.ndarray, thing: Thing, matrix: np.ndarray, brightness: float) -> np.ndarray:
@@ -132,54 +132,96 @@ def _draw(frame: np.ndarray, thing: Thing, matrix: np.ndarray, brightness: float
     return opacity
 
 
-def _write_scene(split_folder: Path, photos: dict[str, np.ndarray], number: int, split: str) -> list[str]:
-    """Writes the sequences of a scene, of its topmost object first, and returns their names."""
+@dataclass(frozen=True)
+class Moving:
+    """A thing and its way: (FRAMES, 2, 3) matrices from the patch to the frame, and (FRAMES,) brightness."""
+
+    thing: Thing
+    places: np.ndarray
+    lights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that happens, before a pixel of it is drawn."""
+
+    background: np.ndarray
+    """(H, W, 3) float32, larger than a frame."""
+    middles: np.ndarray
+    """(FRAMES, 2) x, y in it of the middle of what the camera sees."""
+    objects: list[Moving]
+    """The last one on top."""
+    bar: Moving | None
+    """Passes in front of all."""
+    photos: list[str]
+    """Names of those it is made of."""
+
+
+def simulate(photos: dict[str, np.ndarray], number: int, split: str) -> Scene:
+    """The scene of that number, from the photographs of its split."""
     rng = np.random.default_rng((list(COUNTS).index(split), number))
     names = [str(name) for name in rng.permutation(list(photos))]
     background = photos[names[0]]
     zoom = rng.uniform(1.2, 1.6) * max(WIDTH / background.shape[1], HEIGHT / background.shape[0])
     background = cv2.resize(background, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA).astype(np.float32)
-    pan_x, pan_y = (
-        _walk(rng, 0, length - view, 1.0) for length, view in zip(background.shape[1::-1], (WIDTH, HEIGHT))
-    )
+    sides = zip(background.shape[1::-1], (WIDTH, HEIGHT))
+    corners = np.stack([_walk(rng, 0, length - view, 1.0) for length, view in sides], axis=1)
     beside = [str(name) for name in rng.choice(names[1:], rng.integers(1, 3))]
-    things = [(_thing(photos[name], rng), *_motion(rng, rng.uniform(30, 60), 2.0)) for name in beside]
-    things.append((_thing(photos[names[1]], rng), *_motion(rng, rng.uniform(36, 72), 2.5)))  # on top
-    bar = _thing(photos[names[2]], rng) if number % 3 == 2 else None
-    bar_x = np.linspace(*rng.permutation([-20, WIDTH + 20]), FRAMES)
+    objects = [Moving(_thing(photos[name], rng), *_motion(rng, rng.uniform(30, 60), 2.0)) for name in beside]
+    objects.append(Moving(_thing(photos[names[1]], rng), *_motion(rng, rng.uniform(36, 72), 2.5)))
+    bar, used = None, [*names[:2], *beside]
+    if number % 3 == 2:
+        thing, (start, end) = _thing(photos[names[2]], rng), rng.permutation([-20, WIDTH + 20])
+        places = [[[30.0, 0, x], [0, 2.0 * HEIGHT, HEIGHT / 2]] for x in np.linspace(start, end, FRAMES)]
+        bar = Moving(thing, np.array(places), np.ones(FRAMES))
+        used.append(names[2])
+    middles = corners + ((WIDTH - 1) / 2, (HEIGHT - 1) / 2)
+    return Scene(background, middles, objects, bar, list(dict.fromkeys(used)))
 
-    targets = things[::-1] if split == "train" else things[-1:]
+
+def render(scene: Scene, i: int) -> tuple[Image.Image, list[np.ndarray]]:
+    """Frame i, and for each object, the topmost first, (H, W) how much of each pixel shows it."""
+    frame = cv2.getRectSubPix(scene.background, (WIDTH, HEIGHT), scene.middles[i])
+    opacities = [_draw(frame, each.thing, each.places[i], each.lights[i]) for each in scene.objects]
+    uncovered = np.ones((HEIGHT, WIDTH), dtype=np.float32)
+    if scene.bar:
+        uncovered = 1 - _draw(frame, scene.bar.thing, scene.bar.places[i], scene.bar.lights[i])
+    shown = []
+    for opacity in opacities[::-1]:
+        shown.append(opacity * uncovered)
+        uncovered = uncovered * (1 - opacity)
+    return Image.fromarray(frame.clip(0, 255).round().astype(np.uint8)), shown
+
+
+def labels(target: Moving, i: int, shown: np.ndarray) -> tuple[str, int, int, int]:
+    """GOT-10k's rows for frame i: box x,y,w,h clipped to the frame, cover in eighths, absent, cut by the frame."""
+    matrix = target.places[i]
+    whole = target.thing.pixels[..., 3].sum() * np.linalg.det(matrix[:, :2]) / PATCH**2
+    cover = round(8 * min(shown.sum() / whole, 1))
+    outline = target.thing.corners() @ matrix[:, :2].T + matrix[:, 2]
+    inside = outline.clip(0, (WIDTH, HEIGHT))
+    box = ",".join(f"{v:.4f}" for v in (*inside.min(0), *np.ptp(inside, axis=0)))
+    return box, cover, int(cover == 0), int((inside != outline).any())
+
+
+def _write_scene(split_folder: Path, photos: dict[str, np.ndarray], number: int, split: str) -> list[str]:
+    """Writes the sequences of a scene, of its topmost object first, and returns their names."""
+    scene = simulate(photos, number, split)
+    targets = scene.objects[::-1] if split == "train" else scene.objects[-1:]
     written = len(list(split_folder.glob("*"))) + 1
     folders = [split_folder / f"GOT-10k_{split.capitalize()}_{written + k:06d}" for k in range(len(targets))]
     for folder in folders:
         folder.mkdir(parents=True)
     rows = [[] for _ in targets]
     for i in range(FRAMES):
-        middle = (pan_x[i] + (WIDTH - 1) / 2, pan_y[i] + (HEIGHT - 1) / 2)
-        frame = cv2.getRectSubPix(background, (WIDTH, HEIGHT), middle)
-        opacities = [_draw(frame, thing, places[i], lights[i]) for thing, places, lights in things]
-        free = 1.0  # share of each pixel that no later thing covers
-        if bar:
-            place = np.array([[30.0, 0, bar_x[i]], [0, 2.0 * HEIGHT, HEIGHT / 2]])
-            free = 1 - _draw(frame, bar, place, 1.0)
-        picture = Image.fromarray(frame.clip(0, 255).round().astype(np.uint8))
-        for folder in folders:
+        picture, shown = render(scene, i)
+        for folder, row, target, part in zip(folders, rows, targets, shown):
             picture.save(folder / f"{i + 1:08d}.jpg", quality=85)
-
-        for row, (thing, matrices, _), opacity in zip(rows, targets, opacities[::-1]):
-            shown, free = (opacity * free).sum(), free * (1 - opacity)
-            whole = thing.pixels[..., 3].sum() * np.linalg.det(matrices[i][:, :2]) / PATCH**2
-            outline = thing.corners() @ matrices[i][:, :2].T + matrices[i][:, 2]
-            inside = outline.clip(0, (WIDTH, HEIGHT))
-            row.append((
-                ",".join(f"{v:.4f}" for v in (*inside.min(0), *np.ptp(inside, axis=0))),
-                cover := round(8 * min(shown / whole, 1)), int(cover == 0), int((inside != outline).any()),
-            ))
-    used = dict.fromkeys([*names[:2], *beside, *names[2:3] * bool(bar)])
-    about = META.format(photos=", ".join(used), width=WIDTH, height=HEIGHT)
+            row.append(labels(target, i, part))
+    about = META.format(photos=", ".join(scene.photos), width=WIDTH, height=HEIGHT)
     files = ("groundtruth.txt", "cover.label", "absence.label", "cut_by_image.label")
     for folder, row in zip(folders, rows):
         for file, column in zip(files, zip(*row)):
-            (folder / file).write_text("\n".join(str(value) for value in column) + "\n")
-        (folder / "meta_info.ini").write_text(about)
+            (folder / file).write_text("\n".join(str(value) for value in column) + "\n", encoding="utf-8")
+        (folder / "meta_info.ini").write_text(about, encoding="utf-8")
     return [folder.name for folder in folders]
