@@ -23,10 +23,11 @@ from PIL import Image
 from common.data.picture import Unreadable
 from common.data.video.frames import FrameFolder, check_bytes, stack
 
-SUFFIXES = set(
-    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .m1v .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg .mpg .mts .mxf "
-    ".ogv .qt .rm .rmvb .ts .vob .webm .wmv".split()
-)
+SUFFIXES = {
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v",
+    ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob",
+    ".webm", ".wmv",
+}
 SLACK = 2  # frames at the end that an AVI's index counts and its decoder never gives: the last one stands in
 LARGEST_PX = 36_000_000  # of a frame: 8K film is 8192 x 4320
 LONGEST = 2**20  # frames: nine hours
@@ -38,6 +39,9 @@ OWN_DURATION = {"asf", "flv", "matroska", "mov"}  # others' is a guess by FFmpeg
 
 class VideoFile:
     """An open video: ``len`` is its number of frames, `read` decodes some of them. Close it, or use it in ``with``.
+
+    ``size`` (width, height) is as it is stored, ``rate`` frames/s, ``codec`` its name; ``rotation``, in degrees
+    clockwise, is how far the frames read last had to be turned to stand upright.
 
     Raises `Unreadable` for a file that cannot be opened, is cut off, makes absurd claims, or is damaged where it is
     read. Two kinds of damage cannot be seen: MPEG streams (.mpg, .ts) do not say how long they should be, and VP9 and
@@ -78,7 +82,8 @@ class VideoFile:
         codec = self.stream.codec_context
         codec.thread_count = 1  # loading processes are as many as there are cores
         codec.options = {"max_pixels": str(LARGEST_PX)}  # a stream may change its size on the way
-        self.size = codec.width, codec.height
+        self.size, self.codec, self.rotation = (codec.width, codec.height), codec.name, 0
+        self.rate = float(self.stream.average_rate or self.stream.guessed_rate or 0)
         claimed = self.stream.frames
         if codec.width * codec.height > LARGEST_PX or claimed > LONGEST:
             raise Unreadable(f"{self.path} claims {claimed} frames of {codec.width} x {codec.height} pixels")
@@ -97,9 +102,8 @@ class VideoFile:
                 self.packets.append((packet.pts, packet.size, packet.dts))
         except self.av.FFmpegError as error:
             raise Unreadable(f"{self.path} is damaged: {error}") from None
-        if not shown or len(self.packets) + SLACK < claimed and self._ends_early(end) or (
-            not claimed and self._ends_early(end)
-        ):
+        fewer = len(self.packets) + SLACK < claimed or not claimed
+        if not shown or (fewer and self._ends_early(end)):
             raise Unreadable(f"{self.path} is cut off: {len(shown)} of {claimed or 'its'} frames are there")
         # AVI has no time stamps, only packets in order, and a B-frame may share one: then frames are counted instead.
         stamps = {pts for pts, *_ in self.packets}
@@ -188,7 +192,7 @@ class VideoFile:
     def _packets(self, key: int, final: int) -> Iterator[Any]:
         """The packets from a key frame's to the one at place `final`."""
         first = self.keys[key][1]
-        # Some demuxers go too far, and in a .mpg time stamps are wrong for a while after a jump: then from further back.
+        # Some demuxers go too far, and in .mpg time stamps are wrong for a while after a jump: then from further back.
         for start in (key, key - 1, key - 4, 0):
             self._seek(self.keys[max(start, 0)][1] if start else 0)
             place = None
@@ -227,14 +231,8 @@ class VideoFile:
         self.container.seek(dts if dts is not None else pts or 0, stream=self.stream)
 
     def _rgb(self, frame: Any) -> np.ndarray:
+        self.rotation = -frame.rotation % 360
         return upright(self.scaler.reformat(frame, format="rgb24", threads=1).to_ndarray(), _display_matrix(frame))
-
-    def about(self) -> dict[str, float]:
-        """``width`` and ``height`` as they are seen, ``rotation``: degrees clockwise to that; ``rate``: frames/s."""
-        frame = next(frame for _, frame in self._decode({0}, 0))
-        height, width = self._rgb(frame).shape[:2]
-        rate = float(self.stream.average_rate or self.stream.guessed_rate or 0)
-        return {"width": width, "height": height, "rotation": -frame.rotation % 360, "rate": rate}
 
     def close(self) -> None:
         self.container.close()
@@ -312,7 +310,8 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float = 12, **opt
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4" if path.suffix == ".avi" else "libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("mpeg4" if path.suffix == ".avi" else "libx264", rate=rate, options=options)
         stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1  # the same file every time

@@ -33,6 +33,8 @@ class FrameFolder:
     there in two formats counts once. `Unreadable` if frames are missing between others, or there are two series.
     """
 
+    rate, codec, rotation = 0.0, "pictures", 0  # as of a `VideoFile`
+
     def __init__(self, path: str | Path):
         self.path, self.zip = Path(path), None
         try:
