@@ -34,7 +34,7 @@ LONGEST = 2**20  # frames: nine hours
 MOST_HEADER_BYTES = 2**26  # of an .mp4
 # They open other files, or addresses, that the file names.
 PLAYLISTS = {"applehttp", "concat", "concatf", "dash", "hls", "image2", "imf", "rtsp", "sdp", "webm_dash_manifest"}
-OWN_DURATION = {"asf", "flv", "matroska", "mov"}  # others' is a guess by FFmpeg, from what is there
+OWN_DURATION = {"flv", "matroska", "mov"}  # others' is a guess by FFmpeg, from what is there
 
 
 class VideoFile:
@@ -44,7 +44,7 @@ class VideoFile:
     clockwise, is how far the frames read last had to be turned to stand upright.
 
     Raises `Unreadable` for a file that cannot be opened, is cut off, makes absurd claims, or is damaged where it is
-    read. Two kinds of damage cannot be seen: MPEG streams (.mpg, .ts) do not say how long they should be, and VP9 and
+    read. Two kinds of damage cannot be seen: .mpg, .ts, .wmv and .gif do not say how long they should be, and VP9 and
     HEVC decode a few changed bytes into wrong pictures.
     """
 
@@ -87,7 +87,7 @@ class VideoFile:
         claimed = self.stream.frames
         if codec.width * codec.height > LARGEST_PX or claimed > LONGEST:
             raise Unreadable(f"{self.path} claims {claimed} frames of {codec.width} x {codec.height} pixels")
-        self.packets, shown, keys, end = [], [], [], 0
+        self.packets, shown, keys, end, partial = [], [], [], 0, False
         try:
             for packet in self.container.demux(self.stream):
                 if not packet.size:
@@ -100,10 +100,11 @@ class VideoFile:
                     shown.append(packet.pts)
                     end = max(end, (packet.pts or 0) + (packet.duration or 0))
                 self.packets.append((packet.pts, packet.size, packet.dts))
+                partial = packet.is_corrupt
         except self.av.FFmpegError as error:
             raise Unreadable(f"{self.path} is damaged: {error}") from None
         fewer = len(self.packets) + SLACK < claimed or not claimed
-        if not shown or (fewer and self._ends_early(end)):
+        if not shown or (fewer and self._ends_early(end, partial)):
             raise Unreadable(f"{self.path} is cut off: {len(shown)} of {claimed or 'its'} frames are there")
         # AVI has no time stamps, only packets in order, and a B-frame may share one: then frames are counted instead.
         stamps = {pts for pts, *_ in self.packets}
@@ -119,11 +120,16 @@ class VideoFile:
             self.place = {pts: place for place, (pts, *_) in enumerate(self.packets)}
             self.length = len(self.times)
 
-    def _ends_early(self, end: int) -> bool:
-        """Whether no stream lasts as long as the container says; `end` is the video's, in its own time base."""
+    def _ends_early(self, end: int, partial: bool) -> bool:
+        """Whether no stream lasts as long as the container says, or the last packet is only a part of one.
+
+        `end` is where the video ends, in its own time base.
+        """
         container, stream = self.container, self.stream
         if not OWN_DURATION & set(container.format.name.split(",")):
             return bool(stream.frames)
+        if partial:
+            return True
         if stream.frames and stream.duration:  # of the frames that an edit list leaves
             return end + (SLACK + 1) * stream.duration // stream.frames < stream.duration
         whole = (container.duration or 0) / self.av.time_base
