@@ -13,7 +13,8 @@ import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from itertools import chain
+from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ SUFFIXES = {
 }
 SLACK = 2  # frames at the end that an AVI's index counts and its decoder never gives: the last one stands in
 LARGEST_PX = 36_000_000  # of a frame: 8K film is 8192 x 4320
-LONGEST = 2**20  # frames: nine hours
+LONGEST = 500_000  # frames: four and a half hours
 MOST_HEADER_BYTES = 2**26  # of an .mp4
 # They open other files, or addresses, that the file names.
 PLAYLISTS = {"applehttp", "concat", "concatf", "dash", "hls", "image2", "imf", "rtsp", "sdp", "webm_dash_manifest"}
@@ -55,14 +56,13 @@ class VideoFile:
         self.path, self.av = path, av
         # One for all frames, on this thread: to_ndarray(format=...) sets a scaler up for each, at ten times the cost.
         self.scaler = VideoReformatter()
-        formats = ",".join(sorted(av.formats_available - PLAYLISTS))
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
                 raise ValueError("it is no regular file")
             check_sample_tables(path)
             self.container = av.open(
                 f"file:{path}", metadata_errors="replace",  # AVIs carry text of any encoding
-                options={"protocol_whitelist": "file", "format_whitelist": formats},
+                options={"protocol_whitelist": "file", "format_whitelist": _formats()},
             )
         except (OSError, ValueError, av.FFmpegError) as error:
             raise Unreadable(f"{path} is no readable video: {error}") from None
@@ -87,37 +87,35 @@ class VideoFile:
         claimed = self.stream.frames
         if codec.width * codec.height > LARGEST_PX or claimed > LONGEST:
             raise Unreadable(f"{self.path} claims {claimed} frames of {codec.width} x {codec.height} pixels")
-        self.packets, shown, keys, end, partial = [], [], [], 0, False
         try:
-            for packet in self.container.demux(self.stream):
-                if not packet.size:
-                    continue
-                if len(self.packets) == LONGEST:
-                    raise Unreadable(f"{self.path} holds more than {LONGEST} frames")
-                if packet.is_keyframe:
-                    keys.append(len(self.packets))
-                if not packet.is_discard:  # an edit list hides frames that the decoder still needs
-                    shown.append(packet.pts)
-                    end = max(end, (packet.pts or 0) + (packet.duration or 0))
-                self.packets.append((packet.pts, packet.size, packet.dts))
-                partial = packet.is_corrupt
+            packets = [
+                (p.pts, p.size, p.dts, p.duration, p.is_keyframe, p.is_discard, p.is_corrupt)
+                for p in islice(self.container.demux(self.stream), LONGEST + 1) if p.size
+            ]
         except self.av.FFmpegError as error:
             raise Unreadable(f"{self.path} is damaged: {error}") from None
-        fewer = len(self.packets) + SLACK < claimed or not claimed
-        if not shown or (fewer and self._ends_early(end, partial)):
-            raise Unreadable(f"{self.path} is cut off: {len(shown)} of {claimed or 'its'} frames are there")
+        if len(packets) > LONGEST:
+            raise Unreadable(f"{self.path} holds more than {LONGEST} frames")
+        if all(hide for *_, hide, _ in packets):
+            raise Unreadable(f"{self.path} holds no frames")
+        times, sizes, self.dts, durations, keys, hidden, partial = zip(*packets)
+        shown = [time for time, hide in zip(times, hidden) if not hide]  # an edit list hides what must be decoded
+        if len(packets) + SLACK < claimed or not claimed:
+            end = max((time or 0) + (duration or 0) for time, duration in zip(times, durations))
+            if self._ends_early(end, partial[-1]):
+                raise Unreadable(f"{self.path} is cut off: {len(shown)} of {claimed or 'its'} frames are there")
+        self.packets = list(zip(times, sizes))
+        self.place = {time: place for place, time in enumerate(times)}
         # AVI has no time stamps, only packets in order, and a B-frame may share one: then frames are counted instead.
-        stamps = {pts for pts, *_ in self.packets}
-        self.counted = None in stamps or len(stamps) < len(self.packets) or bool(
+        self.counted = None in self.place or len(self.place) < len(packets) or bool(
             "avi" in self.container.format.name and codec.has_b_frames
         )
         self.length = len(shown)
         if not self.counted:
-            self.keys = sorted((self.packets[place][0], place) for place in keys) or [(min(stamps), 0)]
+            self.keys = sorted((times[i], i) for i, key in enumerate(keys) if key) or [(min(times), 0)]
             # What stands before the first key frame, in a recording that begins anywhere, cannot be decoded.
-            self.times = sorted(pts for pts in shown if pts >= self.keys[0][0])
-            self.rank = {pts: number for number, pts in enumerate(self.times)}
-            self.place = {pts: place for place, (pts, *_) in enumerate(self.packets)}
+            self.times = sorted(time for time in shown if time >= self.keys[0][0])
+            self.rank = {time: number for number, time in enumerate(self.times)}
             self.length = len(self.times)
 
     def _ends_early(self, end: int, partial: bool) -> bool:
@@ -204,11 +202,11 @@ class VideoFile:
             place = None
             for packet in self.container.demux(self.stream):
                 stamp = packet.pts, packet.size
-                if place is None and stamp == self.packets[first][:2]:
+                if place is None and stamp == self.packets[first]:
                     place = first
                 if place is None and packet.size:
                     continue
-                if place is None or stamp != self.packets[place][:2]:
+                if place is None or stamp != self.packets[place]:
                     break
                 yield packet
                 if place == final:
@@ -233,8 +231,8 @@ class VideoFile:
         return runs
 
     def _seek(self, place: int) -> None:
-        pts, _, dts = self.packets[place]  # MPEG streams and others are sought by dts
-        self.container.seek(dts if dts is not None else pts or 0, stream=self.stream)
+        time, dts = self.packets[place][0], self.dts[place]  # MPEG streams and others are sought by dts
+        self.container.seek(dts if dts is not None else time or 0, stream=self.stream)
 
     def _rgb(self, frame: Any) -> np.ndarray:
         self.rotation = -frame.rotation % 360
@@ -248,6 +246,14 @@ class VideoFile:
 
     def __exit__(self, *_):
         self.close()
+
+
+@cache
+def _formats() -> str:
+    """FFmpeg's list of containers that may be opened."""
+    import av
+
+    return ",".join(sorted(av.formats_available - PLAYLISTS))
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:
