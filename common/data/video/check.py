@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -51,13 +52,13 @@ def look(path: Path, whole: bool = False) -> Look:
         return Look(path, f"  wrong: {as_text(str(error))}", wrong=as_text(str(error)))
 
 
-def looks(paths: Iterable[Path], whole: bool, workers: int) -> Iterator[Look]:
-    """In the order of the paths, by so many processes."""
+def spread(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int, what: str) -> Iterator[Any]:
+    """``work(job)`` of each, in order, by so many processes, with a progress bar."""
     if workers < 2:
-        yield from map(partial(look, whole=whole), paths)
+        yield from tqdm(map(work, jobs), total=len(jobs), desc=what, disable=None)
         return
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(partial(look, whole=whole), paths, chunksize=8)
+        yield from tqdm(pool.imap(work, jobs, chunksize=4), total=len(jobs), desc=what, disable=None)
 
 
 def find(path: Path, skipped: Counter[str]) -> Iterator[Path]:
@@ -94,7 +95,7 @@ def check(folder: Path, /, every: int = 1, whole: bool = False, workers: int = 1
     paths = list(find(folder, skipped))
     print(HEAD)
     wrong = 0
-    for seen in tqdm(looks(paths[::every], whole, workers), total=len(paths[::every]), disable=None, leave=False):
+    for seen in spread(partial(look, whole=whole), paths[::every], workers, "looking"):
         tqdm.write(seen.line)
         wrong += bool(seen.wrong)
     for split in ("train", "val"):
@@ -131,9 +132,7 @@ def lists(folder: Path, out: Path, /, fold: int = 1, workers: int = 1) -> None:
     for split in ("train", "val"):
         videos = open_videos(folder, split, fold=fold, missing=1)
         rows = []
-        for seen, label in zip(
-            tqdm(looks(videos.paths, False, workers), total=len(videos), desc=f"opening {split}"), videos.labels
-        ):
+        for seen, label in zip(spread(look, videos.paths, workers, f"opening {split}"), videos.labels):
             if seen.wrong:
                 left_out.append(f"{split}\t{as_text(str(seen.path))}\t{seen.wrong}")
             else:
