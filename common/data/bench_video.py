@@ -1,16 +1,19 @@
 """Times the decoders of videos that a training could use, side by side, one thread each.
 
-    python -m common.data.bench_video FOLDER
+    python -m common.data.bench_video FOLDER...
 
-Two jobs: clips, as a training reads them (16 frames at a random stride of 1 to 5 from a random start of a random
-file, opened for it), and whole files from end to end. Decoders that are not installed are left out and named. Before
-anything is timed each must give the frames of a plain decode by PyAV from the file's start: by number, up to the
-rounding of the colour conversion. What they do with damaged copies of the files is tried as well. Result: a JSON and
-a Markdown file named after the hardware.
+Each folder is a set with figures of its own. The job is a training's: 16 frames at a random stride of 1 to 5 from a
+random start of a random file, opened for it. The decoders take turns, every turn the same clips for each, and what is
+reported beside clips per second is the ratio within turns. Decoders that are not installed are left out and named.
+Before anything is timed each must give the frames of a plain decode by PyAV from the file's start: by number, up to
+the rounding of the colour conversion. What they do with damaged copies of the files is tried as well. Result: a JSON
+and a Markdown file named after the hardware.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import re
 import tempfile
 import time
@@ -20,12 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from tqdm import tqdm
 
 from common import run
 from common.data.video import SLACK, SUFFIXES, VideoFile
 
 Reader = Callable[[Path, Callable[[int], np.ndarray]], np.ndarray]  # (file, total -> indices) -> (n, H, W, 3) RGB
 FRAMES, STRIDES = 16, (1, 2, 3, 4, 5)
+RECORDS = Path(__file__).parent / "records"
 
 
 def by_pyav(path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
@@ -109,13 +114,12 @@ def agreement(read: Reader, files: Sequence[Path]) -> tuple[dict[str, float], di
     return differences, failures
 
 
-def seconds(read: Reader, files: Sequence[Path], choose, rounds: int) -> tuple[float, int]:
-    """Time for every file `rounds` times, and the frames that came back."""
-    frames, began = 0, time.perf_counter()
-    for _ in range(rounds):
-        for path in files:
-            frames += len(read(path, choose))
-    return time.perf_counter() - began, frames
+def turn(read: Reader, files: Sequence[Path], seed: int) -> float:
+    """Clips per second of CPU time, one of every file: other work on the machine counts less than by the clock."""
+    choose, began = random_clip(np.random.default_rng(seed)), time.process_time()
+    for path in files:
+        read(path, choose)
+    return len(files) / (time.process_time() - began)
 
 
 def damage(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
@@ -148,12 +152,8 @@ def survival(read: Reader, copies: Sequence[Path]) -> str:
     return f"{raised} of {len(copies)}"
 
 
-def main(folder: Path, /, out: Path = Path(__file__).parent / "records", rounds: int = 5) -> None:
-    """See the module's text."""
-    torch.set_num_threads(1)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise run.UserError(f"{folder} holds no videos: {', '.join(sorted(SUFFIXES))}")
+def measure(files: Sequence[Path], rounds: int) -> dict:
+    """Of one set of files: by decoder, what it reads rightly, what damage it notices, and its speed."""
     rows, left_out = {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         damaged = damage(files, Path(scratch))
@@ -164,54 +164,80 @@ def main(folder: Path, /, out: Path = Path(__file__).parent / "records", rounds:
                 left_out[name] = str(error).strip().splitlines()[0]
                 continue
             differences, failures = agreement(read, files)
-            right = [path for path in files if differences.get(path.name, np.inf) < 3]
             rows[name] = {
-                "right": len(right), "wrong": {k: round(v, 2) for k, v in differences.items() if v >= 3},
-                "failures": failures, "files": right,
+                "right": [path.name for path in files if differences.get(path.name, np.inf) < 3],
+                "wrong": {k: round(v, 2) for k, v in differences.items() if v >= 3}, "failures": failures,
                 "damaged files that raise": {kind: survival(read, copies) for kind, copies in damaged.items()},
             }
-    common = [path for path in files if all(path in row["files"] for row in rows.values())]
+    common = [path for path in files if all(path.name in row["right"] for row in rows.values())]
+    speeds: dict[str, list[float]] = {name: [] for name in rows}
+    for number in tqdm(range(rounds + 1), desc="turns"):
+        for name in sorted(rows, key=lambda name: (list(rows).index(name) + number) % len(rows)):
+            speeds[name].append(turn(DECODERS[name], common, number))
+    ours = np.array(speeds["PyAV (ours)"][1:])  # the first is a warm-up
     for name, row in rows.items():
-        row.pop("files")
-        rng = np.random.default_rng(0)
-        seconds(DECODERS[name], common, random_clip(rng), 1)  # warm
-        spent, _ = seconds(DECODERS[name], common, random_clip(rng), rounds)
-        row["clips per second"] = rounds * len(common) / spent
-        spent, frames = seconds(DECODERS[name], common, lambda total: np.arange(total), 1)
-        row["frames per second, whole files"] = frames / spent
-    versions = {k: run.environment()["packages"].get(k) for k in ("av", "opencv-python-headless", "torch")}
+        row["clips per second"] = float(np.median(speeds[name][1:]))
+        row["ours is faster by"] = np.quantile(ours / speeds[name][1:], [0.25, 0.5, 0.75]).round(3).tolist()
+    kinds = set()
+    for path in common:
+        with VideoFile(path) as video:
+            kinds.add(f"{video.codec} {video.size[0]}x{video.size[1]}")
+    return {"timed on": [path.name for path in common], "kinds": sorted(kinds), "rows": rows, "left out": left_out}
+
+
+def main(folders: tyro.conf.Positional[list[Path]], out: Path = RECORDS, rounds: int = 20) -> None:
+    """See the module's text."""
+    torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    sets = {}
+    for folder in folders:
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise run.UserError(f"{folder} holds no videos: {', '.join(sorted(SUFFIXES))}")
+        sets[folder.name] = measure(files, rounds)
     about = {
-        "videos": len(files), "timed on": [path.name for path in common], "rounds": rounds, "rows": rows,
-        "left out": left_out, "versions": versions, "hardware": run.hardware(), "git": run.git_revision(),
+        "sets": sets, "rounds": rounds, "versions": versions(), "hardware": run.hardware(), "git": run.git_revision(),
         "time": run.environment()["time"],
     }
     stem = out / ("video_decoding_" + re.sub(r"[^a-z0-9]+", "_", run.hardware().lower()).strip("_"))
     run.write_json(stem.with_suffix(".json"), about)
-    stem.with_suffix(".md").write_text(page(about))
+    stem.with_suffix(".md").write_text(page(about), encoding="utf-8")
     print(page(about))
 
 
+def versions() -> dict[str, str]:
+    found = {}
+    for package in ("av", "opencv-python-headless", "decord", "torchcodec"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
 def page(about: dict) -> str:
-    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    packages = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
     lines = [
-        "`.venv/bin/python -m common.data.video_bench FOLDER`", "",
-        f"{about['hardware']}, one thread, {about['videos']} videos, of which the {len(about['timed on'])} that every "
-        f"decoder reads rightly are timed; {versions}; revision {about['git']}, {about['time']}", "",
-        "| decoder | right files | clips/s | frames/s, whole files | error when cut in half | a tenth overwritten "
+        f"`.venv/bin/python -m common.data.bench_video {' '.join(about['sets'])}`", "",
+        f"{about['hardware']}, one thread, {about['rounds']} turns, CPU time; {packages}; revision {about['git']}, "
+        f"{about['time']}. Ratios are medians over the turns, with quartiles.", "",
+        "| set | decoder | right files | clips/s | ours is faster by | error when cut in half | a tenth overwritten "
         "| empty |",
-        "|---" * 7 + "|",
+        "|---" * 8 + "|",
     ]
-    for name, row in about["rows"].items():
-        raised = row["damaged files that raise"]
-        lines.append(
-            f"| {name} | {row['right']} of {about['videos']} | {row['clips per second']:.1f} | "
-            f"{row['frames per second, whole files']:.0f} | {' | '.join(raised.values())} |"
-        )
-    notes = [f"- {name} is not here: {reason}" for name, reason in about["left out"].items()]
-    for name, row in about["rows"].items():
-        notes += [f"- {name} gives other frames than asked for: {k}, {v} levels off" for k, v in row["wrong"].items()]
-        notes += [f"- {name} fails on {k}: {v}" for k, v in row["failures"].items()]
-    return "\n".join([*lines, "", *notes, ""])
+    notes = []
+    for name, found in about["sets"].items():
+        label = f"{name}: {', '.join(found['kinds'])}"
+        for decoder, row in found["rows"].items():
+            low, middle, high = row["ours is faster by"]
+            total = len(row["right"]) + len(row["wrong"]) + len(row["failures"])
+            raised = " | ".join(row["damaged files that raise"].values())
+            lines.append(
+                f"| {label} | {decoder} | {len(row['right'])} of {total} | {row['clips per second']:.1f} | "
+                f"{middle:.2f} ({low:.2f} to {high:.2f}) | {raised} |"
+            )
+            notes += [f"- {decoder} gives other frames of {k}: {v} levels off" for k, v in row["wrong"].items()]
+            notes += [f"- {decoder} fails on {k}: {v}" for k, v in row["failures"].items()]
+        notes += [f"- {decoder} is not here: {reason}" for decoder, reason in found["left out"].items()]
+    return "\n".join([*lines, "", *dict.fromkeys(notes), ""])
 
 
 if __name__ == "__main__":

@@ -53,11 +53,6 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is nested too deeply") from None
 
 
-def shown(text: object) -> str:
-    """A name from a file or a data set as it is printed or listed: on one line, and no terminal obeys it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
-
-
 def cache_dir(name: str) -> Path:
     """A folder for what is made once and kept: tiny sets, indices, compiled kernels, built wheels.
 

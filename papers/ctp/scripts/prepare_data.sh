@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# Looks through a folder of videos and says what is there and what is missing: prepare_data.sh FOLDER
+# Looks through a folder of videos and says what is there, what is missing and what is wrong:
+#   prepare_data.sh FOLDER [--every 100] [--workers 16]
+# What is wrong is left out of lists that `python -m common.data.video lists FOLDER OUT` writes, and of the videos that
+# `python -m papers.ctp.scripts.reencode_videos FOLDER OUT` encodes once more, for speed.
 set -euo pipefail
-cd "$(dirname "$0")/../../.."
-data="${1:?usage: prepare_data.sh FOLDER}"
-exec "${PYTHON:-.venv/bin/python}" -m common.data.video "$data"
+: "${1:?usage: prepare_data.sh FOLDER}"
+data=$(realpath -- "$1")
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../../.." > /dev/null
+exec "${PYTHON:-.venv/bin/python}" -m common.data.video check "$data" "${@:2}"
