@@ -190,6 +190,12 @@ def same_classes(train: Sequence[str], val: Images, *, subset: bool = False) -> 
     return Renumbered(val, train)
 
 
+def open_both(root: str | Path, *, subset: bool = False) -> tuple[Images, Images]:
+    """Training and validation images, numbered by training's classes; see `same_classes`."""
+    train = open_images(root, "train")
+    return train, same_classes(train.classes, open_images(root, "val"), subset=subset)
+
+
 def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 

@@ -44,6 +44,8 @@ class Options:
     """Data loading processes per rank; the data do not depend on it. Not given, a GPU has its share of the cores."""
     threads: int = 1
     """Threads of a CPU's computations, which end elsewhere with another number; 0: torch's own choice."""
+    val_classes: Literal["all", "subset"] = "all"
+    """'subset': validation may lack classes that training has."""
     micro_batch: int = 0
     """Most samples a device takes at once; the global batch is reached by accumulation. 0: no limit."""
     compile: bool = False

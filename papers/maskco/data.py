@@ -20,6 +20,8 @@ from torchvision.transforms.functional import to_tensor
 
 from common import run
 from common.data import images
+from common.data.coco import read_coco
+from common.data.index import Files, index_folder
 from common.data.picture import read_picture
 from common.run import UserError
 from papers.maskco.recipes import Recipe
@@ -178,14 +180,13 @@ def _float(boxes: np.ndarray) -> torch.Tensor:
 # Pictures on disk -----------------------------------------------------------------------------------------
 
 
-class Pictures(images.Images):
+class Pictures(images.Indexed):
     """All pictures under a folder, without classes."""
 
     def __init__(self, root: Path):
-        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in images.SUFFIXES)
-        if not paths:
-            raise UserError(f"{root} holds no pictures")
-        super().__init__(paths, [0] * len(paths), ["any"])
+        index = index_folder(root, classes=False)
+        super().__init__(index, ["any"])
+        self.sources, self.left_out = Files(root, index), index.about["left_out"]
 
     def read(self, index: int) -> Image.Image:
         return read_picture(self.sources[index])
@@ -201,7 +202,7 @@ def open_pictures(root: str | Path, split: str) -> images.Images:
     return images.open_images(root, split)
 
 
-class Present(Pictures):
+class Present(images.Images):
     """Pictures of COCO's layout, each labelled by its row of ``categories`` (images, categories by their id): which it
     shows."""
 
@@ -211,15 +212,17 @@ class Present(Pictures):
         if not names:
             raise UserError(f"no {both[0]}, and no {both[1].name} beside it: both splits must be annotated")
         folder = root / names.stem.removeprefix("instances_")
-        annotated = run.read_json(names)
-        categories = sorted(annotated["categories"], key=lambda c: c["id"])
-        column = {c["id"]: i for i, c in enumerate(categories)}
-        row = {image["id"]: i for i, image in enumerate(annotated["images"])}
+        annotated = read_coco(names, ("category_id",))
+        column = {number: i for i, number in enumerate(sorted(annotated.categories))}
+        row = {number: i for i, number in enumerate(annotated.images)}
         self.categories = np.zeros((len(row), len(column)), dtype=bool)
-        for box in annotated["annotations"]:
+        for box in annotated.annotations:
             self.categories[row[box["image_id"]], column[box["category_id"]]] = True
-        paths = [folder / image["file_name"] for image in annotated["images"]]
-        images.Images.__init__(self, paths, range(len(row)), [c["name"] for c in categories])
+        paths = [folder / image["file_name"] for image in annotated.images.values()]
+        super().__init__(paths, range(len(row)), [annotated.categories[number] for number in column])
+
+    def read(self, index: int) -> Image.Image:
+        return read_picture(self.sources[index])
 
 
 def open_labelled(root: str | Path) -> tuple[images.Images, images.Images]:
@@ -228,10 +231,10 @@ def open_labelled(root: str | Path) -> tuple[images.Images, images.Images]:
     train, val = (
         Present(Path(root), split) if coco else images.open_images(root, split) for split in ("train", "val")
     )
-    if train.classes != val.classes:
+    if coco and train.classes != val.classes:
         differ = sorted({*train.classes} ^ {*val.classes}) or "their order"
         raise UserError(f"the classes of {root} differ between training and validation: {differ}")
-    return train, val
+    return train, val if coco else images.same_classes(train.classes, val)
 
 
 def main(folder: Path, /) -> None:

@@ -20,7 +20,7 @@ import tyro
 from torch import Tensor
 
 from common import run
-from common.data.images import SUFFIXES
+from common.data.index import SUFFIXES
 from common.data.loader import progress
 from common.data.picture import Unreadable, read_picture
 from common.run import UserError, drawing

@@ -28,7 +28,7 @@ from papers.spach.recipes import Recipe
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, evaluates and reports one run; returns its folder."""
     root = classification.data_folder(recipe, options.data)
-    data, val = images.open_images(root, "train"), images.open_images(root, "val")
+    data, val = images.open_both(root, subset=options.val_classes == "subset")
     size, classes = recipe.input_size_px, len(data.classes)
     steps_per_epoch = loader.steps_per_epoch(len(data), recipe.batch)
     steps = recipe.epochs * steps_per_epoch

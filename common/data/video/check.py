@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from common.data.images import SUFFIXES as PICTURE_SUFFIXES
+from common.data.index import SUFFIXES as PICTURE_SUFFIXES
 from common.data.video.files import SUFFIXES, open_video
 from common.data.video.frames import hidden
 from common.data.video.layouts import as_text, refuse_loop

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.images import SUFFIXES as PICTURE_SUFFIXES
+from common.data.index import SUFFIXES as PICTURE_SUFFIXES
 from common.data.picture import Unreadable, read_picture
 
 MOST_BYTES = 2**32  # of the frames that are read at once
