@@ -64,7 +64,8 @@ def main() -> None:
     }
     text = page(record, recipe)
     print(text)
-    bench.write_record(args.out, "ctp_clips", "cpu", record, text, stamp="one thread", load=load, explanation="")
+    about = f"Median milliseconds of one process, {args.clips} clips of {args.recipe} from {len(videos)} videos."
+    bench.write_record(args.out, "ctp_clips", "cpu", record, text, stamp="one thread", load=load, explanation=about)
 
 
 def stages_ms(videos: Videos, recipe: Recipe, count: int) -> dict[str, list[float]]:
@@ -109,8 +110,6 @@ def page(record: dict[str, Any], recipe: Recipe) -> str:
     fed, flops = record["clips per second, loaded"], record["training FLOPs per clip"]
     rates = {gpu: UTILIZATION * peak * 1e12 / flops for gpu, peak in PEAK_TFLOPS.items()}
     return "\n".join([
-        f"Median milliseconds of one process on one core, {record['clips']} clips of {record['recipe']} from "
-        f"{record['videos']} videos:", "",
         f"| {' | '.join(stages)} | all | clips/s |", "|---" * (len(stages) + 2) + "|",
         f"| {' | '.join(f'{ms:.1f}' for ms in stages.values())} | {1000 / per_second:.1f} | {per_second:.1f} |", "",
         f"The training loader with {record['loading processes']} processes on {record['cores']} cores gives {fed:.1f} "
