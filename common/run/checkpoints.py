@@ -141,12 +141,13 @@ def load_run(
     if not found:
         raise UserError(f"{folder} is no run folder with a whole checkpoint")
     _, weights, state = found
-    config = read_json(folder / "config.json")
     try:
-        return recipe_type(**config["recipe"]), weights, state
-    except TypeError as error:
-        git = read_json(folder / "environment.json")["git"]
-        raise UserError(f"{folder} was made by revision {git}, whose recipes differ ({error}); use it there") from None
+        return recipe_type(**read_json(folder / "config.json")["recipe"]), weights, state
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} is no run of this version: its config.json does not fit ({error}); use the revision in its "
+            "environment.json"
+        ) from None
 
 
 def fit(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], what: str) -> None:

@@ -33,6 +33,7 @@ class Column:
     """The cell is the value divided by this, such as 1e6."""
 
 
+COUNTS = ("parameters", "multiply-adds")  # units of what no seed changes
 PARAMS = Column("parameters", "parameters", 0)
 MULTIPLY_ADDS = Column("multiply-adds, M", "multiply-adds", 1, 1e6)
 
@@ -140,7 +141,7 @@ def rows(
         for key, column in columns.items():
             values = [scores[key] for scores in runs if key in scores]
             if values:
-                over = spread(values)
+                over = {"value": values[0]} if column.unit in COUNTS else spread(values)
                 row = metric(f"{label} {key}", over["value"], column.unit) | over
                 metrics.append(row | {"seeds": list(seeds[: len(values)])})
     return metrics

@@ -202,7 +202,7 @@ def test_only_the_whole_test_set_and_an_untouched_recipe_are_comparable(
     (["w.safetensors", "--recipe", "plain", "--rule", "vot"], "no rule 'vot'; there are otb, lasot"),
     (["bad.safetensors", "--recipe", "plain"], "does not fit the recipe plain"),
     (["."], "is no run folder with a whole checkpoint"),
-    (["pretrained"], "pretrained is no tracker's run of this version: .*'classes'"),
+    (["pretrained"], "pretrained is no run of this version: .*'classes'"),
 ])
 def test_mistakes_in_an_evaluation(tmp_path, monkeypatch, argv, message):
     monkeypatch.chdir(tmp_path)

@@ -154,7 +154,7 @@ def open_frames(source: Path) -> Iterator[tuple[Iterator[np.ndarray], int]]:
 def _frame_files(folder: Path) -> list[Path]:
     """The images of a folder, or of img/ in it, in the order of their numbers; of OTB's those of the sequence."""
     img = folder / "img" if (folder / "img").is_dir() else folder
-    files = FrameFolder(img).files
+    files = [img / name for name in FrameFolder(img).names]
     otb = img.parent if img.name == "img" else img
     if otb.name in data.OTB_RANGES and any(otb.glob("groundtruth_rect*.txt")):
         return data.otb_part(otb.name, files)

@@ -74,10 +74,7 @@ class Paper:
         if not checkpoint.exists():
             raise UserError(f"no checkpoint at {checkpoint}")
         if checkpoint.is_dir():
-            try:
-                recipe, weights, _ = run.load_run(checkpoint, type(next(iter(self.recipes.values()))))
-            except TypeError as error:
-                raise UserError(f"{checkpoint} is no tracker's run of this version: {error}") from None
+            recipe, weights, _ = run.load_run(checkpoint, type(next(iter(self.recipes.values()))))
             network = self.build(recipe)
             run.fit(network, weights["model"], f"{checkpoint} is no tracker's run of this version")
             trained_as = run.read_json(checkpoint / "config.json").get("recipe_name")
