@@ -52,6 +52,7 @@ def validate(
     """The loss and its terms over validation pairs, which are the same every time; nothing where there are none."""
     if samples is None:
         return {}
+    grid = recipe.search_px // model.backbone.reduction
     mine = range(world.rank, len(samples), world.size)
     batches = [[(i, i) for i in mine[at : at + 32]] for at in range(0, len(mine), 32)]
     sums, totals = (torch.zeros(n, device=world.device, dtype=torch.float64) for n in (4, 2))
@@ -60,7 +61,7 @@ def validate(
         DataLoader(samples, batch_sampler=batches, num_workers=workers), "validating", active=world.is_main
     ):
         z, x, box = (batch[key].to(world.device) for key in ("template", "search", "search_box"))
-        positives = loss.assign(box, model.grid, recipe.authors_errors)
+        positives = loss.assign(box, grid, recipe.authors_errors)
         with world.autocast():
             prediction = model(crops.normalize(z), crops.normalize(x))
         sums += torch.stack(loss.terms(prediction, box, positives, torch.ones(2, device=world.device))).double()

@@ -34,8 +34,8 @@ def build(recipe: Pretrain, classes: int) -> torch.nn.Module:
 
 
 PAPER = classification.Paper(
-    name="sbt", recipes={name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Pretrain)}, build=build,
-    convert=lambda weights, _model: weights,
+    name="sbt", recipes={name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Pretrain)},
+    build=build, convert=lambda weights, _model: weights,
 )
 
 

@@ -88,8 +88,10 @@ class Pretrain:
     about: str
     """What this recipe is, in one line."""
     model: str = "sbt_base"
+    """A variant of `model.VARIANTS`."""
     model_args: dict[str, Any] = field(default_factory=dict)
     dataset: str = "ImageNet-1K"
+    """Data the recipe is meant for; all but the built-in ones are given with --data."""
     input_size_px: int = 224
     epochs: int = 300
     batch: int = 1024
@@ -105,11 +107,13 @@ class Pretrain:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     flip: float = 0.5
     policy: str | None = "rand-m9-mstd0.5-inc1"
+    """Automatic augmentation in timm's notation."""
     erase: float = 0.25
     mixup: float = 0.8
     cutmix: float = 1.0
     label_smoothing: float = 0.1
     eval_crop: float = 0.875
+    """Fraction of the resized image's side that the center crop keeps."""
     paper_top1: float | None = None
     paper_source: str | None = None
 

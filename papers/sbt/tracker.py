@@ -22,8 +22,8 @@ def best_token(logits: torch.Tensor, boxes: torch.Tensor, window: torch.Tensor, 
     """
     score = logits.float().softmax(1)[:, 0]
     windowed = (1 - weight) * score + weight * window
-    best = windowed.argmax()
-    return torch.cat([boxes[best].float(), score[best, None], windowed[best, None], best[None].float()])
+    best = windowed.argmax(0, keepdim=True)  # a tensor: torch.compile's fullgraph
+    return torch.cat([boxes[best].float().flatten(), score[best], windowed[best], best.float()])
 
 
 class CudaGraph:

@@ -28,6 +28,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     model = build(recipe)
     fresh = load_backbone(model.backbone, init_weights(recipe.init, recipe.model)) if recipe.init else None
     model.to(world.device, memory_format=torch.channels_last)
+    grid = recipe.search_px // model.backbone.reduction
     params, flops = sum(p.numel() for p in model.parameters()), run.multiply_adds(model, *crop_shapes(recipe))
     backbone = [p for p in model.backbone.parameters() if p.requires_grad]
     heads = list(model.head.parameters())
@@ -56,8 +57,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         f"{data.describe(recipe.dataset)}, from {root}\n"
         + (f"backbone from {recipe.init}; at random stay {fresh or 'none of its tensors'}\n" if recipe.init else "")
         + f"global batch {recipe.batch} = {world.size} processes x {recipe.batch // world.size} pairs"
-        f"{f' in {chunks} chunks' if chunks > 1 else ''}, learning rates {peaks[0]:.3g} (heads) and {peaks[1]:.3g}, "
-        f"steps {start} to {steps}\nrun folder {folder}"
+        f"{f' in {chunks} chunks' if chunks > 1 else ''}, steps {start} to {steps}\n"
+        f"learning rates {peaks[0]:.3g} (heads) and {peaks[1]:.3g}\nrun folder {folder}"
     )
 
     def evaluate() -> dict[str, float]:
@@ -74,7 +75,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         template, search, box = (
             batch[key].to(world.device, non_blocking=True) for key in ("template", "search", "search_box")
         )
-        positives = loss.assign(box, model.grid, recipe.authors_errors)
+        positives = loss.assign(box, grid, recipe.authors_errors)
         totals = run.add_up(loss.totals(positives))  # of the global batch, so that its parts and processes add up to it
 
         terms = torch.zeros(4, device=world.device)
@@ -99,11 +100,9 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             values = loss.named(means) | rates
         log.step(step, values)
         if world.is_main and clock.save_due:
-            # What evaluate may call comparable: the paper's recipe, untouched.
-            about = {"wall_s": clock.wall_s, "comparable": recipe == RECIPES.get(name)}
-            run.save_checkpoint(
-                folder, step, {"model": model.state_dict()}, about | {"optimizer": optimizer.state_dict()}
-            )
+            state = {"wall_s": clock.wall_s, "optimizer": optimizer.state_dict()}
+            state["comparable"] = recipe == RECIPES.get(name)  # may evaluate call it so? Only a recipe left as it is
+            run.save_checkpoint(folder, step, {"model": model.state_dict()}, state)
         if clock.eval_due:
             log.scores(step, evaluate)
             model.train()
@@ -121,8 +120,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         rows.append(run.metric("pairs iou", 100 * scores["iou"], "%"))
     if world.is_main:
         run.finish(
-            folder, "sbt", name, options, data=data.describe(recipe.dataset), metrics=rows, params=params, flops=flops,
-            wall_s=clock.wall_s, throughput=clock.rate,
+            folder, "sbt", name, options, data=data.describe(recipe.dataset), metrics=rows, params=params,
+            flops=flops, wall_s=clock.wall_s, throughput=clock.rate,
             then={"pictures": lambda: figures.draw(folder, model, data, recipe, world)},
         )
     return folder

@@ -113,6 +113,19 @@ def test_unknown_ways_to_run_a_network_are_refused():
         SBTTracker(network, dataclasses.replace(RECIPE, speed="graph"))
 
 
+def test_compiled_tracker_gives_the_same_boxes(monkeypatch):
+    torch.manual_seed(0)
+    network, tiny = build(RECIPES["tiny"]).eval(), RECIPES["tiny"]
+    frames = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    answers, compiled = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled(f, backend="eager", fullgraph=True))
+    for speed in ("eager", "compile"):
+        tracker = SBTTracker(network, dataclasses.replace(tiny, speed=speed))
+        tracker.init(frames[0], (30.0, 20.0, 40.0, 30.0))
+        answers.append([[*box, score] for box, score in map(tracker.track, frames[1:])])
+    np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("speed", ["compile", "graph"])
 def test_fast_paths_track_like_the_plain_one(speed):
