@@ -49,6 +49,7 @@ class SelfAttention(nn.Module):
         return bias.permute(2, 0, 1, 3, 4).reshape(self.num_heads, h * w, h * w)
 
     def forward(self, x_BGMC, window: tuple[int, int], visible: torch.Tensor | None):
+        """`window`: its height and width, M tokens together; `visible` (G, M, M): which of them attend to which."""
         B, G, M, C = x_BGMC.shape
         qkv = self.qkv(x_BGMC).view(B, G, M, 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
         q, k, v = qkv.reshape(3, B, G * self.num_heads, M, -1)
@@ -72,6 +73,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC, other_BHWC):
+        """Maps of any two sizes -> (B, H, W, C), of the queries' size."""
         B, H, W, C = x_BHWC.shape
         q = self.q(x_BHWC).view(B, H * W, self.num_heads, -1).transpose(1, 2)
         k, v = self.kv(other_BHWC).view(B, -1, 2, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)

@@ -138,15 +138,6 @@ RECIPES = {
     "tiny": replace(
         _SMALL, about="micro model on built-in sequences, three minutes of a CPU core", epochs=4, milestones=(3,)
     ),
-    "got10k": Recipe(
-        "DualTFR, GOT-10k alone (its protocol); the paper, from memory: 73.5 AO", epochs=100, milestones=(80,),
-        paper_scores={"got10k ao": 73.5, "got10k sr50": 84.8, "got10k sr75": 69.9}, paper_source=_SOURCE,
-    ),
-    "full": Recipe(
-        "DualTFR, four data sets; the paper, from memory: 63.5 AUC on LaSOT",
-        dataset="GOT-10k, LaSOT, TrackingNet, COCO", datasets=("got10k", "lasot", "trackingnet", "coco"),
-        paper_scores={"lasot auc": 63.5, "lasot norm_precision": 72.0, "lasot precision": 66.5}, paper_source=_SOURCE,
-    ),
     "ablation": replace(
         _SMALL, about="number and place of the CABs, kinds of block, pre-training: micro models",
         compare=(
@@ -161,6 +152,15 @@ RECIPES = {
     "real_small_otb": replace(
         _REAL, about="the other way round: OTB trains, the others test", datasets=("sequences", "otb", "coco"),
         shares=(0.6, 0.2, 0.2), held_out=("vot", "got10k", "lasot"),
+    ),
+    "got10k": Recipe(
+        "DualTFR, GOT-10k alone (its protocol); the paper, from memory: 73.5 AO", epochs=100, milestones=(80,),
+        paper_scores={"got10k ao": 73.5, "got10k sr50": 84.8, "got10k sr75": 69.9}, paper_source=_SOURCE,
+    ),
+    "full": Recipe(
+        "DualTFR, four data sets; the paper, from memory: 63.5 AUC on LaSOT",
+        dataset="GOT-10k, LaSOT, TrackingNet, COCO", datasets=("got10k", "lasot", "trackingnet", "coco"),
+        paper_scores={"lasot auc": 63.5, "lasot norm_precision": 72.0, "lasot precision": 66.5}, paper_source=_SOURCE,
     ),
     "pretrain": Pretrain("a branch as an ImageNet-1K classifier, to start a tracker from"),
     "pretrain_small": Pretrain(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,9 +62,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         f"learning rates {peaks[0]:.3g} (CABs, head) and {peaks[1]:.3g}\nrun folder {folder}"
     )
 
-    def evaluate() -> dict[str, float]:
-        return validate(model, val, recipe, world, options.workers)
-
+    evaluate = partial(validate, model, val, recipe, world, options.workers)
     if clock.eval_due:  # a run killed before its evaluation owes it
         log.scores(start, evaluate)
     model.train()

@@ -54,6 +54,7 @@ class Attention(nn.Module):
             self.sr = None
 
     def forward(self, query_BHWC, source_BHWC):
+        """Maps of any two sizes -> (B, H, W, C), of the queries' size."""
         B, H, W, C = query_BHWC.shape
         if self.sr is not None:
             source_BHWC = self.norm(on_map(self.sr, source_BHWC))
@@ -73,6 +74,7 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x):
+        """(B, H, W, C) -> (B, H, W, C)."""
         return self.fc2(F.gelu(on_map(self.dwconv, self.fc1(x))))
 
 

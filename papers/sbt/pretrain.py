@@ -7,6 +7,7 @@ pretrained=True)``. ``python -m papers.sbt.pretrain CHECKPOINT --data FOLDER`` g
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -91,9 +92,7 @@ def train(name: str, recipe: Pretrain, options: run.Options, world: run.World) -
         f"run folder {folder}"
     )
 
-    def evaluate() -> dict[str, float]:
-        return classification.accuracy(model, val, recipe, world, workers=options.workers)
-
+    evaluate = partial(classification.accuracy, model, val, recipe, world, workers=options.workers)
     if clock.eval_due:  # a run killed before its evaluation owes it
         log.scores(start, evaluate)
     model.train()

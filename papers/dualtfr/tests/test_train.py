@@ -86,7 +86,7 @@ def test_overfits_one_pair(data):
     (batch,) = pairs.pairs_loader(pairs.Pairs(found.train, transform(LIVELY), length=1), 1, 1, seed=3)
     torch.manual_seed(0)
     model = build(RECIPES["tiny"])
-    z, x, box = crops.normalise(batch["template"]), crops.normalise(batch["search"]), batch["search_box"]
+    z, x, box = crops.normalize(batch["template"]), crops.normalize(batch["search"]), batch["search_box"]
     positives = loss.assign(box, 8)
     assert 0 < positives.sum() < 64
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
