@@ -19,8 +19,8 @@ from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
 from common.metrics import classification, tracker_demo, trackers
 from papers.dualtfr import bench, cases, compare, figures, loss, pretrain, train
-from papers.dualtfr.data import transform
-from papers.dualtfr.evaluate import PAPER, build
+from papers.dualtfr.data import transform, validation_pairs
+from papers.dualtfr.evaluate import PAPER, build, validate
 from papers.dualtfr.recipes import RECIPES, Pretrain
 from papers.dualtfr.weights import init_weights
 
@@ -164,6 +164,13 @@ def test_two_processes_train_like_one(tmp_path, data, recipe, data_of, more):
         for key, rel in (("loss", 1e-3), ("grad_norm", 2e-2), ("val/loss", 1e-3)):
             if key in one:
                 assert two[key] == pytest.approx(one[key], rel=rel)
+
+
+def test_validation_pairs_whose_targets_lie_outside_are_scored(monkeypatch, data):
+    samples = validation_pairs(LIVELY, pairs.open_data(LIVELY, data))
+    monkeypatch.setattr(loss, "assign", lambda box, grid, *_: torch.zeros(len(box), grid**2, dtype=torch.bool))
+    scores = validate(build(LIVELY), samples, LIVELY, WORLD)
+    assert scores["iou"] == scores["l1"] == 0 < scores["loss"] < 1000
 
 
 def test_a_loss_that_explodes_stops_the_run_before_the_weights_are_touched(tmp_path, data):

@@ -17,8 +17,9 @@ from common.data import pairs, tracking
 from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
 from common.metrics import tracker_demo, trackers
-from papers.sbt import compare, figures, pretrain, train
-from papers.sbt.evaluate import PAPER
+from papers.sbt import compare, figures, loss, pretrain, train
+from papers.sbt.data import validation_pairs
+from papers.sbt.evaluate import PAPER, build, validate
 from papers.sbt.recipes import RECIPES
 
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -151,6 +152,13 @@ def test_the_learning_rate_warms_up_and_drops(tmp_path, data):
     rates = [row["lr"] for row in rows]
     top = LIVELY.lr
     assert rates == pytest.approx([top / 2, *[top] * 7, *[top / 10] * 8])
+
+
+def test_validation_pairs_whose_targets_lie_outside_are_scored(monkeypatch, data):
+    samples = validation_pairs(LIVELY, pairs.open_data(LIVELY, data))
+    monkeypatch.setattr(loss, "assign", lambda box, grid, *_: torch.zeros(len(box), grid**2, dtype=torch.bool))
+    scores = validate(build(LIVELY), samples, LIVELY, WORLD)
+    assert scores["iou"] == scores["l1"] == 0 < scores["loss"] < 1000
 
 
 def test_a_loss_that_explodes_stops_the_run_before_the_weights_are_touched(tmp_path, data):
