@@ -21,18 +21,12 @@ from common.run import UserError
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of the frame, resized: window [left, left + side) x [top, top + side) -> size x size pixels.
-
-    (x0, y0) is the frame's point that comes to lie on the crop's corner. For the exact geometry of the resized pixels
-    that is (left, top); `square` says when it is not.
-    """
+    """A square of the frame, resized: window [left, left + side) x [top, top + side) -> size x size pixels."""
 
     left: int
     top: int
     side: int
     size: int
-    x0: float
-    y0: float
 
     @property
     def scale(self) -> float:
@@ -41,96 +35,84 @@ class Crop:
 
     def to_crop(self, boxes) -> np.ndarray:
         """Boxes x, y, w, h of the frame (px) -> the same boxes in the crop (px), (..., 4) float64."""
-        return (np.asarray(boxes, dtype=np.float64) - (self.x0, self.y0, 0, 0)) * self.scale
+        return (np.asarray(boxes, dtype=np.float64) - (self.left, self.top, 0, 0)) * self.scale
 
     def to_frame(self, boxes) -> np.ndarray:
         """The inverse of `to_crop`."""
-        return np.asarray(boxes, dtype=np.float64) / self.scale + (self.x0, self.y0, 0, 0)
+        return np.asarray(boxes, dtype=np.float64) / self.scale + (self.left, self.top, 0, 0)
 
 
-def square(cx: float, cy: float, side: float, size: int, *, centre_at: float | None = None) -> Crop:
-    """The crop of `side` frame pixels (rounded up to a whole number) centred on (cx, cy), resized to `size`.
+def square(cx: float, cy: float, side: float, size: int) -> Crop:
+    """The crop of `side` frame pixels (rounded up to a whole number) centered on (cx, cy), resized to `size`.
 
-    The window falls on whole pixels, so the centre is up to half a pixel off the crop's middle, and boxes are mapped
-    accordingly. With `centre_at`, boxes are mapped as if (cx, cy) came to lie exactly on that coordinate of the crop:
-    SBT's code takes (size - 1) / 2 in training and size / 2 in tracking.
+    The window falls on whole pixels, so the center is up to half a pixel off the crop's middle; boxes are mapped
+    accordingly. `UserError` where there is nothing to crop.
     """
     whole = math.ceil(side)
     if whole < 1 or not math.isfinite(cx + cy):
         raise UserError(f"cannot crop {side} px around ({cx}, {cy}): the box it comes from is empty or not finite")
-    left, top = round(cx - 0.5 * whole), round(cy - 0.5 * whole)
-    if centre_at is None:
-        return Crop(left, top, whole, size, left, top)
-    reach = centre_at * whole / size
-    return Crop(left, top, whole, size, cx - reach, cy - reach)
+    return Crop(round(cx - 0.5 * whole), round(cy - 0.5 * whole), whole, size)
 
 
-def around(box, factor: float, size: int, *, centre_at: float | None = None) -> Crop:
-    """The crop centred on a box, its side `factor` times the box's mean side sqrt(w h). See `square`."""
+def around(box, factor: float, size: int) -> Crop:
+    """The crop centered on a box, its side `factor` times the box's mean side sqrt(w h). See `square`."""
     x, y, w, h = (float(v) for v in box)
     side = math.sqrt(w * h) * factor if w > 0 and h > 0 else 0.0
-    return square(x + 0.5 * w, y + 0.5 * h, side, size, centre_at=centre_at)
+    return square(x + 0.5 * w, y + 0.5 * h, side, size)
 
 
-def _inside(crop: Crop, width: int, height: int, spare: int) -> tuple[slice, slice]:
-    """Rows and columns of the crop's window that the frame fills."""
-
-    def fill(first: int, length: int) -> slice:
-        start, stop = max(-first, 0), crop.side - max(first + crop.side - length + spare, 0)
-        return slice(min(start, crop.side), max(stop, start, 0))
-
-    return fill(crop.top, height), fill(crop.left, width)
+def _inside(first: int, side: int, length: int) -> slice:
+    """Of the `side` rows (columns) of a window from `first` on, those that a frame of `length` rows has."""
+    start, stop = max(-first, 0), side - max(first + side - length, 0)
+    return slice(min(start, side), max(stop, start, 0))
 
 
-def cut(
-    frame: np.ndarray, crop: Crop, fill: float | Sequence[float] | Literal["mean"] = 0.0, *, spare: int = 0
-) -> np.ndarray:
+def cut(frame: np.ndarray, crop: Crop, fill: float | Sequence[float] | Literal["mean"] = 0.0) -> np.ndarray:
     """The crop's pixels, (size, size, C) uint8, resized bilinearly (OpenCV's; not antialiased, as trackers do).
 
-    What lies outside the frame takes the colour `fill` (a grey level, one per channel, or 'mean': the frame's mean
-    colour). `spare` columns and rows at the right and bottom count as outside when the window reaches them: 0, or 1 as
-    in SBT's code.
+    What lies outside the frame takes the color `fill` (a gray level, one per channel, or 'mean': the frame's mean
+    color).
     """
-    rows, columns = _inside(crop, frame.shape[1], frame.shape[0], spare)
-    covers = (rows, columns) == (slice(0, crop.side),) * 2
-    colour = (cv2.mean(frame)[: frame.shape[2]] if fill == "mean" else fill) if not covers else 0
-    if crop.side > 8 * crop.size:  # after a wild jitter: a padded copy would take hundreds of megabytes
-        seen = frame[: crop.top + rows.stop, : crop.left + columns.stop]
+    height, width, channels = frame.shape
+    rows, columns = _inside(crop.top, crop.side, height), _inside(crop.left, crop.side, width)
+    seen = frame[: crop.top + rows.stop, : crop.left + columns.stop]
+    window = seen[crop.top + rows.start :, crop.left + columns.start :]
+    wide = crop.side > 8 * crop.size  # after a wild jitter: a padded copy would take hundreds of megabytes
+    if window.shape[:2] == (crop.side, crop.side) and not wide:
+        return cv2.resize(window, (crop.size, crop.size))
+    color = np.round(cv2.mean(frame)[:channels] if isinstance(fill, str) else fill)
+    if wide:
         step = 1 / crop.scale
         matrix = np.array([[step, 0, crop.left + 0.5 * step - 0.5], [0, step, crop.top + 0.5 * step - 0.5]])
-        border = np.broadcast_to(np.round(colour), frame.shape[2]).tolist()
+        border = np.broadcast_to(color, channels).tolist()
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         return cv2.warpAffine(seen, matrix, (crop.size, crop.size), flags=flags, borderValue=border)
-    window = frame[crop.top + rows.start : crop.top + rows.stop, crop.left + columns.start : crop.left + columns.stop]
-    if not covers:
-        padded = np.empty((crop.side, crop.side, frame.shape[2]), dtype=np.uint8)
-        padded[:] = np.round(colour)
-        padded[rows, columns] = window
-        window = padded
-    return cv2.resize(window, (crop.size, crop.size))
+    padded = np.empty((crop.side, crop.side, channels), dtype=np.uint8)
+    padded[:] = color
+    padded[rows, columns] = window
+    return cv2.resize(padded, (crop.size, crop.size))
 
 
-def padding(crop: Crop, width: int, height: int, *, spare: int = 0) -> np.ndarray:
+def padding(crop: Crop, width: int, height: int) -> np.ndarray:
     """(size, size) bool: crop pixels that take anything from outside a frame of `width` x `height`."""
 
-    def touched(inside: slice) -> np.ndarray:
+    def touched(first: int, length: int) -> np.ndarray:
         outside = np.ones((crop.side, 1))
-        outside[inside] = 0
+        outside[_inside(first, crop.side, length)] = 0
         return cv2.resize(outside, (1, crop.size)) > 0
 
-    rows, columns = _inside(crop, width, height, spare)
-    return touched(rows) | touched(columns).T
+    return touched(crop.top, height) | touched(crop.left, width).T
 
 
-def jitter(box, centre: float, scale: float, normal: Sequence[float], uniform: Sequence[float]) -> np.ndarray:
+def jitter(box, center: float, scale: float, normal: Sequence[float], uniform: Sequence[float]) -> np.ndarray:
     """A box moved and resized at random, as SBT's code does: (4,) x, y, w, h.
 
-    Sides are multiplied by exp(scale * normal), then the centre moves by (uniform - 0.5) * centre * sqrt(w h) of the
+    Sides are multiplied by exp(scale * normal), then the center moves by (uniform - 0.5) * center * sqrt(w h) of the
     new sides; `normal` and `uniform` are two numbers each, drawn from N(0, 1) and U(0, 1).
     """
     box = np.asarray(box, dtype=np.float64)
     sides = box[2:] * np.exp(scale * np.asarray(normal))
-    middle = box[:2] + 0.5 * box[2:] + (np.asarray(uniform) - 0.5) * centre * math.sqrt(sides.prod())
+    middle = box[:2] + 0.5 * box[2:] + (np.asarray(uniform) - 0.5) * center * math.sqrt(sides.prod())
     return np.concatenate([middle - 0.5 * sides, sides])
 
 
@@ -139,7 +121,7 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
+def normalize(pixels: torch.Tensor) -> torch.Tensor:
     """(..., 3, H, W) uint8 RGB -> float32 with ImageNet's mean and standard deviation, on the tensor's device."""
     mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=pixels.device).view(3, 1, 1)
     std = torch.tensor(IMAGENET_DEFAULT_STD, device=pixels.device).view(3, 1, 1)

@@ -5,7 +5,7 @@
     data = open_data(recipe, root, report)
     pairs = Pairs(data.train, PairTransform(template_px=128, search_px=256), length=recipe.pairs_per_epoch, report=...)
     for batch in pairs_loader(pairs, recipe.batch, steps, seed=seed, start=start, rank=rank, world=size):
-        template, search = (crops.normalise(batch[name].to(device)) for name in ("template", "search"))
+        template, search = (crops.normalize(batch[name].to(device)) for name in ("template", "search"))
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from common.run import UserError
 
 @dataclass(frozen=True)
 class Sample:
-    """A frame that was drawn. Not to be written into: a still image stands in all samples drawn from it."""
+    """A frame that was drawn. Not to be written into: a still image stands in all samples drawn from it.
 
-    image: np.ndarray  # (H, W, 3) uint8 RGB
-    box: np.ndarray  # (4,) float64 x, y, w, h px, zero-based
+    `image` is (H, W, 3) uint8 RGB, `box` (4,) float64 x, y, w, h in pixels, zero-based.
+    """
+
+    image: np.ndarray
+    box: np.ndarray
     sequence: tracking.Sequence
 
 
@@ -64,7 +67,8 @@ def open_data(recipe: Any, root: str | Path, report: Path | None = None) -> Data
     folders = tracking.folders(root)
     if not recipe.held_out and len(recipe.datasets) == 1:
         folders = {recipe.datasets[0]: Path(root)} | folders
-    if missing := {*recipe.datasets, *recipe.held_out} - {*folders, *({"sequences"} & {*recipe.datasets})}:
+    built_in = {"sequences"}
+    if missing := ({*recipe.datasets} - built_in | {*recipe.held_out}) - {*folders}:
         raise UserError(f"{root} has no folder for {', '.join(sorted(missing))}; it has {', '.join(folders) or 'none'}")
     train = {}
     for name in recipe.datasets:
@@ -111,7 +115,8 @@ class Pairs(Dataset):
     of them `min_visible` visible.
 
     A frame that cannot be read is named in `report`, once a sequence, and other frames are drawn, until more than
-    `limit` (a share of the sequences, at least one; 0: none) have such frames: then training ends with a `UserError`.
+    `limit` (a fraction of the sequences, at least one; 0: none) have such frames: then training ends with a
+    `UserError`.
     """
 
     def __init__(
@@ -121,8 +126,13 @@ class Pairs(Dataset):
         weights: Mapping[str, float] | None = None, min_frames: int = 20, min_visible: int = 5,
         report: Path | None = None, limit: float = 0.01,
     ):
-        if weights and weights.keys() != sets.keys():
+        weights = weights or dict.fromkeys(sets, 1.0)
+        if weights.keys() != sets.keys():
             raise UserError(f"weights are given for {sorted(weights)}, the data sets are {sorted(sets)}")
+        if min(weights.values()) <= 0:
+            raise UserError(f"weights {weights}: expected numbers above 0; leave out data that are not to be drawn")
+        if length < 1:
+            raise UserError(f"{length} samples of {', '.join(sets)} are asked for: expected at least 1")
         self.transform, self.length, self.n, self.max_gap = transform, length, n, max_gap
         self.negatives, self.report = negatives, report
         self.sequences: list[tracking.Sequence] = []
@@ -139,8 +149,8 @@ class Pairs(Dataset):
                     f"none of the {len(found)} sequences of {name} can be used: a video needs {min_frames} frames and "
                     f"its target visible in {min_visible}"
                 )
-        shares = np.array([weights[name] if weights else 1.0 for name in sets])
-        self.shares = shares / shares.sum()
+        drawn = np.array([weights[name] for name in sets])
+        self.probabilities = drawn / drawn.sum()
         self.limit = max(1, int(limit * len(self.sequences))) if limit else 0
         self.failed = torch.zeros(len(self.sequences), dtype=torch.bool).share_memory_()  # one view for all workers
 
@@ -148,7 +158,7 @@ class Pairs(Dataset):
         return self.length
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng(key[1])
+        rng, rejected = np.random.default_rng(key[1]), 0
         for _ in range(100):
             chosen = self._draw(rng)
             where = [(chosen, frame) for frame in draw_frames(self.sequences[chosen], self.n, self.max_gap, rng)]
@@ -157,13 +167,27 @@ class Pairs(Dataset):
                     pass
                 where[-1] = (other, draw_frames(self.sequences[other], 1, self.max_gap, rng)[0])
             samples = self._read(where)
-            if samples and (made := self.transform(samples, rng)) is not None:
+            if samples is None:
+                continue
+            try:
+                made = self.transform(samples, rng)
+            except UserError as error:
+                raise UserError(f"{self._names(where)}: {error}") from None
+            if made is not None:
                 return made
-        raise UserError("100 samples in a row gave no usable crop: do the boxes lie in the frames?")
+            rejected += 1
+        raise UserError(
+            f"100 samples in a row gave no usable crop, the last {self._names(where)}: {rejected} showed nothing of "
+            f"their frames, {100 - rejected} could not be read; do the boxes lie in the frames?"
+        )
+
+    def _names(self, where: list[tuple[int, int]]) -> str:
+        named = ((self.sequences[number], frame) for number, frame in where)
+        return ", ".join(f"{sequence.dataset} {sequence.name} frame {frame + 1}" for sequence, frame in named)
 
     def _draw(self, rng: np.random.Generator) -> int:
         """Position of a sequence in `sequences`, by data-set weight."""
-        return int(rng.integers(*self.ranges[rng.choice(len(self.shares), p=self.shares)]))
+        return int(rng.integers(*self.ranges[rng.choice(len(self.probabilities), p=self.probabilities)]))
 
     def _read(self, where: list[tuple[int, int]]) -> list[Sample] | None:
         images = {}
@@ -179,12 +203,12 @@ class Pairs(Dataset):
         if not self.failed[number]:
             self.failed[number] = True
             if self.report:
-                with open(self.report, "a") as file:
+                with open(self.report, "a", encoding="utf-8") as file:
                     file.write(f"{error}\n")
         if (count := int(self.failed.sum())) > self.limit:
             raise UserError(
-                f"{count} of {len(self.sequences)} sequences have frames that cannot be read, the last: {error}"
-                + (f"; see {self.report}" if self.report else "")
+                f"{count} of {len(self.sequences)} sequences have frames that cannot be read, expected at most "
+                f"{self.limit}; the last: {error}" + (f"; {self.report} names all of them" if self.report else "")
             )
 
 
@@ -197,19 +221,16 @@ class PairTransform:
     template_factor: float = 2.0
     """Side of the template crop over the target's mean side sqrt(w h)."""
     search_factor: float = 5.0
-    centre_jitter: float = 4.5
-    """The search crop's centre is uniform over this many mean sides of the (jittered) target, per axis."""
+    center_jitter: float = 4.5
+    """The search crop's center is uniform over this many mean sides of the (jittered) target, per axis."""
     scale_jitter: float = 0.5
     """Standard deviation of the logarithm of each side before the search crop is taken around it."""
-    grey: float = 0.05
-    """Probability that both crops lose their colour."""
+    gray: float = 0.05
+    """Probability that both crops lose their color."""
     flip: float = 0.5
     """Probability that a crop is mirrored, each on its own. (Mirroring both together as well would change nothing.)"""
     brightness: float = 0.2
     """Each crop's own factor is uniform in 1 - this to 1 + this."""
-    published: bool = False
-    """The arithmetic of SBT's code: the centre that is cropped around is taken to lie on (size - 1) / 2, up to half a
-    pixel off, and a crop that reaches the frame's right or bottom border loses the last column or row."""
 
     def __call__(self, samples: list[Sample], rng: np.random.Generator) -> dict[str, torch.Tensor] | None:
         """{"template": (3, T, T), "search": (3, S, S) uint8 RGB, "template_box", "search_box": (4,) float32}.
@@ -219,25 +240,28 @@ class PairTransform:
         """
         template, search = samples
         moved = crops.jitter(
-            search.box, self.centre_jitter, self.scale_jitter, rng.standard_normal(2), rng.random(2)
+            search.box, self.center_jitter, self.scale_jitter, rng.standard_normal(2), rng.random(2)
         )
-        grey, made, spare = rng.random() < self.grey, {}, int(self.published)
+        gray, made = rng.random() < self.gray, {}
         for name, sample, box, factor, size in (
             ("template", template, template.box, self.template_factor, self.template_px),
             ("search", search, moved, self.search_factor, self.search_px),
         ):
             height, width = sample.image.shape[:2]
-            crop = crops.around(box, factor, size, centre_at=(size - 1) / 2 if self.published else None)
-            outside = crops.padding(crop, width, height, spare=spare)
+            crop = self.around(box, factor, size)
+            outside = crops.padding(crop, width, height)
             if outside[::16, ::16].all():  # the pixels a grid of stride 16 would look at
                 return None
-            pixels = crops.cut(sample.image, crop, spare=spare)
-            pixels = brighten(to_grey(pixels) if grey else pixels, 1 + self.brightness * rng.uniform(-1, 1))
+            pixels = crops.cut(sample.image, crop)
+            pixels = brighten(to_gray(pixels) if gray else pixels, 1 + self.brightness * rng.uniform(-1, 1))
             target = crop.to_crop(sample.box) / size
             if rng.random() < self.flip:
                 pixels, target = mirror(pixels, target)
             made |= {name: crops.to_tensor(pixels), f"{name}_box": torch.from_numpy(target).float()}
         return made
+
+    def around(self, box, factor: float, size: int) -> crops.Crop:
+        return crops.around(box, factor, size)
 
 
 def mirror(pixels: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -250,15 +274,18 @@ def brighten(pixels: np.ndarray, factor: float) -> np.ndarray:
     return cv2.convertScaleAbs(pixels, alpha=factor)
 
 
-def to_grey(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) RGB pixels without colour, still in three channels."""
+def to_gray(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) RGB pixels without color, still in three channels."""
     return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
+to_grey = to_gray  # papers/maml_tracker has it under this name
 
 
 def pairs_loader(
     pairs: Pairs, batch: int, steps: int, *, seed: int, start: int = 0, rank: int = 0, world: int = 1, workers: int = 0
 ) -> DataLoader:
-    """This rank's share of the global batches of steps ``start .. steps - 1``; an epoch is ``len(pairs)`` samples."""
+    """This rank's part of the global batches of steps ``start .. steps - 1``; an epoch is ``len(pairs)`` samples."""
     sampler = StepSampler(len(pairs), batch, steps, seed=seed, start=start, rank=rank, world=world)
     return DataLoader(
         pairs, batch_sampler=sampler, num_workers=workers, pin_memory=torch.cuda.is_available(),

@@ -4,8 +4,11 @@ import timm
 import torch
 from torch import nn
 
+from common import run
 from common.run.cases import ModelCase, TrainingCost
-from papers.dualtfr import ablation, evaluate, pretrain
+from common.run.sweep import seeds_of
+from papers.dualtfr import pretrain
+from papers.dualtfr.evaluate import build, crop_shapes
 from papers.dualtfr.model import VARIANTS, DualTFR, create_tracker
 from papers.dualtfr.recipes import Pretrain
 
@@ -48,15 +51,12 @@ MODELS = {
 
 
 def training_cost(recipe) -> TrainingCost:
-    """Of a comparison: all its trainings, the last contender standing for the others."""
-    trainings = len(getattr(recipe, "contenders", ())) * getattr(recipe, "seeds", 1)
+    """Of a comparison: all its trainings, the reconstruction standing for the others."""
     with torch.device("meta"):
         if isinstance(recipe, Pretrain):
             model = pretrain.build(recipe, CLASSES.get(recipe.dataset, 10))
-            inputs = (torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px),)
-            return TrainingCost(model, inputs, SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
-        if trainings:
-            recipe = ablation.member(recipe, recipe.contenders[-1])
-        inputs = tuple(torch.empty(1, 3, side, side) for side in (recipe.template_px, recipe.search_px))
-        model = evaluate.build(recipe)
-    return TrainingCost(model, inputs, recipe.pairs_per_epoch, recipe.epochs * (trainings or 1), recipe.batch)
+            image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
+            return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
+        trainings = len(recipe.compare) * len(seeds_of(run.Options())) or 1
+        epochs = recipe.epochs * trainings
+        return TrainingCost(build(recipe), crop_shapes(recipe), recipe.pairs_per_epoch, epochs, recipe.batch)

@@ -5,12 +5,13 @@ CHECKPOINT is a run folder or a file of weights.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
+from torch.utils.data import DataLoader
 
 from common import run
+from common.data import crops, loader, pairs
 from common.metrics import trackers
+from papers.dualtfr import loss
 from papers.dualtfr.model import VARIANTS, DualTFR, create_tracker
 from papers.dualtfr.recipes import RECIPES, Recipe
 from papers.dualtfr.tracker import DualTFRTracker
@@ -38,26 +39,36 @@ def build(recipe: Recipe) -> DualTFR:
     return model
 
 
-def weights_of(source: str) -> dict[str, torch.Tensor]:
-    """A state dict from a run folder (its newest weights), a file, or a timm model, whose weights timm fetches."""
-    path = Path(source)
-    if path.is_dir():
-        if not (found := run.load_checkpoint(path)):
-            raise run.UserError(f"{path} is no run folder with a whole checkpoint")
-        return found[1]["model"]
-    if path.suffix:
-        return run.load_weights(path)
-    import timm
+def crop_shapes(recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """A template and a search crop of the recipe's sizes, empty, for counting."""
+    return tuple(torch.empty(1, 3, side, side, device="meta") for side in (recipe.template_px, recipe.search_px))
 
-    if not timm.is_model(source):
-        raise run.UserError(f"weights {source!r}: expected a run folder, a file of weights or the name of a timm model")
-    try:
-        return timm.create_model(source, pretrained=True).state_dict()
-    except Exception as error:  # whatever a hub client raises without a network
-        raise run.UserError(
-            f"timm could not fetch the weights of {source} ({type(error).__name__}); give a file or a run folder with "
-            "--weights, or start at random with --weights None"
-        ) from None
+
+@torch.inference_mode()
+def validate(
+    model: torch.nn.Module, samples: pairs.Pairs | None, recipe: Recipe, world: run.World, workers: int = 0
+) -> dict[str, float]:
+    """The loss and its terms over validation pairs, which are the same every time; nothing where there are none."""
+    if samples is None:
+        return {}
+    grid = recipe.search_px // model.backbone.reduction
+    mine = range(world.rank, len(samples), world.size)
+    batches = [[(i, i) for i in mine[at : at + 32]] for at in range(0, len(mine), 32)]
+    sums, totals = (torch.zeros(n, device=world.device, dtype=torch.float64) for n in (4, 2))
+    model.eval()
+    for batch in loader.progress(
+        DataLoader(samples, batch_sampler=batches, num_workers=workers), "validating", active=world.is_main
+    ):
+        z, x, box = (batch[key].to(world.device) for key in ("template", "search", "search_box"))
+        positives = loss.assign(box, grid)
+        with world.autocast():
+            prediction = model(crops.normalize(z), crops.normalize(x))
+        sums += torch.stack(loss.terms(prediction, box, positives, torch.ones(2, device=world.device))).double()
+        totals += loss.totals(positives)
+    run.add_up(sums)
+    count, weight_sum = run.add_up(totals).tolist()
+    count = max(count, 1)  # all targets may lie outside their crops
+    return loss.named(loss.Terms(*(sums / torch.tensor([weight_sum, count, count, count]).to(sums)).tolist()))
 
 
 PAPER = trackers.Paper(

@@ -1,6 +1,6 @@
-"""Which tokens are the target, and the loss on them. Boxes x, y, w, h are shares of the search crop.
+"""Which tokens are the target, and the terms of the loss. Boxes x, y, w, h are fractions of the search crop.
 
-As in the authors' next tracker, SBT: nothing is known of DualTFR's own.
+Nothing is known of DualTFR's own: all of it is as in the authors' next tracker, SBT, the weights too.
 """
 
 from __future__ import annotations
@@ -9,66 +9,73 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from papers.dualtfr.model import Prediction
-from papers.dualtfr.recipes import Recipe
 
-BACKGROUND = 0.0625
-"""Weight of a background token in the cross-entropy; a target's is 1."""
+BACKGROUND_WEIGHT = 0.0625  # of a background token in the cross-entropy; a target's is 1
+CE, L1, GIOU = 120.0, 70.0, 50.0  # weights of the terms in the loss
 
 
-def positives(box_xywh: torch.Tensor, grid: int) -> torch.Tensor:
-    """(B, 4) boxes -> (B, grid * grid), True for the target's tokens: those whose top left corner lies in the box.
+def assign(box_xywh: Tensor, grid: int) -> Tensor:
+    """(B, 4) boxes -> (B, grid * grid), True for the tokens that the box covers: the positives. None are ignored.
 
-    A box between two corners of a row or column takes the next one. What sticks out of the crop is cut off; a box
-    wholly outside has no tokens.
+    Column c is covered if ceil(grid * xmin) <= c < ceil(grid * xmax), a row likewise; of a box too small for that, the
+    one at its upper left corner. What sticks out of the crop is cut off; a box wholly outside has no positives.
     """
-    corners, along = torch.arange(grid, device=box_xywh.device) / grid, []
-    for axis in (0, 1):
-        start, stop = box_xywh[:, axis, None], (box_xywh[:, axis] + box_xywh[:, axis + 2])[:, None]
-        inside = (corners >= start) & (corners < stop)
-        next_one = (corners < start).sum(1).clamp(max=grid - 1)
-        empty = ~inside.any(1, keepdim=True) & (stop > 0) & (start < 1)
-        along.append(inside | (F.one_hot(next_one, grid).bool() & empty))
-    columns, rows = along
+    low, high = box_xywh[:, :2], box_xywh[:, :2] + box_xywh[:, 2:]
+    start, stop = (grid * low).ceil(), (grid * high).ceil()
+    inside = ((low < 1) & (high > 0)).all(1, keepdim=True)
+    start = torch.where(inside, start.clamp(0, grid - 1), grid)
+    stop = torch.maximum(stop, start + 1)
+    cells = torch.arange(grid, device=box_xywh.device)
+    columns, rows = ((cells >= start[:, i, None]) & (cells < stop[:, i, None]) for i in (0, 1))
     return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
 
-def totals(target: torch.Tensor) -> torch.Tensor:
-    """What a batch's loss is divided by: (2,) the number of its target's tokens, and the sum of all tokens' weights."""
-    count = target.sum()
-    return torch.stack([count.float(), count + BACKGROUND * (target.numel() - count)])
+def totals(positives: Tensor) -> Tensor:
+    """What a batch's terms are divided by: (2,) the number of positives, and the sum of all tokens' weights in the
+    cross-entropy."""
+    count = positives.sum()
+    return torch.stack([count.float(), count + BACKGROUND_WEIGHT * (positives.numel() - count)])
 
 
-class Loss(NamedTuple):
-    """The terms of the loss before their weights. `iou` is for the log."""
+class Terms(NamedTuple):
+    """Scalars, before their weights; `iou` is for the log."""
 
-    cls: torch.Tensor
-    l1: torch.Tensor
-    giou: torch.Tensor
-    iou: torch.Tensor
+    ce: Tensor
+    l1: Tensor
+    giou: Tensor
+    iou: Tensor
 
 
-def loss(prediction: Prediction, box_xywh: torch.Tensor, target: torch.Tensor, totals: torch.Tensor) -> Loss:
-    """Cross-entropy of all tokens; L1 distance and 1 - GIoU of the boxes that the `target`'s tokens give.
+def terms(prediction: Prediction, box_xywh: Tensor, positives: Tensor, totals: Tensor) -> Terms:
+    """Cross-entropy of all tokens; L1 distance and 1 - GIoU of the boxes that the positives give.
 
-    `target` is of `positives`. With the `totals` of a whole batch, the losses of its parts add up to the batch's.
+    Of a part of a batch: B crops with their boxes (B, 4) and `assign`'s positives (B, N). With the `totals` of the
+    whole batch, the terms of its parts, on however many devices, add up to the batch's.
     """
-    tokens, weight = totals[0].clamp(min=1), totals[1]
-    logits, boxes = prediction.logits.float(), prediction.boxes.float()[target]
-    weights = torch.tensor([1.0, BACKGROUND], device=logits.device)  # class 0 is the target
-    cls = F.cross_entropy(logits.flatten(0, 1), (~target).long().flatten(), weights, reduction="sum")
-    truth = box_xywh[:, None].expand(*target.shape, 4)[target]
-    l1 = F.l1_loss(boxes, box_convert(truth, "xywh", "cxcywh"), reduction="sum")
-    corners, true_corners = box_convert(boxes, "cxcywh", "xyxy"), box_convert(truth, "xywh", "xyxy")
+    count, weight_sum = totals[0].clamp(min=1), totals[1]
+    logits, boxes = prediction.logits.float(), prediction.boxes.float()[positives]
+    class_weights = torch.tensor([1.0, BACKGROUND_WEIGHT], device=logits.device)  # class 0 is the target
+    ce = F.cross_entropy(logits.flatten(0, 1), (~positives).long().flatten(), class_weights, reduction="sum")
+    rows, _ = positives.nonzero(as_tuple=True)
+    truth = box_convert(box_xywh, "xywh", "cxcywh")[rows]
+    l1 = (boxes - truth).abs().sum()
+    corners, true_corners = box_convert(boxes, "cxcywh", "xyxy"), box_convert(box_xywh, "xywh", "xyxy")[rows]
     giou = generalized_box_iou_loss(corners, true_corners, reduction="sum")
     low, high = torch.maximum(corners, true_corners)[:, :2], torch.minimum(corners, true_corners)[:, 2:]
     shared = (high - low).clamp(min=0).prod(1)
     iou = (shared / (boxes[:, 2:].prod(1) + truth[:, 2:].prod(1) - shared)).sum().detach()
-    return Loss(cls / weight, l1 / tokens, giou / tokens, iou / tokens)
+    return Terms(ce / weight_sum, l1 / count, giou / count, iou / count)
 
 
-def total(recipe: Recipe, terms: Loss) -> torch.Tensor:
-    """What is minimised."""
-    return recipe.cls_weight * terms.cls + recipe.l1_weight * terms.l1 + recipe.giou_weight * terms.giou
+def total(terms: Terms) -> Tensor:
+    """What is minimized."""
+    return CE * terms.ce + L1 * terms.l1 + GIOU * terms.giou
+
+
+def named(terms: Terms) -> dict[str, float]:
+    """The loss and its terms for the log."""
+    return {"loss": total(terms), **terms._asdict()}

@@ -3,7 +3,7 @@
 Xie et al., "Learning Tracking Representations via Dual-Branch Fully Transformer Networks", ICCV Workshops 2021, arXiv
 2112.02571. No code was published and the paper's text was not at hand: this is a reconstruction (README).
 Shapes: B batch, C channels, H x W positions of a map, N = H W tokens, G windows of M tokens; images are BCHW, maps
-BHWC, boxes (cx, cy, w, h) as shares of the search crop. z is the template, x the search image.
+BHWC, boxes (cx, cy, w, h) as fractions of the search crop. z is the template, x the search image.
 """
 
 from __future__ import annotations
@@ -14,58 +14,34 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, Mlp, PatchEmbed, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs
 from timm.models.swin_transformer import PatchMerging
 from torch import nn
 from torchvision.ops import MLP
 
-
-def partition(x_BHWC: torch.Tensor, window: tuple[int, int], fill: float = 0.0) -> torch.Tensor:
-    """Cuts a map into windows, (B, G, M, C), row by row; where they do not fit, `fill` is added at right and bottom."""
-    B, H, W, C = x_BHWC.shape
-    h, w = window
-    x = F.pad(x_BHWC, (0, 0, 0, -W % w, 0, -H % h), value=fill)
-    return x.view(B, x.shape[1] // h, h, x.shape[2] // w, w, C).transpose(2, 3).reshape(B, -1, h * w, C)
-
-
-def merge(windows_BGMC: torch.Tensor, window: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-    """The inverse of `partition` for a map of `size` (H, W)."""
-    (h, w), (H, W) = window, size
-    rows, columns = -(-H // h), -(-W // w)
-    x = windows_BGMC.view(-1, rows, columns, h, w, windows_BGMC.shape[-1]).transpose(2, 3)
-    return x.reshape(x.shape[0], rows * h, columns * w, x.shape[-1])[:, :H, :W]
-
-
-def neighbours(
-    size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device | None = None
-) -> torch.Tensor:
-    """(G, M, M) bool: which tokens of a window may see each other once the map was rolled by `shift` and padded.
-
-    Those that were not neighbours before the roll may not, and padding sees and is seen by nothing but padding.
-    """
-    rows, columns = ((torch.arange(side, device=device) >= side - s).float() for side, s in zip(size, shift))
-    region = partition((2 * rows[:, None] + columns)[None, :, :, None], window, fill=-1.0)[0, :, :, 0]
-    return region[:, :, None] == region[:, None, :]
+from common.run.timm import Backbone, imagenet_cfg, register
+from papers.dualtfr.windows import local_attention_mask, merge, partition
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of the tokens of a window among themselves.
+    """Multi-head attention of the tokens of a window among themselves: (B, G, M, C) -> (B, G, M, C).
 
-    `reach` > 0 adds a learned bias for each head and offset between query and key, up to reach - 1 along each axis.
+    A bias for each head is learned for each offset between query and key, up to `max_offset` tokens along each axis;
+    None: no bias.
     """
 
-    def __init__(self, dim: int, num_heads: int, reach: int):
+    def __init__(self, dim: int, num_heads: int, max_offset: int | None):
         super().__init__()
-        self.num_heads, self.reach = num_heads, reach
+        self.num_heads, self.max_offset = num_heads, max_offset
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        if reach:
-            self.relative_position_bias_table = nn.Parameter(torch.empty((2 * reach - 1) ** 2, num_heads))
+        if max_offset is not None:
+            self.relative_position_bias_table = nn.Parameter(torch.empty((2 * max_offset + 1) ** 2, num_heads))
             nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def position_bias(self, h: int, w: int) -> torch.Tensor:
-        """(heads, h w, h w): the table's entry at each pair's offset. A small window uses the table's centre."""
-        span, middle = 2 * self.reach - 1, self.reach - 1
+        """(heads, h w, h w): the table's entry at each pair's offset. A small window uses the table's center."""
+        span, middle = 2 * self.max_offset + 1, self.max_offset
         table = self.relative_position_bias_table.view(span, span, self.num_heads)
         table = table[middle - h + 1 : middle + h, middle - w + 1 : middle + w]
         # [y, x, head, k, l] holds offset (y + k, x + l) from the corner; key row y' is k = h - 1 - y'
@@ -73,10 +49,11 @@ class SelfAttention(nn.Module):
         return bias.permute(2, 0, 1, 3, 4).reshape(self.num_heads, h * w, h * w)
 
     def forward(self, x_BGMC, window: tuple[int, int], visible: torch.Tensor | None):
+        """`window`: its height and width, M tokens together; `visible` (G, M, M): which of them attend to which."""
         B, G, M, C = x_BGMC.shape
         qkv = self.qkv(x_BGMC).view(B, G, M, 3, self.num_heads, -1).permute(3, 0, 1, 4, 2, 5)
         q, k, v = qkv.reshape(3, B, G * self.num_heads, M, -1)
-        bias = self.position_bias(*window).expand(G, -1, -1, -1) if self.reach else None
+        bias = None if self.max_offset is None else self.position_bias(*window).expand(G, -1, -1, -1)
         if visible is not None:
             bias = visible[:, None] if bias is None else bias.masked_fill(~visible[:, None], -torch.inf)
         if bias is not None:
@@ -96,6 +73,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC, other_BHWC):
+        """Maps of any two sizes -> (B, H, W, C), of the queries' size."""
         B, H, W, C = x_BHWC.shape
         q = self.q(x_BHWC).view(B, H * W, self.num_heads, -1).transpose(1, 2)
         k, v = self.kv(other_BHWC).view(B, -1, 2, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
@@ -119,7 +97,7 @@ class LAB(nn.Module):
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = SelfAttention(dim, num_heads, reach=window if bias else 0)
+        self.attn = SelfAttention(dim, num_heads, max_offset=window - 1 if bias else None)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
@@ -134,7 +112,7 @@ class LAB(nn.Module):
         window = self.extent(size)
         shift = tuple(self.shift if side > self.window else 0 for side in size)
         padded = any(side % w for side, w in zip(size, window))
-        visible = neighbours(size, window, shift, x.device) if any(shift) or padded else None
+        visible = local_attention_mask(size, window, shift, x.device) if any(shift) or padded else None
         x = x.roll((-shift[0], -shift[1]), (1, 2)) if any(shift) else x
         x = merge(self.attn(partition(x, window), window, visible), window, size)
         return x.roll(shift, (1, 2)) if any(shift) else x
@@ -150,7 +128,7 @@ class LAB(nn.Module):
 class GAB(LAB):
     """Global attention block: the same with one window that covers the whole map.
 
-    `grid` is the side of the largest map its table of offsets knows; a smaller one uses the table's centre.
+    `grid` is the side of the largest map its table of offsets knows; a smaller one uses the table's center.
     """
 
     def __init__(self, dim: int, num_heads: int, *, grid: int, mlp_ratio: float, drop_path: float, bias: bool = True):
@@ -159,7 +137,7 @@ class GAB(LAB):
         )
 
     def extent(self, size):
-        if self.attn.reach and max(size) > self.window:
+        if self.attn.max_offset is not None and max(size) > self.window:
             raise ValueError(
                 f"a map of {size[0]}x{size[1]} tokens: the global blocks know offsets for at most "
                 f"{self.window}x{self.window}; take smaller images, or build the network with a larger gab_grid"
@@ -168,7 +146,7 @@ class GAB(LAB):
 
 
 class CAB(nn.Module):
-    """Cross attention block: x looks at the other image. Both directions share one block's weights."""
+    """Cross attention block: x attends to the other image. Both directions share one block's weights."""
 
     def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float):
         super().__init__()
@@ -203,7 +181,7 @@ class Stage(nn.Module):
         return self.blocks(self.downsample(x))
 
 
-class DualTFRBackbone(nn.Module):
+class DualTFRBackbone(Backbone, nn.Module):
     """A branch up to the fusion: stages of widths C, 2C, 4C at strides p, 2p, 4p for patch size p, maps BHWC.
 
     With classes, the image classifier it is pre-trained as. `blocks` names each stage's kind of block; `gab_grid` is
@@ -273,13 +251,6 @@ class DualTFRBackbone(nn.Module):
 
     # What timm asks of a model -------------------------------------------------------------------------
 
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool)
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for module in self.modules():
             if isinstance(module, LAB):
@@ -287,10 +258,6 @@ class DualTFRBackbone(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
-
-    def group_matcher(self, coarse: bool = False) -> dict:
-        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^norm", (99999,))]
-        return dict(stem=r"^patch_embed", blocks=r"^stages\.(\d+)" if coarse else blocks)
 
 
 def init_weights(module: nn.Module) -> None:
@@ -310,14 +277,14 @@ class Prediction(NamedTuple):
     logits: torch.Tensor
     """(B, N, 2): target, background."""
     boxes: torch.Tensor
-    """(B, N, 4): cx, cy, w, h of the target as shares of the search crop, from its top left corner."""
+    """(B, N, 4): cx, cy, w, h of the target as fractions of the search crop, from its top left corner."""
 
 
 class Head(nn.Module):
     """Two MLPs of three layers on each search token: is it the target, and where does the target lie.
 
-    The box leaves through a sigmoid, as TransT's. With `reference_points` the token's own centre is added to (cx, cy)
-    before it, as in Deformable DETR, so that a token has only the way to the target's centre to say.
+    The box leaves through a sigmoid, as TransT's. With `reference_points` the token's own center is added to (cx, cy)
+    before it, as in Deformable DETR, so that a token has only the offset of the target's center to say.
     """
 
     def __init__(self, dim: int, reference_points: bool):
@@ -329,21 +296,21 @@ class Head(nn.Module):
         logits, boxes = self.cls(x_BHWC), self.box(x_BHWC)
         boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))  # in bfloat16 a box is off by up to 1/512
         if self.reference_points:
-            boxes = boxes + self.centres(*x_BHWC.shape[1:3], boxes)
+            boxes = boxes + self.centers(*x_BHWC.shape[1:3], boxes)
         return Prediction(logits.flatten(1, 2), boxes.sigmoid().flatten(1, 2))
 
     @staticmethod
-    def centres(H: int, W: int, like: torch.Tensor) -> torch.Tensor:
-        """(H, W, 4): each token's centre in the crop before the sigmoid, and zeros for the sides."""
+    def centers(H: int, W: int, like: torch.Tensor) -> torch.Tensor:
+        """(H, W, 4): each token's center in the crop before the sigmoid, and zeros for the sides."""
         y, x = (((torch.arange(n, device=like.device) + 0.5) / n).logit().to(like.dtype) for n in (H, W))
         y, x = y[:, None].expand(H, W), x.expand(H, W)
         return torch.stack([x, y, torch.zeros_like(x), torch.zeros_like(x)], -1)
 
 
 class Position(nn.Module):
-    """Adds to each token the sines and cosines of its offset from the crop's centre, counted in tokens.
+    """Adds to each token the sines and cosines of its offset from the crop's center, counted in tokens.
 
-    Both crops are centred where the target was last seen, and 112 px for 2 of its sides are the scale of 224 px for 4:
+    Both crops are centered where the target was last seen, and 112 px for 2 of its sides are the scale of 224 px for 4:
     one code serves both images. The branches themselves know offsets between tokens alone: without this, no template
     token could know that it is the target's, and no search token where it lies.
     """
@@ -460,25 +427,7 @@ def create_tracker(variant: str, **changes) -> DualTFR:
 
 
 default_cfgs = generate_default_cfgs({
-    f"{name}.untrained": dict(
-        url="", input_size=(3, side, side), num_classes=1000, crop_pct=224 / 256, interpolation="bicubic",
-        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), first_conv="patch_embed.proj", classifier="head.fc",
-    )
+    f"{name}.untrained": imagenet_cfg(side, first_conv="patch_embed.proj")
     for name, side in (("dualtfr", 224), ("dualtfr_micro", 64))
 })
-
-
-def _register(name: str) -> None:
-    def create(pretrained: bool = False, **kwargs) -> DualTFRBackbone:
-        return build_model_with_cfg(
-            DualTFRBackbone, name, pretrained,
-            feature_cfg=dict(out_indices=(0, 1, 2), flatten_sequential=True),
-            **VARIANTS[name] | kwargs,
-        )
-
-    create.__name__, create.__module__ = name, __name__
-    globals()[name] = register_model(create)
-
-
-for _name in VARIANTS:
-    _register(_name)
+register(DualTFRBackbone, VARIANTS, levels=lambda arguments: len(arguments.get("depths", (2, 2, 6))))

@@ -24,7 +24,7 @@ class Recipe:
     """A variant of `model.VARIANTS`."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of `model.DualTFR` beyond the variant's, such as cab_after or blocks."""
-    weights: str | None = "swin_tiny_patch4_window7_224"
+    init: str | None = "swin_tiny_patch4_window7_224"
     """What the branch starts from: a Swin of timm, whose ImageNet weights timm fetches, a file of weights, or the run
     folder of a pre-training (recipe pretrain). None: at random."""
     dataset: str = "GOT-10k"
@@ -40,11 +40,11 @@ class Recipe:
     template_factor: float = 2.0
     """Side of the template crop in mean sides of the target."""
     search_factor: float = 4.0
-    centre_jitter: float = 3.0
-    """Search centre in training: uniform over this many mean sides of the target, per axis."""
+    center_jitter: float = 3.0
+    """Search center in training: uniform over this many mean sides of the target, per axis."""
     scale_jitter: float = 0.25
     """Search size in training: standard deviation of the logarithm of each side."""
-    grey: float = 0.05
+    gray: float = 0.05
     flip: float = 0.5
     brightness: float = 0.2
     max_gap: int = 200
@@ -55,30 +55,25 @@ class Recipe:
     """Global batch: all devices and accumulated chunks together."""
     lr: float = 1e-3
     """Learning rate of the CABs and the head."""
-    backbone_lr: float = 0.1
-    """The branch's, as a share of that."""
+    backbone_lr_scale: float = 0.1
+    """The branch's learning rate is this times that."""
     warmup_steps: int = 0
-    drop_epoch: int = 400
-    """After this epoch the learning rate is a tenth."""
+    milestones: tuple[int, ...] = (400,)
+    """After each of these epochs the learning rate is a tenth of what it was."""
     weight_decay: float = 1e-4
     clip_norm: float = 0.1
     """Largest gradient norm; 0: no clipping."""
-    cls_weight: float = 120.0
-    l1_weight: float = 70.0
-    giou_weight: float = 50.0
-    eval_every: int = 20
-    """Epochs between losses on validation pairs, where the data have a validation split."""
+    eval_every: int = 7500  # 20 epochs
+    """Steps between losses on validation pairs, where the data have a validation split; 0: once an epoch."""
     val_pairs: int = 10_000
     window: float = 0.49
-    """The Hann window's share of a token's score in tracking."""
+    """Weight of the Hann window in a token's score in tracking; the network's has the rest."""
     speed: str = "eager"
     """How a tracker runs its network: eager, or compile (torch.compile; on a GPU with CUDA graphs, not yet tried)."""
-    contenders: tuple[str, ...] = ()
-    """Train these under this recipe instead of one tracker, and compare: see ablation.py."""
+    compare: tuple[str, ...] = ()
+    """Train these networks (compare.py) under this recipe instead of one."""
     pretrained: str | None = None
-    """Weights for the contender of that name: a file, or the run folder of a pre-training."""
-    seeds: int = 1
-    """Trainings of each contender, with seeds from --seed on."""
+    """Weights for the member of a comparison of that name: a file, or the run folder of a pre-training."""
     paper_scores: dict[str, float] = field(default_factory=dict)
     """The paper's figures, by data set and metric."""
     paper_source: str | None = None
@@ -99,10 +94,11 @@ class Pretrain:
     epochs: int = 300
     batch: int = 1024
     """Global batch: all devices and accumulated chunks together."""
-    base_lr: float = 5e-4
+    lr: float = 5e-4
     """Peak learning rate per 512 samples of the global batch."""
     min_lr: float = 5e-6
     warmup_lr: float = 5e-7
+    """Of the first step."""
     warmup_epochs: float = 20
     weight_decay: float = 0.05
     clip_norm: float = 5.0
@@ -115,7 +111,7 @@ class Pretrain:
     cutmix: float = 1.0
     label_smoothing: float = 0.1
     eval_crop: float = 0.875
-    """Share of the resized image's side that the centre crop keeps."""
+    """Fraction of the resized image's side that the center crop keeps."""
     paper_top1: float | None = None
     paper_source: str | None = None
 
@@ -126,37 +122,28 @@ _SOURCE = "recalled, unverified; never to be compared"
 # search area and jitter a few minutes of training leave the boxes too coarse to follow anything, and images mirrored
 # independently make matching harder. Training is as long as that of SBT's small recipes, so that the two compare.
 _SMALL = Recipe(
-    about="", model="dualtfr_micro", weights=None, dataset="sequences", template_px=32, search_px=64, search_factor=2.5,
-    centre_jitter=1.0, scale_jitter=0.2, flip=0.0, pairs_per_epoch=3200, epochs=8, batch=32, lr=2e-3, backbone_lr=1.0,
-    warmup_steps=20, drop_epoch=6, clip_norm=100.0, eval_every=2, val_pairs=192, max_gap=30,
+    about="", model="dualtfr_micro", init=None, dataset="sequences", template_px=32, search_px=64, search_factor=2.5,
+    center_jitter=1.0, scale_jitter=0.2, flip=0.0, pairs_per_epoch=3200, epochs=8, batch=32, lr=2e-3,
+    backbone_lr_scale=1.0, warmup_steps=20, milestones=(6,), clip_norm=100.0, eval_every=200, val_pairs=192, max_gap=30,
 )
 # Four real sequences are soon learned by heart, hence the generated ones beside them. Where crops hardly vary in scale,
 # a box of so many hundredths of the crop is nearly always right: a network learns that instead of the target's size,
 # and on other videos boxes then grow without end. Hence the strong jitter.
 _REAL = replace(
     _SMALL, dataset="OTB, VOT, GOT-10k, LaSOT and coco side by side", template_px=48, scale_jitter=0.6, lr=1e-3,
-    pairs_per_epoch=1600, epochs=14, drop_epoch=11, max_gap=100,
+    pairs_per_epoch=1600, epochs=14, milestones=(11,), max_gap=100,
 )
 
 RECIPES = {
     "tiny": replace(
-        _SMALL, about="micro model on built-in sequences, three minutes of a CPU core", epochs=4, drop_epoch=3
-    ),
-    "got10k": Recipe(
-        "DualTFR, GOT-10k alone (its protocol); the paper, from memory: 73.5 AO", epochs=100, drop_epoch=80,
-        paper_scores={"got10k ao": 73.5, "got10k sr50": 84.8, "got10k sr75": 69.9}, paper_source=_SOURCE,
-    ),
-    "full": Recipe(
-        "DualTFR, four data sets; the paper, from memory: 63.5 AUC on LaSOT",
-        dataset="GOT-10k, LaSOT, TrackingNet, COCO", datasets=("got10k", "lasot", "trackingnet", "coco"),
-        paper_scores={"lasot auc": 63.5, "lasot norm_precision": 72.0, "lasot precision": 66.5}, paper_source=_SOURCE,
+        _SMALL, about="micro model on built-in sequences, three minutes of a CPU core", epochs=4, milestones=(3,)
     ),
     "ablation": replace(
-        _SMALL, about="number and place of the CABs, kinds of block, pre-training: micro models, two seeds each",
-        contenders=(
+        _SMALL, about="number and place of the CABs, kinds of block, pre-training: micro models",
+        compare=(
             "cab0", "cab1", "cab2", "cab4", "early", "between", "local", "no_bias", "no_reference", "no_position",
         ),
-        seeds=2, epochs=4, drop_epoch=3, eval_every=4,
+        epochs=4, milestones=(3,), eval_every=400,
     ),
     "real_small": replace(
         _REAL, about="micro model on generated and real sequences and COCO objects, tested on the OTB folder",
@@ -166,19 +153,28 @@ RECIPES = {
         _REAL, about="the other way round: OTB trains, the others test", datasets=("sequences", "otb", "coco"),
         shares=(0.6, 0.2, 0.2), held_out=("vot", "got10k", "lasot"),
     ),
+    "got10k": Recipe(
+        "DualTFR, GOT-10k alone (its protocol); the paper, from memory: 73.5 AO", epochs=100, milestones=(80,),
+        paper_scores={"got10k ao": 73.5, "got10k sr50": 84.8, "got10k sr75": 69.9}, paper_source=_SOURCE,
+    ),
+    "full": Recipe(
+        "DualTFR, four data sets; the paper, from memory: 63.5 AUC on LaSOT",
+        dataset="GOT-10k, LaSOT, TrackingNet, COCO", datasets=("got10k", "lasot", "trackingnet", "coco"),
+        paper_scores={"lasot auc": 63.5, "lasot norm_precision": 72.0, "lasot precision": 66.5}, paper_source=_SOURCE,
+    ),
     "pretrain": Pretrain("a branch as an ImageNet-1K classifier, to start a tracker from"),
     "pretrain_small": Pretrain(
         "the micro branch on ten classes of ImageNet at 64 px, to start small trackers from: minutes of a core",
-        model="dualtfr_micro", dataset="Imagenette", input_size_px=64, epochs=6, batch=64, base_lr=4e-3,
+        model="dualtfr_micro", dataset="Imagenette", input_size_px=64, epochs=6, batch=64, lr=4e-3,
         warmup_epochs=1, crop_scale=(0.25, 1.0), policy=None, erase=0.0, mixup=0.0, cutmix=0.0,
     ),
     "pretrain_tiny": Pretrain(
         "the micro branch on built-in handwritten digits, a minute on 2 CPU cores", model="dualtfr_micro",
-        dataset="digits", input_size_px=32, epochs=8, batch=128, base_lr=4e-3, warmup_epochs=1, crop_scale=(0.5, 1.0),
+        dataset="digits", input_size_px=32, epochs=8, batch=128, lr=4e-3, warmup_epochs=1, crop_scale=(0.5, 1.0),
         flip=0.0, policy=None, erase=0.0, mixup=0.0, cutmix=0.0, eval_crop=1.0,
     ),
 }
 RECIPES["smoke"] = replace(
     RECIPES["tiny"], about="tiny cut to seconds: does everything run?", pairs_per_epoch=64, epochs=2, batch=8,
-    warmup_steps=2, drop_epoch=1, eval_every=1, val_pairs=16,
+    warmup_steps=2, milestones=(1,), eval_every=0, val_pairs=16,
 )

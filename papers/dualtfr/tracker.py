@@ -10,24 +10,18 @@ import torch
 from common.data import crops
 from common.metrics.trackers import Box, hann_window, keep_inside
 from common.run import UserError
-from papers.dualtfr.model import DualTFR, Prediction
+from papers.dualtfr.model import DualTFR
 from papers.dualtfr.recipes import Recipe
 
 
-def decode(prediction: Prediction, window: torch.Tensor, weight: float) -> torch.Tensor:
-    """Of one crop's tokens the best one's box and score: (5,) cx, cy, w, h as shares of the crop, chance of target.
+def best_token(logits: torch.Tensor, boxes: torch.Tensor, window: torch.Tensor, weight: float) -> torch.Tensor:
+    """Of one crop's tokens, logits (N, 2) and boxes (N, 4), the best by score and window (N), which counts `weight`.
 
-    `window` (N) takes the share `weight` in the choice.
+    (5,): its cx, cy, w, h as fractions of the crop; its score.
     """
-    chance = prediction.logits[0].float().softmax(1)[:, 0]
-    best = ((1 - weight) * chance + weight * window).argmax(0, keepdim=True)
-    return torch.cat([prediction.boxes[0, best].float().flatten(), chance[best]])
-
-
-def to_frame(box_cxcywh, crop: crops.Crop) -> np.ndarray:
-    """A box as shares of the crop -> x, y, w, h in pixels of the frame, (4,) float64."""
-    cx, cy, w, h = box_cxcywh
-    return crop.to_frame(np.array([cx - w / 2, cy - h / 2, w, h]) * crop.size)
+    score = logits.float().softmax(1)[:, 0]
+    best = ((1 - weight) * score + weight * window).argmax(0, keepdim=True)  # a tensor: torch.compile's fullgraph
+    return torch.cat([boxes[best].float().flatten(), score[best]])
 
 
 class DualTFRTracker:
@@ -44,29 +38,35 @@ class DualTFRTracker:
         self.window = hann_window(recipe.search_px // model.backbone.reduction).to(self.device)
         self.step = self._step
         if recipe.speed not in ("eager", "compile"):
-            raise UserError(f"--speed {recipe.speed}: expected eager or compile")
+            raise UserError(f"no --speed {recipe.speed!r}; there are eager and compile")
         if recipe.speed == "compile":
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self.step = torch.compile(self._step, mode=mode, fullgraph=True, dynamic=False)
 
     def _step(self, z: torch.Tensor, search: torch.Tensor) -> torch.Tensor:
-        return decode(self.model.predict(z, search), self.window, self.recipe.window)
+        """Everything that runs on the device for a frame: `best_token`'s five numbers."""
+        logits, boxes = self.model.predict(z, search)
+        return best_token(logits[0], boxes[0], self.window, self.recipe.window)
 
-    def cut(self, frame: np.ndarray, crop: crops.Crop) -> torch.Tensor:
-        """A crop's pixels as the network takes them, (1, 3, size, size)."""
+    def crop(self, frame: np.ndarray, box: Box, factor: float, size: int) -> tuple[crops.Crop, torch.Tensor]:
+        """A crop around a box x, y, w, h (px), and its pixels as the network takes them, (1, 3, size, size)."""
+        crop = crops.around(box, factor, size)
         pixels = crops.to_tensor(crops.cut(frame, crop)).to(self.device)
-        return crops.normalise(pixels)[None].to(self.precision)
+        return crop, crops.normalize(pixels)[None].to(self.precision)
 
     @torch.inference_mode()
     def init(self, frame: np.ndarray, box: Box) -> None:
-        crop = crops.around(box, self.recipe.template_factor, self.recipe.template_px)
-        self.z, self.box = self.model.encode(self.cut(frame, crop)), tuple(float(v) for v in box)
+        """Takes the template around the box x, y, w, h (px) of a frame (H, W, 3) uint8 RGB."""
+        _, template = self.crop(frame, box, self.recipe.template_factor, self.recipe.template_px)
+        self.z, self.box = self.model.encode(template), tuple(float(v) for v in box)
 
     @torch.inference_mode()
     def track(self, frame: np.ndarray) -> tuple[Box, float]:
-        crop = crops.around(self.box, self.recipe.search_factor, self.recipe.search_px)
-        *found, score = self.step(self.z, self.cut(frame, crop)).tolist()
-        box = to_frame(found, crop)
+        """The box x, y, w, h (px) in the next frame, and the best token's score; where the network's answer is not
+        finite, the last box and 0."""
+        crop, search = self.crop(frame, self.box, self.recipe.search_factor, self.recipe.search_px)
+        cx, cy, w, h, score = self.step(self.z, search).tolist()
+        box = crop.to_frame(np.array([cx - w / 2, cy - h / 2, w, h]) * crop.size)
         if not np.isfinite([*box, score]).all():
             return self.box, 0.0
         self.box = keep_inside(box, frame.shape[1], frame.shape[0])

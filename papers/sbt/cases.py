@@ -3,8 +3,10 @@
 import timm
 import torch
 
+from common import run
 from common.run.cases import ModelCase, TrainingCost
-from papers.sbt.evaluate import build
+from common.run.sweep import seeds_of
+from papers.sbt.evaluate import build, crop_shapes
 from papers.sbt.model import VARIANTS, create_tracker
 from papers.sbt.recipes import Pretrain
 
@@ -40,13 +42,13 @@ MODELS = {
 
 
 def training_cost(recipe) -> TrainingCost:
-    """Of an ablation: all its trainings, the paper's network standing for the others."""
+    """Of a comparison: all its trainings, the paper's network standing for the others."""
     with torch.device("meta"):
         if isinstance(recipe, Pretrain):
             classes = 1000 if recipe.dataset == "ImageNet-1K" else 10
             model = timm.create_model(recipe.model, num_classes=classes, **recipe.model_args)
             image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
             return TrainingCost(model, (image,), IMAGES[recipe.dataset], recipe.epochs, recipe.batch)
-        crops = tuple(torch.empty(1, 3, side, side) for side in (recipe.template_px, recipe.search_px))
-        trainings = len(recipe.contenders) * recipe.seeds or 1
-        return TrainingCost(build(recipe), crops, recipe.pairs_per_epoch, recipe.epochs * trainings, recipe.batch)
+        trainings = len(recipe.compare) * len(seeds_of(run.Options())) or 1
+        epochs = recipe.epochs * trainings
+        return TrainingCost(build(recipe), crop_shapes(recipe), recipe.pairs_per_epoch, epochs, recipe.batch)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from common import run
-from common.data import crops, pairs, tracking
+from common.data import crops, images, pairs, tracking
 from common.metrics import trackers
 from common.run import drawing
-from papers.sbt.recipes import Recipe
+from papers.sbt.recipes import Pretrain, Recipe
 
 
 def draw(folder: Path, model: torch.nn.Module, data: pairs.Data, recipe: Recipe, world: run.World) -> None:
@@ -21,6 +19,13 @@ def draw(folder: Path, model: torch.nn.Module, data: pairs.Data, recipe: Recipe,
     if data.test:
         trackers.draw_tracks(folder / "tracks.png", data.test[:8], folder / "tracking")
         draw_scores(folder / "scores.png", model.eval(), data.test[:6], recipe, world)
+
+
+def draw_classifier(folder: Path, model: torch.nn.Module, val: images.Images, recipe: Pretrain) -> None:
+    drawing.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
+    samples = [val[i] for i in drawing.evenly_spaced(len(val), 24)]
+    transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
+    drawing.predictions(folder / "predictions.png", model, samples, val.classes, transform)
 
 
 @torch.inference_mode()
@@ -40,7 +45,7 @@ def draw_scores(
         z = crops.cut(first, crops.around(sequence.boxes[0], recipe.template_factor, recipe.template_px))
         crop = crops.around(aside, recipe.search_factor, recipe.search_px)
         x = crops.cut(frame, crop)
-        inputs = (crops.normalise(crops.to_tensor(pixels)).to(world.device)[None] for pixels in (z, x))
+        inputs = (crops.normalize(crops.to_tensor(pixels)).to(world.device)[None] for pixels in (z, x))
         logits, boxes = model(*inputs)
         score = logits[0].float().softmax(1)[:, 0].cpu()
         cx, cy, w, h = boxes[0, score.argmax()].float().cpu() * recipe.search_px
@@ -50,17 +55,4 @@ def draw_scores(
         drawing.outline(column[1], crop.to_crop(box), trackers.COLORS["truth"])
         drawing.outline(column[1], (cx - w / 2, cy - h / 2, w, h), trackers.COLORS["tracker"])
         column[2].set_title(f"up to {score.max():.2f}", fontsize=8)
-    drawing.save(figure, path)
-
-
-def draw_ablation(path: Path, rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-    """`rows` are an ablation's metrics by contender and key: IoU on validation pairs, and AO in tracking."""
-    figure, axes = drawing.plt.subplots(1, 2, figsize=(9, 0.35 * len(rows) + 1.2), sharey=True, layout="constrained")
-    for axis, key, label in zip(axes, ("iou", "ao"), ("IoU on validation pairs, %", "AO, %")):
-        values, spread = ([row[key].get(name, 0) for row in rows.values()] for name in ("value", "spread"))
-        colors = ["tab:red" if name == "interleaved" else "tab:gray" for name in rows]
-        axis.barh(list(rows), values, xerr=spread, color=colors)
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3, axis="x")
-    axes[0].invert_yaxis()
     drawing.save(figure, path)

@@ -1,21 +1,24 @@
-"""SBT: a backbone in which template and search image look at each other, and two heads that read the search tokens.
+"""SBT: a backbone in which template and search image attend to each other, and two heads that read the search tokens.
 
 Xie et al., "Correlation-Aware Deep Tracking", CVPR 2022, arXiv 2203.01666.
 Shapes: B batch, C channels, H x W positions of a map, N = H W tokens, M keys after spatial reduction; images are BCHW,
-maps BHWC, boxes (cx, cy, w, h) as shares of the search crop. z is the template, x the search image, as in the paper.
+maps BHWC, boxes (cx, cy, w, h) as fractions of the search crop. z is the template, x the search image, as in the paper.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs
 from torch import nn
+
+from common.run.timm import Backbone, imagenet_cfg, register
 
 
 def on_map(conv: nn.Module, x_BHWC: torch.Tensor) -> torch.Tensor:
@@ -51,6 +54,7 @@ class Attention(nn.Module):
             self.sr = None
 
     def forward(self, query_BHWC, source_BHWC):
+        """Maps of any two sizes -> (B, H, W, C), of the queries' size."""
         B, H, W, C = query_BHWC.shape
         if self.sr is not None:
             source_BHWC = self.norm(on_map(self.sr, source_BHWC))
@@ -70,6 +74,7 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x):
+        """(B, H, W, C) -> (B, H, W, C)."""
         return self.fc2(F.gelu(on_map(self.dwconv, self.fc1(x))))
 
 
@@ -123,13 +128,13 @@ class Stage(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-class SBTBackbone(nn.Module):
+class SBTBackbone(Backbone, nn.Module):
     """Stages of EoC blocks with one set of weights for both images; of a single image, a classifier as timm has them.
 
     `cross_blocks` lists for each stage which of its blocks correlate, counted from 1. A tracker takes the first three
     stages; the classifier it is pre-trained as has a fourth, PVTv2's.
 
-    `published` does as the authors' code does: the norms after all stages but the last are there, but not applied.
+    `authors_errors` does as the authors' code does: the norms after all stages but the last are there, but not applied.
     Its weights need that. PVTv2, whose weights training starts from, applies them; so do we by default.
     """
 
@@ -149,7 +154,7 @@ class SBTBackbone(nn.Module):
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
-        published: bool = False,
+        authors_errors: bool = False,
     ):
         super().__init__()
         for s, (depth, cross) in enumerate(zip(depths, cross_blocks)):
@@ -164,7 +169,7 @@ class SBTBackbone(nn.Module):
                 EoCBlock(dim, num_heads[s], mlp_ratios[s], sr_ratios[s], qkv_bias, rates[s][i], i + 1 in cross)
                 for i in range(depth)
             ]
-            stages.append(Stage(embed, blocks, dim, s == len(depths) - 1 or not published))
+            stages.append(Stage(embed, blocks, dim, s == len(depths) - 1 or not authors_errors))
         self.stages = nn.Sequential(*stages)
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = embed_dims[-1]
@@ -233,13 +238,6 @@ class SBTBackbone(nn.Module):
     def forward(self, x):
         return self.forward_head(self.forward_features(x))
 
-    def get_classifier(self) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=global_pool)
-
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for layer in self.layers():
             if isinstance(layer, EoCBlock):
@@ -289,11 +287,11 @@ class Prediction(NamedTuple):
     logits: torch.Tensor
     """(B, N, 2): target, background."""
     boxes: torch.Tensor
-    """(B, N, 4): cx, cy, w, h of the target as shares of the search crop, from its top left corner."""
+    """(B, N, 4): cx, cy, w, h of the target as fractions of the search crop, from its top left corner."""
 
 
 def at_least_float(x: torch.Tensor) -> torch.Tensor:
-    """A share of the crop in bfloat16 is off by up to 1/512 of it: half a pixel of 256."""
+    """A fraction of the crop in bfloat16 is off by up to 1/512 of it: half a pixel of 256."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -385,30 +383,38 @@ def create_tracker(variant: str, **changes) -> SBT:
     return SBT(**first_three(variant) | changes)
 
 
+# Weights -------------------------------------------------------------------------------------------------
+
+# Theirs -> ours. The first group are the authors' names, the second timm's for PVTv2.
+NAMES = [
+    (r"^(backbone\.)?(patch_embed|norm)(\d)\.", lambda m: f"{m[1] or ''}stages.{int(m[3]) - 1}.{m[2]}."),
+    (r"^(backbone\.)?block(\d)\.", lambda m: f"{m[1] or ''}stages.{int(m[2]) - 1}.blocks."),
+    (r"\.dwconv\.dwconv\.", ".dwconv."),
+    (r"^box_head\.class_head\.", "head.cls."),
+    (r"^box_head\.bbox_head\.", "head.box."),
+    (r"\.layers_channle\.", ".channel."),  # sic
+    (r"\.layers_spatial\.", ".spatial."),
+]
+PVT_NAMES = [
+    (r"^patch_embed\.", "stages.0.patch_embed."),
+    (r"^stages\.(\d)\.downsample\.", r"stages.\1.patch_embed."),
+    (r"^head\.(weight|bias)$", r"head.fc.\1"),
+]
+
+
+def renamed(name: str, table: Sequence[tuple]) -> str:
+    for pattern, ours in table:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def checkpoint_filter_fn(state_dict: Mapping[str, torch.Tensor], _model: nn.Module | None = None) -> dict:
+    """The authors' tensors under our names; names that are not theirs pass unchanged."""
+    return {renamed(name, NAMES): tensor for name, tensor in state_dict.items()}
+
+
 default_cfgs = generate_default_cfgs({
-    f"{name}.untrained": dict(
-        url="", input_size=(3, 224, 224), num_classes=1000, crop_pct=224 / 256, interpolation="bicubic",
-        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), first_conv="stages.0.patch_embed.proj",
-        classifier="head.fc", license="apache-2.0",
-    )
+    f"{name}.untrained": imagenet_cfg(224, first_conv="stages.0.patch_embed.proj", license="apache-2.0")
     for name in VARIANTS
 })
-
-
-def _register(name: str) -> None:
-    def create(pretrained: bool = False, **kwargs) -> SBTBackbone:
-        from .official import convert
-
-        return build_model_with_cfg(
-            SBTBackbone, name, pretrained,
-            pretrained_filter_fn=lambda file, _model: convert(file.get("model", file)),
-            feature_cfg=dict(out_indices=(0, 1, 2, 3), flatten_sequential=True),
-            **{**VARIANTS[name], **kwargs},
-        )
-
-    create.__name__, create.__module__ = name, __name__
-    globals()[name] = register_model(create)
-
-
-for _name in VARIANTS:
-    _register(_name)
+register(SBTBackbone, VARIANTS, convert=checkpoint_filter_fn)

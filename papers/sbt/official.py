@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,35 +11,10 @@ import torch
 
 from common import run
 from common.run import UserError
+from papers.sbt.model import PVT_NAMES, VARIANTS, checkpoint_filter_fn, create_tracker, renamed
 
-# Theirs -> ours. The first group are the authors' names, the second timm's for PVTv2.
-NAMES = [
-    (r"^(backbone\.)?(patch_embed|norm)(\d)\.", lambda m: f"{m[1] or ''}stages.{int(m[3]) - 1}.{m[2]}."),
-    (r"^(backbone\.)?block(\d)\.", lambda m: f"{m[1] or ''}stages.{int(m[2]) - 1}.blocks."),
-    (r"\.dwconv\.dwconv\.", ".dwconv."),
-    (r"^box_head\.class_head\.", "head.cls."),
-    (r"^box_head\.bbox_head\.", "head.box."),
-    (r"\.layers_channle\.", ".channel."),  # sic
-    (r"\.layers_spatial\.", ".spatial."),
-]
-PVT_NAMES = [
-    (r"^patch_embed\.", "stages.0.patch_embed."),
-    (r"^stages\.(\d)\.downsample\.", r"stages.\1.patch_embed."),
-    (r"^head\.(weight|bias)$", r"head.fc.\1"),
-]
 # The authors' configuration -> our arguments, where they differ.
 KEYWORDS = {"cross_blocks_1based": "cross_blocks"}
-
-
-def _rename(name: str, table: list) -> str:
-    for pattern, ours in table:
-        name = re.sub(pattern, ours, name)
-    return name
-
-
-def convert(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The authors' tensors under our names; names that are not theirs pass unchanged."""
-    return {_rename(name, NAMES): tensor for name, tensor in state_dict.items()}
 
 
 def load_official(variant: str, state_dict: Mapping[str, torch.Tensor], **config: Any) -> torch.nn.Module:
@@ -50,10 +24,8 @@ def load_official(variant: str, state_dict: Mapping[str, torch.Tensor], **config
     for the head without spatial mixing. `config` overrides its hyper-parameters under the authors' keywords (depths,
     cross_blocks_1based, embed_dims, num_heads, mlp_ratios, sr_ratios, strides, qkv_bias, drop_path_rate, head "mixer"
     or "mlp", head_tokens, in_chans). The network does as the published code does where that errs, as the weights ask
-    for; `published=False` corrects it. Unexpected, missing or misshaped tensors are one error that lists them all.
+    for; `authors_errors=False` corrects it. Unexpected, missing or misshaped tensors are one error that lists them all.
     """
-    from .model import VARIANTS, create_tracker
-
     name = f"sbt_{variant.removeprefix('sbt_').removesuffix('_mlp_head')}"
     if name not in VARIANTS:
         raise UserError(f"no variant {variant!r}; there are {', '.join(v.removeprefix('sbt_') for v in VARIANTS)}")
@@ -63,8 +35,8 @@ def load_official(variant: str, state_dict: Mapping[str, torch.Tensor], **config
     strides = config.get("strides", VARIANTS[name]["strides"][:3])
     if tokens := config.pop("head_tokens", None):
         config["search_size"] = round(tokens**0.5) * torch.tensor(strides).prod().item()
-    model = create_tracker(name, **{"published": True} | config)
-    model.load_state_dict(convert(state_dict), strict=True)
+    model = create_tracker(name, **{"authors_errors": True} | config)
+    model.load_state_dict(checkpoint_filter_fn(state_dict), strict=True)
     return model.eval()
 
 
@@ -76,7 +48,7 @@ def load_backbone(backbone: torch.nn.Module, state_dict: Mapping[str, torch.Tens
     `correlation.Siamese` takes those of its own timm network.
     `UserError` if a tensor has another shape, or no tensor fits at all.
     """
-    weights = {_rename(name, PVT_NAMES): tensor for name, tensor in convert(state_dict).items()}
+    weights = {renamed(name, PVT_NAMES): tensor for name, tensor in checkpoint_filter_fn(state_dict).items()}
     own = backbone.state_dict()
     weights = {name.removeprefix("backbone."): tensor for name, tensor in weights.items()}
     if "body" in dict(backbone.named_children()):  # correlation.Siamese keeps timm's network under that name
@@ -93,16 +65,14 @@ def load_backbone(backbone: torch.nn.Module, state_dict: Mapping[str, torch.Tens
     return [name for name in own if name not in found]
 
 
-def pretrained_weights(source: str, variant: str) -> dict[str, torch.Tensor]:
+def init_weights(source: str, variant: str) -> dict[str, torch.Tensor]:
     """A state dict for `load_backbone` from a file, the run folder of a pre-training, or a model of timm by name, whose
     ImageNet weights timm then takes from its cache or fetches; "pvt_v2" is the one that fits `variant`."""
     if source == "pvt_v2":
         source = {"sbt_light": "pvt_v2_b1", "sbt_small": "pvt_v2_b2"}.get(variant, "pvt_v2_b3")
     path = Path(source)
     if path.is_dir():
-        if not (found := run.load_checkpoint(path)):
-            raise UserError(f"{path} is no run folder with a whole checkpoint")
-        return found[1]["model"]
+        return run.load_run(path, dict)[1]["model"]
     if path.suffix or not timm.is_model(source):
         return run.load_weights(path)
     try:
@@ -110,6 +80,6 @@ def pretrained_weights(source: str, variant: str) -> dict[str, torch.Tensor]:
     except (OSError, RuntimeError) as error:  # RuntimeError: timm has no weights of that name
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"timm could not fetch the weights of {source} ({reason}); give a file of them with --weights, or "
-            "--weights None to start at random"
+            f"timm could not fetch the weights of {source} ({reason}); give a file of them with --init, or "
+            "--init None to start at random"
         ) from None

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The ablations in small, on the built-in sequences: number and place of the CABs, LABs against GABs, position bias,
 # reference points, and, with a folder of images (Imagenette), pre-training: [DATA=/data/imagenette] ablation.sh
-# What is finished stays finished when it is started again. It takes about an hour of a CPU core.
+# What is finished stays finished when it is started again. It takes about an hour and a half of a CPU core.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 : "${OUT:=runs}" "${PYTHON:=.venv/bin/python}"

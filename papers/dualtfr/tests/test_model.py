@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.run import UserError
 from papers.dualtfr import DualTFRBackbone, create_tracker
-from papers.dualtfr.model import CAB, GAB, LAB, CrossAttention, Head, Position, merge, neighbours, partition
-from papers.dualtfr.weights import load_branch, widen
+from papers.dualtfr.model import CAB, GAB, LAB, CrossAttention, Head, Position
+from papers.dualtfr.weights import load_backbone, widen
+from papers.dualtfr.windows import local_attention_mask, merge, partition
 
 SIZES = [(1, 1), (5, 7), (7, 14), (8, 13), (33, 3)]
 
@@ -58,7 +59,7 @@ def test_merging_undoes_partition(size, window):
 
 
 def together(size, window, shift, bias):
-    """Of every pair of tokens, looked at one by one: whether they share a window and were neighbours before the roll,
+    """Of every pair of tokens, looked at one by one: whether they share a window and were neighbors before the roll,
     and the bias of their offset. Two (N, N) matrices, the second per head."""
     (H, W), n = size, math.prod(size)
     span = 2 * int((len(bias) ** 0.5 + 1) / 2) - 1
@@ -138,12 +139,12 @@ def test_nothing_leaks_between_windows(size, shift):
 
 
 def test_shift_mask_tells_who_was_near():
-    visible = neighbours((8, 8), (4, 4), (2, 2))
+    visible = local_attention_mask((8, 8), (4, 4), (2, 2))
     assert visible[0].all() and not visible[1].all()  # the first window holds no token that came from the far side
     # the last window: four quarters from the four corners of the image
     corners = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]).flatten()
     assert torch.equal(visible[3], corners[:, None] == corners)
-    padded = neighbours((5, 4), (4, 4), (0, 0))[1]
+    padded = local_attention_mask((5, 4), (4, 4), (0, 0))[1]
     assert padded[:4, :4].all() and not padded[:4, 4:].any() and padded[4:, 4:].all()
 
 
@@ -323,7 +324,7 @@ def as_swins_authors(weights):
 def test_local_stages_are_swins(form):
     theirs = swin()
     ours = timm.create_model("dualtfr", blocks=("LAB", "LAB", "LAB"), num_classes=5).eval()
-    left = load_branch(ours, form(theirs.state_dict()))
+    left = load_backbone(ours, form(theirs.state_dict()))
     assert left == ["norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"]
     x = y = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
@@ -335,7 +336,7 @@ def test_local_stages_are_swins(form):
 
 def test_swins_weights_in_global_blocks():
     theirs, ours = swin(), timm.create_model("dualtfr", num_classes=5).eval()
-    assert load_branch(ours, theirs.state_dict()) == ["norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"]
+    assert load_backbone(ours, theirs.state_dict()) == ["norm.weight", "norm.bias", "head.fc.weight", "head.fc.bias"]
     x = torch.randn(1, 3, 224, 224)
     features = timm.create_model("swin_tiny_patch4_window7_224", features_only=True).eval()
     features.load_state_dict({
@@ -365,20 +366,20 @@ def test_widening_a_table_keeps_what_it_knew():
 
 def test_weights_that_do_not_fit_are_one_error():
     with pytest.raises(UserError, match=r"patch_embed.norm.weight \[16\], expected \[96\]"):
-        load_branch(timm.create_model("dualtfr"), timm.create_model("dualtfr_micro").state_dict())
+        load_backbone(timm.create_model("dualtfr"), timm.create_model("dualtfr_micro").state_dict())
     with pytest.raises(UserError, match="names such as conv1"):
-        load_branch(timm.create_model("dualtfr"), {"conv1.weight": torch.zeros(3)})
+        load_backbone(timm.create_model("dualtfr"), {"conv1.weight": torch.zeros(3)})
 
 
 def test_a_trackers_branch_starts_from_the_classifiers():
     classifier, model = timm.create_model("dualtfr_micro", num_classes=5), create_tracker("dualtfr_micro")
-    assert load_branch(model.backbone, classifier.state_dict()) == []
+    assert load_backbone(model.backbone, classifier.state_dict()) == []
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(
         model.backbone.forward_features(x), classifier.forward_features(x), rtol=0, atol=0
     )
     other = create_tracker("dualtfr_micro")
-    load_branch(other.backbone, model.state_dict())
+    load_backbone(other.backbone, model.state_dict())
     torch.testing.assert_close(other.encode(x), model.encode(x), rtol=0, atol=0)
 
 

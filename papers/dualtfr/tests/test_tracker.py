@@ -26,7 +26,7 @@ TINY = RECIPES["tiny"]
 
 def marked(box, grid):
     """Rows and columns of the target's tokens."""
-    (found,) = loss.positives(torch.tensor([box]), grid).view(1, grid, grid)
+    (found,) = loss.assign(torch.tensor([box]), grid).view(1, grid, grid)
     rows, columns = (torch.where(found.any(axis))[0].tolist() for axis in (1, 0))
     assert found.sum() == len(rows) * len(columns)  # a rectangle
     return rows, columns
@@ -63,7 +63,7 @@ def test_every_visible_box_has_a_token_inside_or_beside_it():
 def answers(n=3, grid=4):
     torch.manual_seed(0)
     boxes = torch.tensor([[0.1, 0.2, 0.4, 0.5], [-0.1, 0.5, 0.4, 0.3], [2.0, 2.0, 0.1, 0.1]])[:n]
-    return Prediction(torch.randn(n, grid**2, 2), torch.rand(n, grid**2, 4)), boxes, loss.positives(boxes, grid)
+    return Prediction(torch.randn(n, grid**2, 2), torch.rand(n, grid**2, 4)), boxes, loss.assign(boxes, grid)
 
 
 def test_loss_equals_its_formula():
@@ -86,7 +86,7 @@ def test_loss_equals_its_formula():
         hull = (max(cx + w / 2, x + tw) - min(cx - w / 2, x)) * (max(cy + h / 2, y + th) - min(cy - h / 2, y))
         giou += 1 - inter / union + (hull - union) / hull
         iou += inter / union
-    ours = loss.loss(prediction, truth, target, loss.totals(target))
+    ours = loss.terms(prediction, truth, target, loss.totals(target))
     assert [t.item() for t in ours] == pytest.approx(
         [cls / weight, l1 / count, giou / count, iou / count], rel=1e-5
     )
@@ -95,9 +95,9 @@ def test_loss_equals_its_formula():
 def test_losses_of_parts_add_up_to_that_of_the_batch():
     prediction, truth, target = answers()
     totals = loss.totals(target)
-    whole = torch.stack(loss.loss(prediction, truth, target, totals))
+    whole = torch.stack(loss.terms(prediction, truth, target, totals))
     parts = [
-        torch.stack(loss.loss(Prediction(*(t[rows] for t in prediction)), truth[rows], target[rows], totals))
+        torch.stack(loss.terms(Prediction(*(t[rows] for t in prediction)), truth[rows], target[rows], totals))
         for rows in (slice(0, 1), slice(1, 3))
     ]
     torch.testing.assert_close(parts[0] + parts[1], whole)
@@ -105,7 +105,7 @@ def test_losses_of_parts_add_up_to_that_of_the_batch():
 
 def test_a_batch_without_targets_trains_the_classifier_alone():
     prediction, truth, target = answers()
-    cls, *boxes = loss.loss(Prediction(*(t[2:] for t in prediction)), truth[2:], target[2:], loss.totals(target[2:]))
+    cls, *boxes = loss.terms(Prediction(*(t[2:] for t in prediction)), truth[2:], target[2:], loss.totals(target[2:]))
     assert cls > 0 and boxes == [0, 0, 0]
 
 
@@ -113,29 +113,21 @@ def test_the_right_answer_costs_nothing():
     _, truth, target = answers(2)
     logits = torch.stack([target, ~target], -1).float() * 40
     boxes = torch.cat([truth[:, :2] + truth[:, 2:] / 2, truth[:, 2:]], 1)[:, None].expand(-1, 16, -1)
-    cls, l1, giou, iou = loss.loss(Prediction(logits, boxes), truth, target, loss.totals(target))
+    cls, l1, giou, iou = loss.terms(Prediction(logits, boxes), truth, target, loss.totals(target))
     assert cls < 1e-6 and l1 < 1e-6 and giou < 1e-5 and iou > 1 - 1e-5
 
 
 # Boxes and tracker ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("box", [(40.0, 30.0, 50.0, 60.0), (-5.0, 90.0, 33.0, 21.5), (250.3, 170.1, 90.0, 4.0)])
-def test_box_into_the_crop_and_back(box):
-    for middle, size in itertools.product([box, (60.0, 50.0, 40.0, 40.0)], (96, 224)):
-        crop = crops.around(middle, 4.0, size)
-        x, y, w, h = crop.to_crop(box) / size
-        np.testing.assert_allclose(tracker.to_frame((x + w / 2, y + h / 2, w, h), crop), box, atol=1e-9)
-
-
 def test_the_window_decides_between_equals():
     logits = torch.zeros(1, 64, 2)
     logits[0, [9, 27], 0] = 3.0  # a token near the corner and one in the middle are equally sure
     boxes = torch.rand(1, 64, 4)
-    chosen = tracker.decode(Prediction(logits, boxes), hann_window(8), 0.49)
+    chosen = tracker.best_token(logits[0], boxes[0], hann_window(8), 0.49)
     assert torch.equal(chosen[:4], boxes[0, 27]) and chosen[4].item() == pytest.approx(1 / (1 + math.exp(-3)))
     logits[0, 9, 0] = 9.0
-    assert torch.equal(tracker.decode(Prediction(logits, boxes), hann_window(8), 0.0)[:4], boxes[0, 9])
+    assert torch.equal(tracker.best_token(logits[0], boxes[0], hann_window(8), 0.0)[:4], boxes[0, 9])
 
 
 class Oracle(torch.nn.Module):
@@ -157,6 +149,21 @@ class Oracle(torch.nn.Module):
         box = [(columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2, len(columns), len(rows)]
         boxes = torch.tensor(box).expand(1, 64, 4) / 64
         return Prediction(torch.zeros(1, 64, 2), boxes)
+
+
+@pytest.mark.parametrize("box", [(40.0, 30.0, 50.0, 60.0), (5.0, 90.0, 33.0, 21.5), (250.3, 150.1, 90.0, 14.0)])
+def test_box_into_the_crop_and_back(box):
+    """What the network says in fractions of the crop around the last box is a box of the frame."""
+    network, frame = Oracle(), np.zeros((240, 360, 3), dtype=np.uint8)
+    follower = DualTFRTracker(network, TINY)
+    for last, size in itertools.product([box, (60.0, 50.0, 40.0, 40.0)], (64, 224)):
+        follower.recipe = dataclasses.replace(TINY, search_px=size)
+        crop = crops.around(last, TINY.search_factor, size)
+        x, y, w, h = crop.to_crop(box) / size
+        boxes = torch.tensor([x + w / 2, y + h / 2, w, h]).expand(1, 64, 4)
+        network.predict = lambda z, search, boxes=boxes: Prediction(torch.zeros(1, 64, 2), boxes)
+        follower.init(frame, last)
+        np.testing.assert_allclose(follower.track(frame)[0], box, atol=1e-4)
 
 
 def test_a_right_answer_becomes_the_right_box():
@@ -199,7 +206,7 @@ def test_compiled_tracker_gives_the_same_boxes(monkeypatch):
         follower.init(frames[0], (30.0, 20.0, 40.0, 30.0))
         answers.append([[*box, score] for box, score in map(follower.track, frames[1:])])
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5)
-    with pytest.raises(run.UserError, match="speed fast"):
+    with pytest.raises(run.UserError, match="no --speed 'fast'; there are eager and compile"):
         DualTFRTracker(model, dataclasses.replace(TINY, speed="fast"))
 
 

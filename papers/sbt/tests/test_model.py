@@ -1,6 +1,7 @@
 """SBT's mathematics, and what timm and torch.compile ask of it."""
 
 import copy
+import dataclasses
 from functools import partial
 
 import numpy as np
@@ -13,9 +14,18 @@ from common import run
 from papers.sbt import bench
 from papers.sbt.cases import PARAMS
 from papers.sbt.correlation import CorrelationNet, Siamese
-from papers.sbt.loss import BACKGROUND_WEIGHT, assign, terms, total, weight_sum
-from papers.sbt.model import VARIANTS, Attention, EoCBlock, Prediction, SBTBackbone, create_tracker, first_three
-from papers.sbt.official import load_backbone, pretrained_weights
+from papers.sbt.loss import BACKGROUND_WEIGHT, assign, terms, total, totals
+from papers.sbt.model import (
+    VARIANTS,
+    Attention,
+    EoCBlock,
+    Prediction,
+    SBTBackbone,
+    checkpoint_filter_fn,
+    create_tracker,
+    first_three,
+)
+from papers.sbt.official import init_weights, load_backbone
 from papers.sbt.tracker import SBTTracker
 
 GMACS = {"sbt_base": 20.7, "sbt_large": 34.1, "sbt_huge": 50.6}  # 256 and 128 pixels, counted on the authors' code
@@ -87,8 +97,8 @@ def test_a_template_encoded_once_changes_nothing(micro, crops):
     with torch.no_grad():
         z = micro.encode(template)
         whole, cached = micro(template, search), micro.predict(z, search)
-        theirs = bench.authors(micro_published := published(micro), template, search)
-        ours = micro_published(template, search)
+        theirs = bench.authors(erring := with_errors(micro), template, search)
+        ours = erring(template, search)
     for a, b in zip(whole, cached):
         assert torch.equal(a, b)
     for a, b in zip(ours, theirs):
@@ -96,28 +106,28 @@ def test_a_template_encoded_once_changes_nothing(micro, crops):
 
 
 def test_whole_frames_of_the_benchmark_gives_the_trackers_box(micro):
-    model = published(micro)
+    model = with_errors(micro)
     frame = np.random.default_rng(0).integers(0, 256, (*bench.FRAME, 3), dtype=np.uint8)
-    sizes = {"template_size": 64, "search_size": 128, "published": True}
-    tracker, follower = (SBTTracker(model, **sizes) for _ in range(2))
+    recipe = dataclasses.replace(bench.RECIPE, template_px=64, search_px=128)
+    tracker, timed = (SBTTracker(model, recipe) for _ in range(2))
     tracker.init(frame, bench.BOX)
-    template = tracker._crop(frame, bench.BOX, 2.0, 64)[1]
+    template = tracker.crop(frame, bench.BOX, 2.0, 64)[1]
     expected = tracker.track(frame)[0]
     way = bench.Way(partial(bench.authors, model), template, torch.zeros(1, 3, 128, 128))
     for z in (template, template.flip(-1)):
-        track = bench.frame_of(way._replace(z=z), follower, frame)
+        track = bench.frame_of(way._replace(z=z), timed, frame)
         for _ in range(2):  # the second frame starts where the first did
-            assert np.allclose(track()[0], expected, atol=1e-3) == (z is template)
+            assert np.allclose(track(), expected, atol=1e-3) == (z is template)
 
 
-def published(model):
-    same = create_tracker("sbt_micro", search_size=128, published=True)
+def with_errors(model):
+    same = create_tracker("sbt_micro", search_size=128, authors_errors=True)
     same.load_state_dict(model.state_dict())
     return same.eval()
 
 
-def test_published_leaves_the_inner_norms_out(micro, crops):
-    theirs = published(micro)
+def test_the_authors_leave_the_inner_norms_out(micro, crops):
+    theirs = with_errors(micro)
     with torch.no_grad():
         assert not torch.allclose(micro(*crops).logits, theirs(*crops).logits, atol=1e-3)
         for stage in theirs.backbone.stages[:2]:
@@ -173,7 +183,7 @@ def test_weights_for_a_tracker(tmp_path, micro, crops):
         image = crops[1]
         torch.testing.assert_close(micro.backbone.forward_features(image), classifier.stages[:3](image))
     run.save_weights(tmp_path / "w.safetensors", classifier.state_dict())
-    assert pretrained_weights(str(tmp_path / "w.safetensors"), "sbt_micro").keys() == classifier.state_dict().keys()
+    assert init_weights(str(tmp_path / "w.safetensors"), "sbt_micro").keys() == classifier.state_dict().keys()
     # the authors' base takes the first 10 of B3's 18 blocks
     with torch.device("meta"):
         pvt, base = timm.create_model("pvt_v2_b3"), create_tracker("sbt_base").backbone
@@ -184,7 +194,7 @@ def test_weights_for_a_tracker(tmp_path, micro, crops):
     with pytest.raises(run.UserError, match="do not fit the backbone: it has names such as a"):
         load_backbone(micro.backbone, {"a": torch.zeros(1)})
     with pytest.raises(run.UserError, match="no checkpoint at"):
-        pretrained_weights("resnet_of_mine", "sbt_base")
+        init_weights("resnet_of_mine", "sbt_base")
 
 
 def test_a_backbone_of_another_pipeline_takes_its_own_weights():
@@ -201,16 +211,14 @@ def test_a_tracker_starts_from_the_pvt_that_fits_it(monkeypatch, variant, pvt):
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: create(name))
     with torch.device("meta"):
-        weights, expected = pretrained_weights("pvt_v2", f"sbt_{variant}"), create(f"pvt_v2_{pvt}").state_dict()
+        weights, expected = init_weights("pvt_v2", f"sbt_{variant}"), create(f"pvt_v2_{pvt}").state_dict()
         own = create_tracker(f"sbt_{variant}").backbone
     assert {name: t.shape for name, t in weights.items()} == {name: t.shape for name, t in expected.items()}
     assert load_backbone(own, weights) == []
 
 
-def test_a_tracker_file_passes_convert_unchanged(micro):
-    from papers.sbt.official import convert
-
-    assert convert(micro.state_dict()).keys() == micro.state_dict().keys()
+def test_a_tracker_file_keeps_its_names(micro):
+    assert checkpoint_filter_fn(micro.state_dict(), micro).keys() == micro.state_dict().keys()
 
 
 def test_features_only():
@@ -302,7 +310,7 @@ def test_a_timm_backbone_without_a_map_of_the_stride_is_refused():
 
 def _terms(prediction, boxes, grid):
     positives = assign(boxes, grid)
-    return terms(prediction, boxes, positives, positives.sum().clamp(min=1), weight_sum(positives))
+    return terms(prediction, boxes, positives, totals(positives))
 
 
 @pytest.mark.parametrize("box, columns, rows", [
@@ -326,11 +334,11 @@ def test_a_box_outside_the_crop_has_no_positives():
     assert _terms(prediction, boxes, 8).l1 == 0
 
 
-def test_published_assignment_counts_negative_starts_from_the_far_end():
+def test_the_authors_assignment_counts_negative_starts_from_the_far_end():
     left = torch.tensor([[-0.2, 0.3, 0.4, 0.2]])
-    assert not assign(left, 8, published=True).any() and assign(left, 8).sum() == 2
+    assert not assign(left, 8, authors_errors=True).any() and assign(left, 8).sum() == 2
     outside = torch.tensor([[-0.5, 0.25, 0.3, 0.25]])  # from column -4 up to -1
-    cells = assign(outside, 8, published=True).view(8, 8)
+    cells = assign(outside, 8, authors_errors=True).view(8, 8)
     assert cells.any(0).nonzero().flatten().tolist() == [4, 5, 6]
 
 
@@ -351,9 +359,8 @@ def test_parts_of_a_batch_add_up_to_it():
     boxes = torch.rand(4, 4) * 0.4 + 0.1
     prediction = Prediction(torch.randn(4, 64, 2), torch.rand(4, 64, 4))
     whole, positives = _terms(prediction, boxes, 8), assign(boxes, 8)
-    count, weights = positives.sum(), weight_sum(positives)
     parts = [
-        torch.stack(terms(Prediction(*(t[i:j] for t in prediction)), boxes[i:j], positives[i:j], count, weights))
+        torch.stack(terms(Prediction(*(t[i:j] for t in prediction)), boxes[i:j], positives[i:j], totals(positives)))
         for i, j in ((0, 1), (1, 4))
     ]
     torch.testing.assert_close(sum(parts), torch.stack(whole))

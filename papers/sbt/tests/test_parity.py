@@ -13,9 +13,8 @@ from common.run import UserError, World
 from common.tests import parity
 from papers.sbt import load_official
 from papers.sbt.evaluate import build, convert_weights, make_tracker, official
-from papers.sbt.loss import assign, terms, total, weight_sum
-from papers.sbt.model import Prediction
-from papers.sbt.official import convert
+from papers.sbt.loss import assign, terms, total, totals
+from papers.sbt.model import Prediction, checkpoint_filter_fn
 from papers.sbt.recipes import RECIPES
 from papers.sbt.tracker import SBTTracker, best_token
 
@@ -118,7 +117,8 @@ def test_parameters(variant):
     stages = [sum(p.numel() for p in stage.parameters()) for stage in model.backbone.stages]
     assert stages == about["stage_parameters"]
     names = [name for name, *_ in about["tensors"]]
-    assert set(convert(dict.fromkeys(names))) == set(model.state_dict()) and len(names) == len(model.state_dict())
+    assert set(checkpoint_filter_fn(dict.fromkeys(names))) == set(model.state_dict())
+    assert len(names) == len(model.state_dict())
 
 
 LOSSES = read("losses")
@@ -127,7 +127,7 @@ LOSSES = read("losses")
 @pytest.mark.parametrize("case", LOSSES["cases"], ids=lambda case: case["case"])
 def test_losses(case):
     grid, boxes = LOSSES["grid"], torch.tensor(case["boxes_xywh"])
-    positives = assign(boxes, grid, published=True)
+    positives = assign(boxes, grid, authors_errors=True)
     for cells, expected in zip(positives.view(-1, grid, grid), case["positives"], strict=True):
         assert cells.sum() == expected["count"]
         for axis, key in ((0, "cols"), (1, "rows")):
@@ -138,8 +138,7 @@ def test_losses(case):
         parity.probe(case["probes"][key], (case["batch"], grid * grid, n)).requires_grad_()
         for key, n in (("logits", 2), ("boxes_before_sigmoid", 4))
     )
-    count = positives.sum().clamp(min=1)
-    out = terms(Prediction(logits, raw.sigmoid()), boxes, positives, count, weight_sum(positives))
+    out = terms(Prediction(logits, raw.sigmoid()), boxes, positives, totals(positives))
     whole = total(out)
     whole.backward()
     theirs = [case[key] for key in ("loss_ce", "loss_bbox", "loss_giou", "mean_iou", "total")]
@@ -154,7 +153,7 @@ TRACK = read("tracker_a")
 
 def test_tracker_step_by_step():
     frames, model = arrays("tracker_a_frames")["frames"], network(TRACK["model"])
-    tracker = SBTTracker(model, published=True)
+    tracker = SBTTracker(model, RECIPES["authors_base"])
     tracker.init(frames[0], TRACK["init_xywh"])
     seen = []
     step = tracker.step
@@ -180,7 +179,7 @@ def test_postprocessing(case):
     assert [score, penalised] == pytest.approx([case["best_score_raw"], case["best_penalised_score"]], abs=1e-5)
     x, y, box_w, box_h = case["state_before_xywh"]
     reach = 128 / case["resize_factor"]
-    crop = crops_module.Crop(0, 0, 1, case["resize_factor"], x + box_w / 2 - reach, y + box_h / 2 - reach)
+    crop = crops_module.Crop(x + box_w / 2 - reach, y + box_h / 2 - reach, 1, case["resize_factor"])
     box = crop.to_frame(np.array([cx - w / 2, cy - h / 2, w, h]) * 256)
     np.testing.assert_allclose(box, case["box_before_clip_xywh"], atol=1e-3)
     clipped = keep_inside(box, case["image_width"], case["image_height"])
@@ -205,4 +204,5 @@ def test_the_authors_weights_need_a_recipe_that_errs_as_they_do():
     network = build(RECIPES["authors_base"])
     network.load_state_dict(convert_weights(weights, network))
     assert official(weights) and not official(network.state_dict())  # whose scores may be called comparable
-    assert make_tracker(network, RECIPES["authors_base"], World(0, 1, torch.device("cpu"), None)).published
+    tracker = make_tracker(network, RECIPES["authors_base"], World(0, 1, torch.device("cpu"), None))
+    assert tracker.recipe.authors_errors

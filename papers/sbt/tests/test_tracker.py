@@ -1,4 +1,6 @@
-"""The tracker around the network: geometry, window, precision, what is published and what is right."""
+"""The tracker around the network: geometry, window, precision, the authors' errors and what is right."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -33,15 +35,19 @@ class Brightest(nn.Module):
         return Prediction(torch.zeros(1, 256, 2), box.expand(1, 256, 4))
 
 
+# A template of 64 and a search crop of 128 pixels, else as published.
+RECIPE = dataclasses.replace(RECIPES["full"], template_px=64, search_px=128)
+
+
 def frame_with(x, y, w, h):
     frame = np.zeros((120, 160, 3), dtype=np.uint8)
     frame[y : y + h, x : x + w] = 255
     return frame
 
 
-@pytest.mark.parametrize("published, off_px", [(False, 0.6), (True, 1.2)])
-def test_follows_a_square_over_the_frame(published, off_px):
-    tracker = SBTTracker(Brightest(), template_size=64, search_size=128, published=published)
+@pytest.mark.parametrize("authors_errors, off_px", [(False, 0.6), (True, 1.2)])
+def test_follows_a_square_over_the_frame(authors_errors, off_px):
+    tracker = SBTTracker(Brightest(), dataclasses.replace(RECIPE, authors_errors=authors_errors))
     tracker.init(frame_with(20, 20, 24, 18), (20, 20, 24, 18))
     for step in range(1, 12):
         x, y = 20 + 9 * step, 20 + 6 * step
@@ -53,16 +59,16 @@ def test_follows_a_square_over_the_frame(published, off_px):
 def test_the_window_decides_between_equals():
     window = hann_window(8)
     logits, boxes = torch.zeros(64, 2), torch.rand(64, 4)
-    *box, score, penalised, cell = best_token(logits, boxes, window, 0.49).tolist()
+    *box, score, windowed, cell = best_token(logits, boxes, window, 0.49).tolist()
     assert cell in (27, 28, 35, 36) and score == 0.5
-    assert penalised == pytest.approx(0.51 * 0.5 + 0.49 * window.max().item())
+    assert windowed == pytest.approx(0.51 * 0.5 + 0.49 * window.max().item())
     assert box == pytest.approx(boxes[int(cell)].tolist())
     logits[0, 0] = 9.0
     assert best_token(logits, boxes, window, 0.0)[-1] == 0 and best_token(logits, boxes, window, 0.6)[-1] != 0
 
 
 def test_a_new_start_forgets_the_last_target():
-    tracker = SBTTracker(Brightest(), template_size=64, search_size=128)
+    tracker = SBTTracker(Brightest(), RECIPE)
     for x in (20, 100):
         tracker.init(frame_with(x, 40, 20, 20), (x, 40, 20, 20))
         box, _ = tracker.track(frame_with(x + 3, 40, 20, 20))
@@ -85,7 +91,7 @@ def test_bf16_leaves_the_trained_weights_alone():
 
 def test_an_answer_that_is_not_finite_leaves_the_box_where_it_is():
     network = Brightest()
-    tracker, frame = SBTTracker(network, template_size=64, search_size=128), frame_with(20, 20, 24, 18)
+    tracker, frame = SBTTracker(network, RECIPE), frame_with(20, 20, 24, 18)
     tracker.init(frame, (20, 20, 24, 18))
     for logit, share in ((float("nan"), 0.5), (0.0, float("nan")), (0.0, float("inf"))):
         found = Prediction(torch.full((1, 256, 2), logit), torch.full((1, 256, 4), share))
@@ -94,7 +100,7 @@ def test_an_answer_that_is_not_finite_leaves_the_box_where_it_is():
 
 
 def test_an_empty_box_is_refused():
-    tracker = SBTTracker(Brightest())
+    tracker = SBTTracker(Brightest(), RECIPE)
     with pytest.raises(run.UserError, match="empty or not finite"):
         tracker.init(frame_with(1, 1, 2, 2), (10, 10, 0, 5))
 
@@ -102,9 +108,22 @@ def test_an_empty_box_is_refused():
 def test_unknown_ways_to_run_a_network_are_refused():
     network = create_tracker("sbt_micro", search_size=64)
     with pytest.raises(run.UserError, match="no --speed 'fast'; there are eager, compile and graph"):
-        SBTTracker(network, speed="fast")
+        SBTTracker(network, dataclasses.replace(RECIPE, speed="fast"))
     with pytest.raises(run.UserError, match="--speed graph is a CUDA graph and needs a GPU"):
-        SBTTracker(network, speed="graph")
+        SBTTracker(network, dataclasses.replace(RECIPE, speed="graph"))
+
+
+def test_compiled_tracker_gives_the_same_boxes(monkeypatch):
+    torch.manual_seed(0)
+    network, tiny = build(RECIPES["tiny"]).eval(), RECIPES["tiny"]
+    frames = np.random.default_rng(0).integers(0, 256, (3, 90, 120, 3), dtype=np.uint8)
+    answers, compiled = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compiled(f, backend="eager", fullgraph=True))
+    for speed in ("eager", "compile"):
+        tracker = SBTTracker(network, dataclasses.replace(tiny, speed=speed))
+        tracker.init(frames[0], (30.0, 20.0, 40.0, 30.0))
+        answers.append([[*box, score] for box, score in map(tracker.track, frames[1:])])
+    np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5)
 
 
 @pytest.mark.gpu
@@ -112,10 +131,10 @@ def test_unknown_ways_to_run_a_network_are_refused():
 def test_fast_paths_track_like_the_plain_one(speed):
     torch.manual_seed(0)
     network = build(RECIPES["tiny"]).eval().cuda()
-    sizes = {"template_size": RECIPES["tiny"].template_px, "search_size": RECIPES["tiny"].search_px}
+    tiny = RECIPES["tiny"]
     frames = np.random.default_rng(0).integers(0, 256, (5, 120, 160, 3), dtype=np.uint8)
     tracks = []
-    for tracker in (SBTTracker(network, **sizes), SBTTracker(network, speed=speed, **sizes)):
+    for tracker in (SBTTracker(network, tiny), SBTTracker(network, dataclasses.replace(tiny, speed=speed))):
         for start in (0, 1):  # a second sequence goes through the same graph
             tracker.init(frames[start], (60, 40, 30, 30))
             tracks.append([tracker.track(frame)[0] for frame in frames[start + 1 :]])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -16,13 +17,14 @@ from common.data import pairs, tracking
 from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
 from common.metrics import tracker_demo, trackers
-from papers.sbt import ablation, figures, pretrain, train
-from papers.sbt.evaluate import PAPER
+from papers.sbt import compare, figures, loss, pretrain, train
+from papers.sbt.data import validation_pairs
+from papers.sbt.evaluate import PAPER, build, validate
 from papers.sbt.recipes import RECIPES
 
 WORLD = run.World(0, 1, torch.device("cpu"), None)
 # Every kind of randomness, drop path among it, and a pair of epochs.
-LIVELY = dataclasses.replace(RECIPES["smoke"], model_args={"drop_path_rate": 0.3}, grey=0.3, val_pairs=8)
+LIVELY = dataclasses.replace(RECIPES["smoke"], model_args={"drop_path_rate": 0.3}, gray=0.3, val_pairs=8)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +40,24 @@ def data(tmp_path_factory):
     return part
 
 
+@pytest.fixture
+def pictures():
+    """Asked for by a test whose runs draw theirs."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch, request):
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr(figures, "draw", lambda *_: None)
+
+
 def _train(tmp_path, data, recipe=LIVELY, **options):
-    return train.train("smoke", recipe, run.Options(data=data, out=tmp_path, log_every=1, **options), WORLD, False)
+    return train.train("smoke", recipe, run.Options(data=data, out=tmp_path, log_every=1, **options), WORLD)
+
+
+def _steps(folder):
+    """The log's rows of training steps; those of evaluations stand by themselves."""
+    return [row for row in run.read_log(folder) if "loss" in row]
 
 
 def _scores(folder):
@@ -62,11 +80,11 @@ def test_overfits_a_batch(tmp_path, data):
         (one / split / "list.txt").write_text(name + "\n")
         (one / split / name).symlink_to((data / "train" / name).resolve())
     recipe = dataclasses.replace(
-        RECIPES["tiny"], pairs_per_epoch=8, batch=8, epochs=160, drop_epoch=140, warmup_steps=5, grey=0.0,
-        brightness=0.0, flip=0.0, centre_jitter=0.5, scale_jitter=0.0, eval_every=160, val_pairs=8,
+        RECIPES["tiny"], pairs_per_epoch=8, batch=8, epochs=160, milestones=(140,), warmup_steps=5, gray=0.0,
+        brightness=0.0, flip=0.0, center_jitter=0.5, scale_jitter=0.0, eval_every=160, val_pairs=8,
     )
     folder = _train(tmp_path / "runs", one, recipe)
-    rows = run.read_log(folder)
+    rows = _steps(folder)
     assert rows[-1]["iou"] > 0.75 and rows[-1]["ce"] < 0.2 < rows[0]["ce"]
 
 
@@ -84,20 +102,22 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, data):
     parts = _train(tmp_path / "parts", data, resume=str(folder), workers=2)
     assert parts == folder and _scores(parts) == _scores(whole)
     torch.testing.assert_close(_weights(parts), _weights(whole), rtol=0, atol=0)
-    losses = [[row["loss"] for row in run.read_log(f)] for f in (whole, parts)]
+    losses = [[row["loss"] for row in _steps(f)] for f in (whole, parts)]
     assert losses[0] == losses[1] and len(losses[0]) == 16
-    assert run.read_log(whole)[-1]["val/iou"] > 0
+    evaluations = [[row for row in run.read_log(f) if "val/iou" in row] for f in (whole, parts)]
+    assert evaluations[0] == evaluations[1] and [row["step"] for row in evaluations[0]] == [8, 16]
+    assert evaluations[0][-1]["val/iou"] > 0
 
 
 def test_two_runs_of_a_seed_are_equal_and_of_two_are_not(tmp_path, data):
-    runs = [run.read_log(_train(tmp_path / str(i), data, seed=seed, stop_at=3)) for i, seed in enumerate((0, 0, 1))]
+    runs = [_steps(_train(tmp_path / str(i), data, seed=seed, stop_at=3)) for i, seed in enumerate((0, 0, 1))]
     losses = [[row["loss"] for row in rows] for rows in runs]
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_accumulation_is_the_whole_batch(tmp_path, data):
     recipe = dataclasses.replace(LIVELY, model_args={"drop_path_rate": 0.0})
-    rows = [run.read_log(_train(tmp_path / str(n), data, recipe, micro_batch=n, stop_at=3)) for n in (0, 3)]
+    rows = [_steps(_train(tmp_path / str(n), data, recipe, micro_batch=n, stop_at=3)) for n in (0, 3)]
     for whole, parts in zip(*rows):
         for key in ("loss", "ce", "l1", "giou", "iou"):
             assert parts[key] == pytest.approx(whole[key], rel=1e-4, abs=1e-7)
@@ -117,8 +137,8 @@ def test_two_processes_train_like_one(tmp_path, data):
         )
         (folder,) = (tmp_path / str(processes)).glob("sbt/smoke/*")
         logs[processes], scores[processes] = run.read_log(folder), _scores(folder)
-    assert len(logs[1]) == len(logs[2]) == 8
-    for one, two in zip(logs[1], logs[2]):
+    assert len(logs[1]) == len(logs[2]) == 9
+    for one, two in zip(logs[1][:8], logs[2][:8]):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
     assert logs[2][-1]["val/loss"] == pytest.approx(logs[1][-1]["val/loss"], rel=1e-2)
@@ -128,10 +148,17 @@ def test_two_processes_train_like_one(tmp_path, data):
 
 
 def test_the_learning_rate_warms_up_and_drops(tmp_path, data):
-    rows = run.read_log(_train(tmp_path, data))
+    rows = _steps(_train(tmp_path, data))
     rates = [row["lr"] for row in rows]
     top = LIVELY.lr
     assert rates == pytest.approx([top / 2, *[top] * 7, *[top / 10] * 8])
+
+
+def test_validation_pairs_whose_targets_lie_outside_are_scored(monkeypatch, data):
+    samples = validation_pairs(LIVELY, pairs.open_data(LIVELY, data))
+    monkeypatch.setattr(loss, "assign", lambda box, grid, *_: torch.zeros(len(box), grid**2, dtype=torch.bool))
+    scores = validate(build(LIVELY), samples, LIVELY, WORLD)
+    assert scores["iou"] == scores["l1"] == 0 < scores["loss"] < 1000
 
 
 def test_a_loss_that_explodes_stops_the_run_before_the_weights_are_touched(tmp_path, data):
@@ -144,7 +171,7 @@ def test_a_loss_that_explodes_stops_the_run_before_the_weights_are_touched(tmp_p
     assert not (folder / "results.json").exists()
 
 
-def test_a_run_can_be_evaluated_and_drawn(tmp_path, data, monkeypatch, capsys):
+def test_a_run_can_be_evaluated_and_drawn(tmp_path, data, monkeypatch, capsys, pictures):
     draw, training = figures.draw_scores, []
     monkeypatch.setattr(figures, "draw_scores", lambda path, model, *rest: (
         training.append(model.training), draw(path, model, *rest)))
@@ -152,8 +179,10 @@ def test_a_run_can_be_evaluated_and_drawn(tmp_path, data, monkeypatch, capsys):
     scores = _scores(folder)
     assert training == [False]
     results = json.loads((folder / "results.json").read_text())
+    iou = next(row["val/iou"] for row in run.read_log(folder)[::-1] if "val/iou" in row)
+    assert scores.pop("pairs iou") == 100 * iou
     assert set(scores) == {"got10k ao", "got10k ao, still", "got10k ao, correlation"}
-    assert not any(m["comparable"] for m in results["metrics"]) and len(results["metrics"]) == 5
+    assert not any(m["comparable"] for m in results["metrics"]) and len(results["metrics"]) == 6
     assert {p.name for p in folder.glob("*.png")} == {"curves.png", "tracks.png", "scores.png"}
     assert "![tracks](tracks.png)" in (folder / "report.md").read_text()
 
@@ -196,7 +225,7 @@ def test_pretraining_gives_weights_for_a_tracker(tmp_path, data):
     torch.testing.assert_close(_weights(parts), _weights(whole), rtol=0, atol=0)
     assert _scores(whole) == _scores(parts)
 
-    tracker = dataclasses.replace(LIVELY, weights=str(whole))
+    tracker = dataclasses.replace(LIVELY, init=str(whole))
     folder = _train(tmp_path / "runs", data, tracker, stop_at=1, checkpoint_every=1)
     for name, tensor in _weights(folder)[1]["model"].items():
         if name.startswith("backbone.stages.2.blocks") and name.endswith("fc1.weight"):
@@ -205,22 +234,23 @@ def test_pretraining_gives_weights_for_a_tracker(tmp_path, data):
 
 
 @pytest.mark.slow
-def test_an_ablation_resumes_and_reports_all_contenders(tmp_path, data):
+def test_a_comparison_resumes_and_reports_all_members(tmp_path, data):
     recipe = dataclasses.replace(
-        LIVELY, contenders=("none", "interleaved", "correlation_sbt"), seeds=2, epochs=1, pairs_per_epoch=16,
-        val_pairs=4,
+        LIVELY, compare=("none", "interleaved", "correlation_sbt"), epochs=1, pairs_per_epoch=16, val_pairs=4,
     )
-    options = run.Options(data=data, out=tmp_path, resume="auto", log_every=1)
-    stopped = ablation.compare("ablation", recipe, dataclasses.replace(options, stop_at=1), WORLD)
+    options = run.Options(data=data, out=tmp_path, resume="auto", log_every=1, seeds=(0, 1))
+    stopped = compare.compare("ablation", recipe, dataclasses.replace(options, stop_at=1), WORLD, train.train)
     assert not (stopped / "results.json").exists()
-    folder = ablation.compare("ablation", recipe, options, WORLD)
+    folder = compare.compare("ablation", recipe, options, WORLD, train.train)
     assert folder == stopped
     results = json.loads((folder / "results.json").read_text())
-    assert [m["name"] for m in results["metrics"][:2]] == ["none ao", "none iou"] and len(results["metrics"]) == 12
-    found = ablation.by_member(results["metrics"])
-    assert found["none"]["params"]["value"] == found["interleaved"]["params"]["value"]
-    assert results["metrics"][0]["seeds"] == [0, 1] and (folder / "ablation.png").exists()
-    assert "| interleaved | 266,198 |" in (folder / "report.md").read_text()
+    rows = {m["name"]: m for m in results["metrics"]}
+    assert list(rows)[:2] == ["none ao", "none iou"] and len(rows) == 12
+    assert rows["none params"]["value"] == rows["interleaved params"]["value"]
+    assert rows["none ao"]["seeds"] == [0, 1] and (folder / "compare.png").exists()
+    home = next(folder.glob("seed1/sbt/none/*"))
+    assert json.loads((folder / "seed1" / "none.json").read_text())["ao"] == _scores(home)["got10k ao"]
+    assert "| interleaved |" in (folder / "report.md").read_text()
 
 
 def test_a_training_without_a_validation_split_ends_and_ends_again(tmp_path, data):
@@ -228,13 +258,13 @@ def test_a_training_without_a_validation_split_ends_and_ends_again(tmp_path, dat
     alone.mkdir()
     (alone / "train").symlink_to(data / "train")
     recipe = dataclasses.replace(LIVELY, epochs=1, pairs_per_epoch=8)
-    folder = train.train("smoke", recipe, run.Options(data=alone, out=tmp_path / "runs"), WORLD)
+    folder = _train(tmp_path / "runs", alone, recipe)
     scores = _scores(folder)
     assert set(scores) == {"loss"} and scores["loss"] == run.read_log(folder)[-1]["loss"]
     (folder / "results.json").unlink()  # killed after the last step
     assert _train(tmp_path / "runs", alone, recipe, resume="auto") == folder and _scores(folder) == scores
     with pytest.raises(run.UserError, match="scored on a validation split"):
-        ablation.compare("ablation", RECIPES["ablation"], run.Options(data=alone, out=tmp_path), WORLD)
+        compare.compare("ablation", RECIPES["ablation"], run.Options(data=alone, out=tmp_path), WORLD, train.train)
 
 
 @pytest.mark.parametrize("shares, first", [((1.0, 3.0), 0.25), ((), 0.5)])
@@ -247,30 +277,29 @@ def test_data_sets_are_drawn_by_their_shares(tmp_path, data, monkeypatch, shares
     monkeypatch.setattr(pairs, "pairs_loader", lambda samples, *a, **k: seen.append(samples) or keep(samples, *a, **k))
     recipe = dataclasses.replace(LIVELY, datasets=("got10k", "lasot"), shares=shares)
     _train(tmp_path, root, recipe, stop_at=1)
-    assert seen[0].shares.tolist() == [first, 1 - first]
+    assert seen[0].probabilities.tolist() == [first, 1 - first]
 
 
-def test_contenders_are_what_they_are_called():
-    blocks = {name: c.get("model_args", {}).get("cross_blocks") for name, c in ablation.contenders("sbt_base").items()}
+def test_members_are_what_they_are_called():
+    recipe = dataclasses.replace(RECIPES["ablation"], model="sbt_base")
+    members = compare.members(recipe)
+    blocks = {label: member.model_args.get("cross_blocks") for label, member in members.items()}
     assert blocks["none"][2] == () and blocks["one"][2] == (2,) and blocks["interleaved"] is None
     assert blocks["early"][2] == (1, 2, 3, 4, 5) and blocks["late"][2] == (6, 7, 8, 9, 10)
-    with pytest.raises(run.UserError, match="no contender 'both'; there are none, one"):
-        ablation.member(RECIPES["tiny"], "both")
+    assert not any(member.compare for member in members.values())
+    with pytest.raises(run.UserError, match="no member 'both' in --compare; there are none, one"):
+        compare.members(dataclasses.replace(recipe, compare=("both",)))
 
 
-def test_the_table_of_ablations(tmp_path):
+def test_the_readmes_table_of_a_comparison():
     metrics = [
         run.metric("none iou", 50.0, "%") | {"seeds": [3]}, run.metric("none ao", 20.0, "%") | {"seeds": [3]},
         run.metric("none params", 1234, "parameters"), run.metric("none flops", 2e6, "multiply-adds"),
     ]
-    (tmp_path / "ablation-seed3.json").write_text(json.dumps({"data": "its data", "metrics": metrics}))
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- ablation:start -->\n<!-- ablation:end -->\nafter\n")
-    for _ in range(2):  # written again, it stays the same
-        ablation.write_table(readme, tmp_path)
-        text = readme.read_text()
-        assert text.count("| none | 1,234 | 2.0 M | 50.0 | 20.0 |") == 1 and "one training, seed 3" in text
-        assert text.startswith("before\n<!--") and text.endswith("-->\nafter\n")
+    records = [{"recipe": name, "data": f"data of {name}", "metrics": metrics} for name in ("ablation", "tiny")]
+    text = compare.README_PARTS["compare"](records)
+    assert "| none | 20.0 | 50.0 | 1,234 | 2.0 |" in text and "One run of each, seed 3" in text
+    assert "data of ablation:" in text and "data of tiny" not in text
 
 
 def test_held_out_data_sets_train_nothing(tmp_path, data):
@@ -289,7 +318,7 @@ def test_held_out_data_sets_train_nothing(tmp_path, data):
     assert {s.dataset for found in opened.train.values() for s in found} == {"got10k"}
     assert [s.name for s in opened.test] == ["Thing"] and not opened.val
     scores = _scores(_train(tmp_path / "runs", root, recipe, stop_at=0))
-    assert set(scores) == {"otb auc", "otb/Thing auc"}
+    assert {name for name in scores if "," not in name} == {"otb auc", "otb/Thing auc"}
     with pytest.raises(run.UserError, match="no folder for vot; it has got10k, otb"):
         pairs.open_data(dataclasses.replace(recipe, held_out=("vot",)), root)
 
@@ -303,7 +332,8 @@ def test_held_out_data_sets_train_nothing(tmp_path, data):
     (["tiny", "--model", "sbt_giant"], "no variant 'sbt_giant'; there are sbt_light"),
     (["tiny", "--search-px", "100"], "search_size 100 is not a multiple of the stride 8"),
     (["tiny", "--head", "correlation", "--model", "no_such_net"], "cannot build no_such_net"),
-    (["tiny", "--weights", "/nowhere.pth"], "no checkpoint at /nowhere.pth"),
+    (["tiny", "--val-pairs", "0"], "0 samples of val are asked for: expected at least 1"),
+    (["tiny", "--init", "/nowhere.pth"], "no checkpoint at /nowhere.pth"),
     (["tiny", "--shares", "0.5", "0.5"], "expected a probability above 0 for each of got10k"),
     (["pretrain"], "meant for ImageNet-1K"),
 ])
@@ -312,7 +342,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
         pytest.skip("there is a CUDA device")
     monkeypatch.setattr(sys, "argv", ["train", *argv, "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as exit:
-        run.main(train.main)
+        runpy.run_module("papers.sbt", run_name="__main__")
     assert exit.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
