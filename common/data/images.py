@@ -18,6 +18,7 @@ from timm.data.auto_augment import AugmentOp, AugMixAugment, AutoAugment, RandAu
 from torch.utils.data import Dataset
 
 from common.data import cifar
+from common.data.index import SUFFIXES as SUFFIXES  # others find it here
 from common.data.index import Files, Index, find_shards, index_folder, index_shards, read_part
 from common.data.picture import read_picture
 from common.data.text import printable, read_text

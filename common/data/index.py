@@ -128,7 +128,7 @@ def _read(home: Path) -> Index | None:
 def _alone(lock: Path) -> Iterator[None]:
     """Lets one process of this machine in at a time. Where the file system has no locks all come in at once, which is
     slower and does no harm: each writes files of its own, whole."""
-    with open(lock, "a") as file:
+    with open(lock, "ab") as file:
         if fcntl:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
