@@ -247,6 +247,25 @@ def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos, monkey
     assert "| member | score | no steps | first frame only | loss after 0 |" in part and "| fixed_rate |" in part
 
 
+@pytest.mark.slow
+def test_a_comparison_of_two_processes_stops_and_goes_on(tmp_path, two_videos):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--",
+        "papers.maml_tracker.train", "comparison", "--compare", "detection", "maml", "--seeds", "0",
+        "--data", two_videos, "--out", tmp_path, "--resume", "auto", "--head-width", "8", "--crop-px", "63",
+        "--anchor-px", "16", "--val-pairs", "2", "--pairs-per-epoch", "4", "--batch", "4", "--detection-epochs", "2",
+        "--epochs", "1",
+    ]
+    for more in (["--stop-at", "1"], []):
+        subprocess.run(
+            [str(word) for word in (*command, *more)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            cwd=run.ROOT, capture_output=True, timeout=600,
+        )
+        (folder,) = tmp_path.glob("maml_tracker/comparison/*")
+        assert (folder / "results.json").exists() == (not more)
+    assert "| maml |" in (folder / "report.md").read_text()
+
+
 def test_boxes_of_other_weights_or_rates_are_not_kept(tmp_path, two_videos):
     home = _train(tmp_path, two_videos, dataclasses.replace(SHORT, epochs=0))
     data = pairs.open_data(SHORT, two_videos)
