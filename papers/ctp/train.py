@@ -109,7 +109,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             log.scores(step, scores)
             model.train()
     if clock.stopped:
-        log.close(f"stopped at step {clock.step} of {steps}; go on with --resume {folder}")
+        log.close(clock.farewell(folder))
         return folder
 
     found = log.scores(steps, scores)

@@ -1,5 +1,5 @@
 """What the cross attention blocks, the kinds of block and the pre-training are worth, the paper's ablations in small:
-``python -m papers.dualtfr.train ablation``, and with ``--pretrained RUN`` one member more, whose branches start there.
+``python -m papers.dualtfr.train ablation``, and with ``--compare-init RUN`` one member more, whose branches start there.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ MEMBERS = {
 def members(recipe: Recipe) -> dict[str, Recipe]:
     if recipe.model not in VARIANTS:
         raise run.UserError(f"no variant {recipe.model!r}; there are {', '.join(VARIANTS)}")
-    added = ("pretrained",) if recipe.pretrained and "pretrained" not in recipe.compare else ()
+    added = ("pretrained",) if recipe.compare_init and "pretrained" not in recipe.compare else ()
     run.check_members(recipe.compare, MEMBERS)
-    if "pretrained" in recipe.compare and not recipe.pretrained:
-        raise run.UserError("the member pretrained needs --pretrained: a file, or the run folder of a pre-training")
+    if "pretrained" in recipe.compare and not recipe.compare_init:
+        raise run.UserError("the member pretrained needs --compare-init: a file, or the run folder of a pre-training")
     depth = VARIANTS[recipe.model].get("depths", (2, 2, 6))[-1]
     return {
         label: replace(
-            recipe, model_args={**recipe.model_args, **MEMBERS[label][1](depth)}, compare=(), pretrained=None,
-            init=recipe.pretrained if label == "pretrained" else recipe.init,
+            recipe, model_args={**recipe.model_args, **MEMBERS[label][1](depth)}, compare=(), compare_init=None,
+            init=recipe.compare_init if label == "pretrained" else recipe.init,
         )
         for label in recipe.compare + added
     }
@@ -90,3 +90,4 @@ def tables(records: list[dict]) -> str:
 
 
 README_PARTS = {"compare": tables}
+SHARED_PARTS = {"real": trackers.real_table}

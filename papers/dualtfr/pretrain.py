@@ -13,7 +13,6 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch.nn.parallel import DistributedDataParallel
@@ -36,23 +35,21 @@ def build(recipe: Pretrain, classes: int) -> torch.nn.Module:
 
 PAPER = classification.Paper(
     name="dualtfr", recipes={name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Pretrain)},
-    build=build, convert=lambda weights, _model: weights,
+    build=build, convert_weights=lambda weights, _model: weights,
 )
 
 
 def train(name: str, recipe: Pretrain, options: run.Options, world: run.World) -> Path:
     """Trains, evaluates and reports one classifier; returns its folder."""
     root = classification.data_folder(recipe, options.data)
-    data, val = images.open_images(root, "train"), images.open_images(root, "val")
+    data, val = images.open_both(root, subset=options.val_classes == "subset")
     classes, size_px = len(data.classes), recipe.input_size_px
     steps_per_epoch = loader.steps_per_epoch(len(data), recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks, per_rank = run.accumulation(recipe.batch, world, options.micro_batch), recipe.batch // world.size
-    mixup = None
-    if recipe.mixup or recipe.cutmix:
-        if per_rank % 2:
-            raise run.UserError(f"mixup pairs images: each process needs an even part of the batch, not {per_rank}")
-        mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=classes)
+    mixup = images.make_mixup(
+        recipe.mixup, recipe.cutmix, smoothing=recipe.label_smoothing, classes=classes, per_rank=per_rank
+    )
     smoothing = 0.0 if mixup else recipe.label_smoothing  # mixup smooths its targets itself
 
     run.seed_all(options.seed)
@@ -105,13 +102,10 @@ def train(name: str, recipe: Pretrain, options: run.Options, world: run.World) -
             pixels, targets = mixup(pixels, targets)
 
         loss = torch.zeros((), device=world.device)
-        parts = list(zip(pixels.chunk(chunks), targets.chunk(chunks)))
-        for i, (x, y) in enumerate(parts, 1):
-            if world.size > 1:
-                network.require_backward_grad_sync = i == len(parts)
+        for weight, x, y in run.micro_batches(network, chunks, pixels, targets):
             with world.autocast():
                 logits = network(x)
-            part = F.cross_entropy(logits.float(), y, label_smoothing=smoothing) * len(x) / len(pixels)
+            part = weight * F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
             part.backward()
             loss += part.detach()
         norm = run.clip_gradients(model.parameters(), recipe.clip_norm, step=step, loss=loss, folder=folder)
@@ -128,8 +122,7 @@ def train(name: str, recipe: Pretrain, options: run.Options, world: run.World) -
             log.scores(step, evaluate)
             model.train()
     if clock.stopped:
-        log.close()
-        log.say(f"stopped at step {clock.step} of {steps}; go on with --resume {folder}")
+        log.close(clock.farewell(folder))
         return folder
 
     scores = log.scores(steps, evaluate)

@@ -72,7 +72,7 @@ class Recipe:
     """How a tracker runs its network: eager, or compile (torch.compile; on a GPU with CUDA graphs, not yet tried)."""
     compare: tuple[str, ...] = ()
     """Train these networks (compare.py) under this recipe instead of one."""
-    pretrained: str | None = None
+    compare_init: str | None = None
     """Weights for the member of a comparison of that name: a file, or the run folder of a pre-training."""
     paper_scores: dict[str, float] = field(default_factory=dict)
     """The paper's figures, by data set and metric."""

@@ -78,10 +78,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         totals = run.add_up(loss.totals(positives))  # of the global batch, so that its parts and processes add up to it
 
         terms = torch.zeros(4, device=world.device)
-        parts = list(zip(*(x.chunk(chunks) for x in (template, search, box, positives))))
-        for i, (z, x, truth, positive) in enumerate(parts, 1):
-            if world.size > 1:
-                network.require_backward_grad_sync = i == len(parts)
+        for _, z, x, truth, positive in run.micro_batches(network, chunks, template, search, box, positives):
             with world.autocast():
                 prediction = network(crops.normalize(z), crops.normalize(x))
             part = loss.terms(prediction, truth, positive, totals)
@@ -105,8 +102,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             log.scores(step, evaluate)
             model.train()
     if clock.stopped:
-        log.close()
-        log.say(f"stopped at step {clock.step} of {steps}; go on with --resume {folder}")
+        log.close(clock.farewell(folder))
         return folder
 
     scores = log.scores(steps, evaluate)

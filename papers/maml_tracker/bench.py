@@ -1,59 +1,40 @@
-"""What meta-training and tracking cost at a recipe's size: ``make bench PAPER=maml_tracker [ARGS="fcos"]``.
+"""What meta-training and tracking cost at a recipe's size: ``make bench PAPER=maml_tracker [ARGS=fcos]``.
 
 Memory and time of one video's outer step, with and without checkpointing (a batch is one video after another, so it
-needs no more), and the parts of tracking at batch 1. Inputs are noise: neither time nor memory depends on what a crop
-shows. Writes results/bench/maml_tracker_<recipe>_<hardware>.{json,md}.
+needs no more), and the parts of tracking at batch 1; subject "compiled" is tracking with torch.compile beside it.
+Inputs are noise: neither time nor memory depends on what a crop shows. Peak memory stands in the record.
 """
 
 from __future__ import annotations
 
 import itertools
-import re
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 
 from common import run
+from common.run import bench
 from papers.maml_tracker.data import corners, crop_around, cut, zooms
-from papers.maml_tracker.maml import MAML, multi_step_weights
-from papers.maml_tracker.model import Crops, build
+from papers.maml_tracker.evaluate import build
+from papers.maml_tracker.maml import multi_step_weights
+from papers.maml_tracker.model import Crops
 from papers.maml_tracker.recipes import RECIPES, Recipe
 from papers.maml_tracker.tracker import MAMLTracker
 
 FRAME, BOX = (360, 480), (200.0, 150.0, 60.0, 45.0)  # height and width; x, y, w, h
-INNER_LOOPS = {
-    "second order, checkpointed": {"checkpointing": True},
-    "second order, whole graph": {"checkpointing": False},
-    "first order, whole graph": {"checkpointing": False, "second_order": False},
-}
-Rows = dict[str, tuple[float, str]]
+CHECKPOINTED, WHOLE = {"checkpointing": True}, {"checkpointing": False}
+# Sums in another order, and kernels that compute in bf16.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
-@dataclass
-class Arguments:
-    recipe: Annotated[str, tyro.conf.Positional] = "retina"
-    turns: int = 3
-    """Each time is the fastest of this many; the parts take turns."""
-    compile: bool = False
-    """Track through torch.compile; on a GPU with CUDA graphs."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-
-
-def peak_bytes(function: Callable[[], Any]) -> int:
+def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Most memory that tensors made by `function` take at one time."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+    if torch.device(device).type == "cuda":
+        return bench.peak_bytes(function, device)
     cpu = torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[cpu], profile_memory=True, acc_events=True) as profile:
         function()
@@ -61,21 +42,8 @@ def peak_bytes(function: Callable[[], Any]) -> int:
     return max(itertools.accumulate(changes), default=0)
 
 
-def fastest(parts: dict[str, Callable[[], Any]], turns: int) -> dict[str, float]:
-    """Seconds of each part, all of which have run before: compilers and libraries are ready."""
-    seconds = dict.fromkeys(parts, float("inf"))
-    for _ in range(turns):
-        for name, part in parts.items():
-            began = time.perf_counter()
-            part()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name] = min(seconds[name], time.perf_counter() - began)
-    return seconds
-
-
-def outer_steps(recipe: Recipe, world: run.World) -> dict[str, Callable[[], None]]:
-    """One video's outer step, forward and backward, for each kind of inner loop."""
+def outer_steps(recipe: Recipe, world: run.World, tolerance: float) -> Iterator[bench.Case]:
+    """One video's outer step, forward and backward, for each kind of inner loop: losses, and gradients of theta_0."""
     middle, half = recipe.crop_px / 2, recipe.anchor_px / 2
     box = torch.tensor([middle - half, middle - half, middle + half, middle + half])
 
@@ -85,85 +53,76 @@ def outer_steps(recipe: Recipe, world: run.World) -> dict[str, Callable[[], None
         return Crops(*(part.to(world.device) for part in parts))
 
     support, target = noise(len(zooms(recipe))), noise(1)
-    gamma = multi_step_weights(recipe.multi_step, recipe.inner_steps)
-    steps = {}
-    for label, changes in INNER_LOOPS.items():
-        maml = build(replace(recipe, **changes)).to(world.device).train()
+    gamma = multi_step_weights(recipe.multi_step, recipe.inner_steps).to(world.device)
+    weights = build(recipe).state_dict()
 
-        def step(maml: MAML = maml) -> None:
+    def step(**changes: bool) -> Callable[[], tuple[torch.Tensor, ...]]:
+        maml = build(replace(recipe, **changes)).to(world.device).train()
+        maml.load_state_dict(weights)
+
+        def once() -> tuple[torch.Tensor, ...]:
             maml.zero_grad(set_to_none=True)
             with world.autocast():
                 losses = maml(support, target, gamma)
             (losses * gamma.to(losses)).sum().backward()
+            return losses, *(p.grad for p in maml.theta_0().values())
 
-        steps[label] = step
-    return steps
+        return once
+
+    for name, ways in {
+        "second order": {"checkpointed": step(**CHECKPOINTED), "whole graph": step(**WHOLE)},
+        "first order": {"whole graph": step(second_order=False, **WHOLE)},
+    }.items():
+        peaks = {way: peak_bytes(once, world.device) for way, once in ways.items()}
+        about = {"peak_bytes": peaks}
+        yield bench.Case(f"outer step of one video, {name}", ways, tolerance=tolerance, about=about)
 
 
-def tracking(recipe: Recipe, world: run.World) -> dict[str, Callable[[], Any]]:
-    """The parts of tracking, on a full buffer."""
-    tracker = MAMLTracker(build(recipe).to(world.device).eval(), recipe, world)
+def tracking(recipe: Recipe, world: run.World, tolerance: float, speeds: tuple[str, ...]) -> Iterator[bench.Case]:
+    """The parts of tracking, on a full support set; those that can be compiled, in each of `speeds`."""
+    maml = build(recipe).to(world.device).eval()
+    trackers = {speed: MAMLTracker(maml, replace(recipe, speed=speed), world) for speed in speeds}
     frame = np.random.default_rng(0).integers(0, 256, (*FRAME, 3), dtype=np.uint8)
-    tracker.init(frame, BOX)
-    crop, theta = crop_around(BOX, recipe), tracker.theta
-    seen = tracker.prepare(frame, [crop], [corners(crop, BOX)])
-    for _ in range(recipe.buffer):
-        tracker.support.put(seen)
+    crop, first = crop_around(BOX, recipe), next(iter(trackers.values()))
+    for tracker in trackers.values():
+        tracker.init(frame, BOX)
+        for _ in range(recipe.buffer):
+            tracker.support.put(tracker.prepare(frame, [crop], [corners(crop, BOX)]))
+    theta, seen = maml.theta_0(), first.prepare(frame, [crop], [corners(crop, BOX)])
     zoomed = [crop_around(BOX, recipe, zoom) for zoom in zooms(recipe)]
-    first = tracker.prepare(frame, zoomed, [corners(each, BOX) for each in zoomed])
+    few = first.prepare(frame, zoomed, [corners(each, BOX) for each in zoomed])
     last = torch.tensor([30.0, 30.0], device=world.device)
-    return {
-        "crop": lambda: cut(frame, crop),
-        "crop and offline layers": lambda: tracker.prepare(frame, [crop], [corners(crop, BOX)]),
-        "online layers and choice of the box": lambda: tracker.detect(theta, seen.x, last).tolist(),
-        "first frame's gradient steps": lambda: tracker.learn(first, recipe.first_steps, theta),
-        "update on a full support set": lambda: tracker.learn(tracker.support.slots, recipe.update_steps, theta),
-    }
+
+    def adapted(tracker: MAMLTracker, support: Crops, steps: int) -> tuple[torch.Tensor, ...]:
+        tracker.learn(support, steps, theta)
+        return tuple(tracker.theta.values())
+
+    def case(name: str, function: Callable[..., object], *args: object) -> bench.Case:
+        ways = {speed: partial(function, tracker, *args) for speed, tracker in trackers.items()}
+        return bench.Case(f"tracking, {name}", ways, tolerance=tolerance)
+
+    yield bench.Case("tracking, crop", {"eager": lambda: torch.from_numpy(cut(frame, crop))})
+    yield bench.Case("tracking, crop and offline layers", {
+        "eager": lambda: first.prepare(frame, [crop], [corners(crop, BOX)]).x
+    }, tolerance=tolerance)
+    yield case("online layers and choice of the box", lambda tracker: tracker.detect(theta, seen.x, last))
+    yield case("first frame's gradient steps", adapted, few, recipe.first_steps)
+    yield case("update on a full support set", adapted, first.support.slots, recipe.update_steps)
 
 
-def measure(recipe: Recipe, world: run.World, turns: int) -> Rows:
-    steps = outer_steps(recipe, world)
-    rows: Rows = {}
-    for label, step in steps.items():
-        rows[f"outer step of one video, {label}: peak"] = peak_bytes(step) / 2**30, "GiB"
-    for label, seconds in fastest(steps, turns).items():
-        rows[f"outer step of one video, {label}: time"] = seconds, "s"
-    elements = sum(p.numel() for p in build(recipe).parameters())
-    rows["weights, gradients, momentum, DDP's buckets, in float32"] = 4 * 4 * elements / 2**30, "GiB"
-    parts = tracking(recipe, world)
-    for part in parts.values():
-        part()
-    seconds = fastest(parts, turns)
-    rows |= {f"tracking, {name}": (1000 * value, "ms") for name, value in seconds.items()}
-    _, prepare, detect, _, update = seconds.values()
-    rows["tracking without updates"] = 1 / (prepare + detect), "frames/s"
-    regular = prepare + detect + update / recipe.update_every
-    rows[f"tracking with an update every {recipe.update_every} frames"] = 1 / regular, "frames/s"
-    return rows
+def everything(recipe: Recipe, device: str, dtype: torch.dtype, _batch: int) -> Iterator[bench.Case]:
+    world = run.World(0, 1, torch.device(device), None if dtype == torch.float32 else dtype)
+    yield from outer_steps(recipe, world, TOLERANCE[dtype])
+    yield from tracking(recipe, world, TOLERANCE[dtype], ("eager",))
 
 
-def main() -> None:
-    args = tyro.cli(Arguments, prog="python -m papers.maml_tracker.bench", description=__doc__)
-    if args.recipe not in RECIPES:
-        raise run.UserError(f"no recipe {args.recipe!r}; there are {', '.join(RECIPES)}")
-    world = run.start_world(run.Options(device=args.device, precision=args.precision))
-    recipe = replace(RECIPES[args.recipe], speed="compile" if args.compile else "eager")
-    rows = measure(recipe, world, args.turns)
-    environment = run.environment()
-    stamp = (
-        f"recipe {args.recipe}, {world.amp or 'float32'}, tracking {recipe.speed}, {environment['hardware']}, "
-        f"{environment['threads']} threads, torch {torch.__version__}, revision {environment['git']}"
-    )
-    table = "\n".join(f"| {name} | {value:.3g} {unit} |" for name, (value, unit) in rows.items())
-    text = f"{stamp}\n\n| | |\n|---|---:|\n{table}\n"
-    print(text)
-    name = re.sub(r"[^a-z0-9]+", "_", f"maml_tracker {args.recipe} {environment['hardware']}".lower()).strip("_")
-    path = run.ROOT / "papers" / "maml_tracker" / "results" / "bench" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    run.write_json(path, {"environment": environment, "stamp": stamp, "rows": rows})
-    path.with_suffix(".md").write_text(f"`{environment['command']}`\n\n{text}")
-    print(f"written: {path} and .md")
+def compiled(device: str, dtype: torch.dtype, _batch: int) -> Iterator[bench.Case]:
+    world = run.World(0, 1, torch.device(device), None if dtype == torch.float32 else dtype)
+    yield from tracking(RECIPES["retina"], world, TOLERANCE[dtype], ("eager", "compile"))
 
+
+SUBJECTS = {name: partial(everything, RECIPES[name]) for name in ("retina", "fcos", "tiny")} | {"compiled": compiled}
 
 if __name__ == "__main__":
-    run.main(main)
+    folder = Path(__file__).parent / "results" / "bench"
+    run.main(lambda: bench.main("papers.maml_tracker.bench", SUBJECTS, folder, dict.fromkeys(SUBJECTS, 1)))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 
+from common.run import Options
 from common.run.cases import ModelCase, TrainingCost
+from common.run.sweep import seeds_of
 from papers.maml_tracker.data import zooms
-from papers.maml_tracker.model import build
-from papers.maml_tracker.recipes import RECIPES, Recipe
+from papers.maml_tracker.evaluate import build
+from papers.maml_tracker.recipes import RECIPES, Recipe, members
 
 # Learnable elements of the detectors; batch normalisation is frozen in ResNet-18 and EfficientNet-Lite0.
 PARAMS = {
@@ -30,9 +33,17 @@ MODELS = {f"{head}_{backbone}": _detector(head, backbone) for head, backbone in 
 
 
 def training_cost(recipe: Recipe) -> TrainingCost:
-    """The crops that the detector sees in one video's outer step: the support set in each gradient step, the target
-    image before and after each. The gradients of gradients are not in it; bench.py measures what they cost."""
+    """Of a comparison: all its trainings, with three seeds. A sample is a pair, as many crops as the detector sees of
+    it on average, rounded up. The gradients of gradients are not in it; bench.py measures what they cost."""
+    trainings = [*members(recipe).values()] * len(seeds_of(Options())) or [recipe]
+    epochs = [(each.detection_epochs, 1) for each in trainings] + [(each.epochs, _crops(each)) for each in trainings]
+    total = sum(count for count, _ in epochs)
+    crops = math.ceil(sum(count * each for count, each in epochs) / total)
     detector = build(recipe).detector.to("meta")  # made on the CPU: anchors are computed, not declared
-    crops = recipe.inner_steps * (len(zooms(recipe)) + 1) + 1
     images = torch.empty(crops, 3, recipe.crop_px, recipe.crop_px, device="meta")
-    return TrainingCost(detector, (images,), recipe.pairs_per_epoch, recipe.epochs, recipe.batch)
+    return TrainingCost(detector, (images,), recipe.pairs_per_epoch, total, recipe.batch)
+
+
+def _crops(recipe: Recipe) -> int:
+    """In one video's outer step: the support set in each gradient step, the target image before and after each."""
+    return recipe.inner_steps * (len(zooms(recipe)) + 1) + 1

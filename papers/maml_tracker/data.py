@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from common.data import crops, pairs
+from common.metrics import trackers
+from common.run import Options, World
 from papers.maml_tracker.model import Crops
 from papers.maml_tracker.recipes import Recipe
 
@@ -34,6 +38,7 @@ def zooms(recipe: Recipe) -> tuple[float, ...]:
 
 
 def cut(frame: np.ndarray, crop: crops.Crop) -> np.ndarray:
+    """(H, W, 3) -> (S, S, 3) uint8; the mean color beyond the frame."""
     return crops.cut(frame, crop, "mean")
 
 
@@ -60,7 +65,7 @@ class VideoSets:
         shift = recipe.shift_px * rng.uniform(-1, 1, 2)
         moved = crop_around(target.box, recipe, math.exp(rng.uniform(*np.log(recipe.scale))), tuple(shift))
         picture = pairs.brighten(cut(target.image, moved), 1 + recipe.brightness * rng.uniform(-1, 1))
-        if rng.random() < recipe.grey:
+        if rng.random() < recipe.gray:
             picture = pairs.to_grey(picture)
         return {
             "support": torch.stack([crops.to_tensor(cut(support.image, crop)) for crop in around]),
@@ -71,14 +76,30 @@ class VideoSets:
         }
 
 
-def sets(batch: dict[str, torch.Tensor], row: int, device: torch.device) -> tuple[Crops, Crops]:
-    """(Ds, Dt) of one video of a batch."""
-    support, box = (batch[key][row].to(device, non_blocking=True) for key in ("support", "support_box"))
-    ones = torch.ones(len(support), device=device)
-    return Crops(support, box, ones.bool(), ones), targets(batch, slice(row, row + 1), device)
+def training_batches(
+    data: pairs.Data, recipe: Recipe, options: Options, world: World, start: int, end: int, report: Path
+) -> DataLoader:
+    """This rank's part of the batches of steps ``start + 1 .. end``; `report` names frames that cannot be read."""
+    samples = pairs.Pairs(
+        data.train, VideoSets(recipe), length=recipe.pairs_per_epoch, max_gap=recipe.max_gap,
+        negatives=recipe.negatives, weights=trackers.shares(recipe), report=report,
+    )
+    return pairs.pairs_loader(
+        samples, recipe.batch, end, seed=options.seed, start=start, rank=world.rank, world=world.size,
+        workers=options.workers,
+    )
 
 
-def targets(batch: dict[str, torch.Tensor], rows: slice, device: torch.device) -> Crops:
-    """The target images of a part of a batch as one set."""
-    found = [batch[key][rows].to(device, non_blocking=True) for key in ("target", "target_box", "present")]
-    return Crops(*found, torch.ones(len(found[0]), device=device))
+def support_set(batch: dict[str, torch.Tensor], row: int, device: torch.device) -> Crops:
+    """Ds of one video of a batch."""
+    images, boxes = (batch[key][row].to(device, non_blocking=True) for key in ("support", "support_box"))
+    ones = torch.ones(len(images), device=device)
+    return Crops(images, boxes, ones.bool(), ones)
+
+
+def target_set(batch: dict[str, torch.Tensor], rows: slice, device: torch.device) -> Crops:
+    """Dt of one video of a batch, or the target images of several as one set."""
+    images, boxes, present = (
+        batch[key][rows].to(device, non_blocking=True) for key in ("target", "target_box", "present")
+    )
+    return Crops(images, boxes, present, torch.ones(len(images), device=device))

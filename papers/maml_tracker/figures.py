@@ -13,8 +13,9 @@ from common.data import crops, pairs, tracking
 from common.metrics import trackers
 from common.run import drawing
 from papers.maml_tracker.data import corners, crop_around, cut, zooms
+from papers.maml_tracker.evaluate import build, validate
 from papers.maml_tracker.maml import MAML
-from papers.maml_tracker.model import Crops, Detector, build
+from papers.maml_tracker.model import Crops, Detector
 from papers.maml_tracker.recipes import Recipe
 
 
@@ -36,12 +37,10 @@ def draw(folder: Path, maml: MAML, data: pairs.Data, recipe: Recipe, world: run.
 
 def draw_steps(path: Path, stages: dict[str, MAML], data: pairs.Data, recipe: Recipe, world: run.World) -> None:
     """Mean loss on target images after each gradient step on the support set, with each stage's own rates."""
-    from papers.maml_tracker.train import validate
-
     figure, axis = drawing.plt.subplots(figsize=(4.5, 3.2), layout="constrained")
     for label, maml in stages.items():
         axis.plot(validate(maml, data, recipe, world, steps=2 * recipe.inner_steps), marker=".", label=label)
-    axis.axvline(recipe.inner_steps, color="grey", linewidth=0.8, linestyle=":")
+    axis.axvline(recipe.inner_steps, color="gray", linewidth=0.8, linestyle=":")
     axis.set(xlabel="gradient steps on the support set (dotted: k in training)", ylabel="loss on the target image")
     axis.set_ylim(0, None)
     axis.legend(frameon=False)

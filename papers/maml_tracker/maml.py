@@ -79,27 +79,31 @@ class MAML(nn.Module):
         """L(data; theta), for a prepared set."""
         return self.call(theta, self.loss, data)
 
-    def step(self, theta: Theta, support: Any) -> Theta:
+    def step(self, theta: Theta, support: Any, objective: Callable[[Theta, Any], torch.Tensor] | None = None) -> Theta:
         """theta_{j-1} -> theta_j = theta_{j-1} - alpha * grad L(Ds; theta_{j-1}), for a prepared support set.
 
         The first-order version takes the gradient for a constant. Without grad mode no graph is left behind.
+        `objective` computes L in place of the method, such as a compiled one.
         """
         keep = self.second_order and torch.is_grad_enabled()
         at = theta if keep else {name: p.detach().requires_grad_() for name, p in theta.items()}
         with torch.enable_grad():
-            loss = self.objective(at, support)
+            loss = (objective or self.objective)(at, support)
             grads = torch.autograd.grad(loss, list(at.values()), create_graph=keep, allow_unused=True)
         return {
             name: p if grad is None else p - self.rates[_key(name)] * grad
             for (name, p), grad in zip(theta.items(), grads)
         }
 
-    def adapt(self, support: Any, steps: int, theta: Theta | None = None) -> Theta:
+    def adapt(
+        self, support: Any, steps: int, theta: Theta | None = None,
+        objective: Callable[[Theta, Any], torch.Tensor] | None = None,
+    ) -> Theta:
         """GD_k on a prepared support set, from theta (default: theta_0); the result has no graph."""
         theta = {name: p.detach() for name, p in (theta or self.theta_0()).items()}
         with torch.no_grad():
             for _ in range(steps):
-                theta = self.step(theta, support)
+                theta = self.step(theta, support, objective)
         return theta
 
     def forward(self, support: Any, target: Any, gamma: torch.Tensor) -> torch.Tensor:
@@ -125,6 +129,10 @@ class MAML(nn.Module):
         if not (self.checkpointing and torch.is_grad_enabled()):
             return function(*args)
         return checkpoint(function, *args, use_reentrant=False)
+
+    def mean_rate(self) -> float:
+        """Over all learned rates."""
+        return torch.cat([rate.detach().flatten() for rate in self.rates.values()]).mean().item()
 
     @torch.no_grad()
     def clamp_rates(self) -> None:

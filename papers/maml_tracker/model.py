@@ -10,20 +10,23 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
+import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
+from torchvision.models import ResNet18_Weights
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import box_iou, sigmoid_focal_loss
 from torchvision.ops.misc import Conv2dNormActivation
 
+from common.data import pretrained
 from common.run import UserError
-from papers.maml_tracker.maml import MAML, Granularity, MultiStep
 
 STRIDE = 8
 MAX_LOG_RATIO = math.log(1000 / 16)  # of a predicted side to its anchor's: torchvision's bound
@@ -80,8 +83,6 @@ def resnet18(imagenet: bool) -> Backbone:
     """The paper's; with `imagenet` torchvision's weights, from its cache or the network."""
     backbone = resnet((64, 64, 128, 256), 2, nn.BatchNorm2d)
     if imagenet:
-        from torchvision.models import ResNet18_Weights
-
         try:
             weights = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
         except OSError as error:
@@ -108,14 +109,8 @@ def narrow(imagenet: bool) -> Backbone:
 
 def efficientnet_lite0(imagenet: bool) -> Backbone:
     """Not the paper's: the one backbone whose ImageNet weights an ordinary package carries. Strides as in `resnet`."""
-    import timm
-
     network = timm.create_model("tf_efficientnet_lite0")
     if imagenet:
-        from safetensors.torch import load_file
-
-        from common.data import pretrained
-
         weights = load_file(pretrained.efficientnet_lite0() / "model.safetensors")
         network.reset_classifier(0)
         network.load_state_dict({name.removeprefix("timm_model."): tensor for name, tensor in weights.items()})
@@ -140,6 +135,7 @@ def grid_boxes(grid: int, side_px: int, box_px: int) -> torch.Tensor:
 
 
 def convolutions(inputs: int, width: int, depth: int) -> nn.Sequential:
+    """(B, inputs, G, G) -> (B, width, G, G): `depth` 3x3 convolutions, each with ReLU."""
     layers = [Conv2dNormActivation(inputs if i == 0 else width, width, norm_layer=None) for i in range(depth)]
     for layer in layers:
         nn.init.kaiming_normal_(layer[0].weight, nonlinearity="relu")
@@ -148,6 +144,7 @@ def convolutions(inputs: int, width: int, depth: int) -> nn.Sequential:
 
 
 def output(width: int, channels: int, bias: float = 0.0) -> nn.Conv2d:
+    """(B, width, G, G) -> (B, channels, G, G), a 3x3 convolution that begins by answering `bias` nearly everywhere."""
     layer = nn.Conv2d(width, channels, 3, padding=1)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.constant_(layer.bias, bias)
@@ -222,33 +219,33 @@ class FCOSHead(Head):
 
     def __init__(self, channels: int, grid: int, side_px: int, anchor_px: int, width: int = 256, depth: int = 3):
         super().__init__(channels, grid, side_px, STRIDE, width, depth)
-        self.centre = output(width, 1)
+        self.center = output(width, 1)
         self.scale = nn.Parameter(torch.ones(()))
         self.coder = BoxLinearCoder(normalize_by_size=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Channels 1 to 4 are logarithms of the distances; channel 5 is centre-ness."""
         tower = self.box_tower(x)
-        maps = [self.cls(self.cls_tower(x)), self.scale * self.box(tower), self.centre(tower)]
+        maps = [self.cls(self.cls_tower(x)), self.scale * self.box(tower), self.center(tower)]
         return torch.cat(maps, 1).flatten(2).transpose(1, 2)
 
     @torch.compiler.disable  # fused with what follows, torch 2.11 on a CPU computes something else
     def assign(self, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
         """(positive (B, N), true distances left, top, right, bottom in strides (B, N, 4))."""
         wanted = self.coder.encode(self.anchors, crops.box_xyxy[:, None])
-        off_centre = (wanted[..., :2] - wanted[..., 2:]).abs() / 2
-        inside = (off_centre <= (wanted[..., :2] + wanted[..., 2:]) / 4).all(-1)
-        distance = off_centre.square().sum(-1)
+        off_center = (wanted[..., :2] - wanted[..., 2:]).abs() / 2
+        inside = (off_center <= (wanted[..., :2] + wanted[..., 2:]) / 4).all(-1)
+        distance = off_center.square().sum(-1)
         nearest = F.one_hot(distance.argmin(1), distance.shape[1]).bool()
         return (inside | nearest) & crops.present[:, None], wanted
 
     def loss(self, raw: torch.Tensor, crops: Crops) -> torch.Tensor:
         """(B,) focal loss + -log IoU + binary cross-entropy of centre-ness."""
         positive, wanted = self.assign(crops)
-        centreness = (ratio(wanted[..., 0::2]) * ratio(wanted[..., 1::2])).sqrt()
-        centre = F.binary_cross_entropy_with_logits(raw[..., 5], centreness, reduction="none")
+        centerness = (ratio(wanted[..., 0::2]) * ratio(wanted[..., 1::2])).sqrt()
+        center = F.binary_cross_entropy_with_logits(raw[..., 5], centerness, reduction="none")
         iou = iou_of_distances(self.distances(raw), wanted).clamp(min=1e-6)
-        return self.focal(raw[..., 0], positive) + mean_over(positive, -iou.log()) + mean_over(positive, centre)
+        return self.focal(raw[..., 0], positive) + mean_over(positive, -iou.log()) + mean_over(positive, center)
 
     def distances(self, raw: torch.Tensor) -> torch.Tensor:
         return raw[..., 1:5].clamp(max=MAX_LOG_RATIO).exp()
@@ -326,21 +323,3 @@ class Detector(nn.Module):
     def predict(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(boxes (B, N, 4), scores (B, N)) for the offline layers' output."""
         return self.head.predict(self.respond(features))
-
-
-def build(recipe, *, imagenet: bool = False) -> MAML:
-    """The recipe's detector, as what is meta-trained; with `imagenet` its backbone has ImageNet weights."""
-    choices = (
-        (recipe.backbone, BACKBONES), (recipe.head, HEADS), (recipe.granularity, get_args(Granularity)),
-        (recipe.multi_step, get_args(MultiStep)), (recipe.speed, ("eager", "compile")),
-    )
-    for value, known in choices:
-        if value not in known:
-            raise UserError(f"no {value!r}; there are {', '.join(known)}")
-    backbone = BACKBONES[recipe.backbone](imagenet)
-    size = {"width": recipe.head_width, "depth": recipe.head_depth}
-    detector = Detector(backbone, HEADS[recipe.head], recipe.crop_px, recipe.anchor_px, **size)
-    return MAML(
-        detector, Detector.loss, detector.online(), prepare=Detector.prepare, rate=recipe.rate,
-        granularity=recipe.granularity, second_order=recipe.second_order, checkpointing=recipe.checkpointing,
-    )

@@ -25,7 +25,7 @@ class Recipe:
     """resnet18, narrow or efficientnet_lite0."""
     imagenet: bool = True
     """Start the backbone from ImageNet weights."""
-    start: str | None = None
+    init: str | None = None
     """Start the detector from a file of weights: another run's detection.safetensors makes its first stage needless."""
     head_width: int = 256
     head_depth: int = 3
@@ -50,7 +50,8 @@ class Recipe:
     """Largest shift of the target's crop in training, per axis, in crop pixels."""
     scale: tuple[float, float] = (0.85, 1.18)
     """Range of the target's size in its crop in training, over the usual size: the crop's side is divided by it."""
-    grey: float = 0.05
+    gray: float = 0.05
+    """Probability that the target's crop loses its color."""
     brightness: float = 0.2
     max_gap: int = 100
     """Frames between support and target image, at most."""
@@ -80,7 +81,7 @@ class Recipe:
     batch: int = 32
     """Global batch, in pairs: all devices and accumulated parts together."""
     lr: float = 0.01
-    drop_epochs: tuple[int, ...] = (10, 15)
+    milestones: tuple[int, ...] = (10, 15)
     """Epochs of meta-training after which the learning rates fall to a tenth."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -88,6 +89,8 @@ class Recipe:
     """Largest gradient norm; 0: no clipping."""
     val_pairs: int = 1_000
     """Validation pairs for the losses after each gradient step; 0: none."""
+    eval_every: int = 0
+    """Steps between validations; 0: one each epoch."""
 
     first_steps: int = 5
     """Gradient steps on the first frame."""
@@ -113,10 +116,8 @@ class Recipe:
     """How a tracker runs: eager; or compile: detection and loss through torch.compile, on a GPU with CUDA graphs
     (written, not yet run on one)."""
 
-    contenders: tuple[str, ...] = ()
-    """Train these under this recipe instead of one tracker, and compare: see comparison.py."""
-    seeds: int = 1
-    """Trainings of each contender, with seeds from --seed on."""
+    compare: tuple[str, ...] = ()
+    """Train these members of `MEMBERS` under this recipe instead of one tracker, and compare them (compare.py)."""
     paper_scores: dict[str, float] = field(default_factory=dict)
     """The paper's figures, by data set and metric."""
     paper_source: str | None = None
@@ -126,7 +127,7 @@ class Recipe:
 _SMALL = Recipe(
     about="", backbone="narrow", imagenet=False, head_width=32, head_depth=2, dataset="sequences",
     datasets=("got10k",), crop_px=127, anchor_px=32, shift_px=31.0, max_gap=30, rate=0.01,
-    pairs_per_epoch=320, detection_epochs=8, epochs=2, batch=8, lr=0.02, drop_epochs=(1,), val_pairs=24,
+    pairs_per_epoch=320, detection_epochs=8, epochs=2, batch=8, lr=0.02, milestones=(1,), val_pairs=24,
     checkpointing=False, accept=0.3,  # nothing is scored higher after so short a training
 )
 
@@ -135,25 +136,22 @@ _REAL = replace(
     datasets=("sequences", "vot", "got10k", "lasot", "coco"), shares=(0.6, 0.1, 0.1, 0.1, 0.1), held_out=("otb",),
 )
 _COMPARISON = {
-    "contenders": ("detection", "detection_long", "maml", "last_step", "fixed_rate"),  # also: per_filter, first_order
-    "seeds": 2, "pairs_per_epoch": 160, "detection_epochs": 10, "epochs": 4, "drop_epochs": (2,),
+    "compare": ("detection", "detection_long", "maml", "last_step", "fixed_rate"),  # also: per_filter, first_order
+    "pairs_per_epoch": 160, "detection_epochs": 10, "epochs": 4, "milestones": (2,),
 }
 
 RECIPES = {
     "tiny": replace(_SMALL, about="Retina-MAML in small on built-in sequences, four minutes on 2 CPU cores"),
     "tiny_fcos": replace(_SMALL, about="FCOS-MAML in small on built-in sequences", head="fcos"),
     "comparison": replace(
-        _SMALL, about="the paper's comparison in small: detection training against MAML, and its parts; two seeds",
-        **_COMPARISON,
+        _SMALL, about="the paper's comparison in small: detection training against MAML, and its parts", **_COMPARISON,
     ),
     "real_small": replace(_REAL, about="Retina-MAML in small on real videos and COCO, tested on the OTB folder"),
     "real_small_otb": replace(
         _REAL, about="the other way round: trained on the OTB folder and COCO, tested on the others",
         datasets=("sequences", "otb", "coco"), shares=(0.6, 0.2, 0.2), held_out=("vot", "got10k", "lasot"),
     ),
-    "comparison_real": replace(
-        _REAL, about="the same comparison on real videos; two seeds", **_COMPARISON,
-    ),
+    "comparison_real": replace(_REAL, about="the same comparison on real videos", **_COMPARISON),
     "retina": Recipe(
         "Retina-MAML, the paper: 71.2 AUC on OTB-100",
         paper_scores={"otb auc": 71.2, "lasot auc": 48.0, "trackingnet auc": 69.8, "trackingnet norm_precision": 78.6},
@@ -173,3 +171,34 @@ RECIPES["smoke"] = replace(
     RECIPES["tiny"], about="tiny cut to seconds: does everything run?", pairs_per_epoch=32, detection_epochs=1,
     epochs=1, batch=4, val_pairs=4,
 )
+
+# Members of a comparison, and what each changes in its recipe.
+MEMBERS = {
+    "detection": {"epochs": 0},
+    "detection_long": {"inner_steps": 0},  # as long as maml
+    "maml": {},
+    "last_step": {"multi_step": "last"},
+    "fixed_rate": {"rate_lr": 0.0},
+    "per_filter": {"granularity": "per_filter"},
+    "first_order": {"second_order": False},
+}
+# An outer step of MAML takes about as long as this many of plain detection.
+MAML_TO_DETECTION = 20
+# From so large a rate as detection training's, longer outer steps blow up within tens of steps.
+META_CLIP_NORM = 1.0
+
+
+def members(recipe: Recipe) -> dict[str, Recipe]:
+    """What a comparison trains, by label. "detection" is the first stage that all others go on from."""
+    found = {}
+    for label in recipe.compare:
+        member = replace(recipe, compare=(), val_pairs=0, **MEMBERS[label])
+        if label != "detection":
+            member = replace(member, detection_epochs=0)
+        if label == "detection_long":
+            milestones = tuple(MAML_TO_DETECTION * epoch for epoch in recipe.milestones)
+            member = replace(member, epochs=MAML_TO_DETECTION * recipe.epochs, milestones=milestones)
+        elif label != "detection":
+            member = replace(member, clip_norm=META_CLIP_NORM)
+        found[label] = member
+    return found

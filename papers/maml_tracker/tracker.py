@@ -45,12 +45,12 @@ class MAMLTracker:
 
     def __init__(self, maml: MAML, recipe: Recipe, world: World):
         self.maml, self.recipe, self.world = maml, recipe, world
-        self.detect = self._detect
+        self.detect, self.objective = self._detect, maml.objective
         self.window = hann_window(maml.detector.grid).to(world.device)
         if recipe.speed == "compile":
             mode = "reduce-overhead" if world.device.type == "cuda" else "default"
             self.detect = torch.compile(self._detect, mode=mode, fullgraph=True, dynamic=False)
-            maml.objective = torch.compile(maml.objective, mode=mode, dynamic=False)
+            self.objective = torch.compile(maml.objective, mode=mode, dynamic=False)
 
     def init(self, frame: np.ndarray, box: Box) -> None:
         self.box = tuple(float(v) for v in box)
@@ -70,7 +70,7 @@ class MAMLTracker:
         if not np.isfinite([*found, penalty, score]).all():
             return self.box, 0.0
         found = np.array(found)
-        self.box = self._move(frame, crop, found, penalty * score)
+        self.box = self._move(frame, crop, found, confidence=penalty * score)
         if recipe.online_update and score >= recipe.accept:
             seen.box_xyxy[0] = torch.from_numpy(found)
             self.support.put(seen)
@@ -93,7 +93,7 @@ class MAMLTracker:
 
     def learn(self, support: Crops, steps: int, theta) -> None:
         with self.world.autocast():
-            self.theta = self.maml.adapt(support, steps, theta)
+            self.theta = self.maml.adapt(support, steps, theta, self.objective)
 
     @torch.no_grad()
     def _detect(self, theta, x: torch.Tensor, last_wh: torch.Tensor) -> torch.Tensor:
@@ -106,16 +106,16 @@ class MAMLTracker:
         best = penalised.argmax(keepdim=True)
         box, penalty, score = (values.index_select(0, best) for values in (boxes, penalty, scores))
         anchors = self.maml.detector.head.anchors
-        centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-        outside = ((centres < box[:, :2]) | (centres > box[:, 2:])).any(1)
+        centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+        outside = ((centers < box[:, :2]) | (centers > box[:, 2:])).any(1)
         rival = (scores * outside).amax(0, keepdim=True)
         return torch.cat([box[0], penalty, score, rival])
 
-    def _move(self, frame: np.ndarray, crop: crops.Crop, found: np.ndarray, trust: float) -> Box:
-        """The new box: at the found centre, its size drawn to the found one as far as it is trusted."""
+    def _move(self, frame: np.ndarray, crop: crops.Crop, found: np.ndarray, confidence: float) -> Box:
+        """The new box: at the found center, its size interpolated between the old and the found one."""
         height, width = frame.shape[:2]
         cx, cy, *_ = crop.to_frame([*(found[:2] + found[2:]) / 2, 0, 0])
-        lr = self.recipe.size_lr * trust
+        lr = self.recipe.size_lr * confidence
         w, h = (1 - lr) * np.array(self.box[2:]) + lr * (found[2:] - found[:2]) / crop.scale
         cx, cy = min(max(cx, 0.0), width), min(max(cy, 0.0), height)
         w, h = (min(max(side, self.recipe.min_side_px), length) for side, length in ((w, width), (h, height)))

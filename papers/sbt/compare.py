@@ -87,3 +87,4 @@ def draw(folder: Path, homes: Mapping[str, list[Path]]) -> None:
 
 COMPARISONS = [name for name, recipe in RECIPES.items() if getattr(recipe, "compare", ())]
 README_PARTS = {"compare": lambda records: run.tables(records, COMPARISONS, COLUMNS)}
+SHARED_PARTS = {"real": trackers.real_table}

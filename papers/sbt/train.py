@@ -15,7 +15,7 @@ from papers.sbt import figures, loss
 from papers.sbt.data import training_pairs, validation_pairs
 from papers.sbt.evaluate import PAPER, build, crop_shapes, validate
 from papers.sbt.official import init_weights, load_backbone
-from papers.sbt.recipes import RECIPES, Recipe
+from papers.sbt.recipes import Recipe
 
 
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
@@ -78,10 +78,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         totals = run.add_up(loss.totals(positives))  # of the global batch, so that its parts and processes add up to it
 
         terms = torch.zeros(4, device=world.device)
-        parts = list(zip(*(x.chunk(chunks) for x in (template, search, box, positives))))
-        for i, (z, x, truth, positive) in enumerate(parts, 1):
-            if world.size > 1:
-                network.require_backward_grad_sync = i == len(parts)
+        for _, z, x, truth, positive in run.micro_batches(network, chunks, template, search, box, positives):
             with world.autocast():
                 prediction = network(crops.normalize(z), crops.normalize(x))
             part = loss.terms(prediction, truth, positive, totals)
@@ -100,14 +97,12 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         log.step(step, values)
         if world.is_main and clock.save_due:
             state = {"wall_s": clock.wall_s, "optimizer": optimizer.state_dict()}
-            state["comparable"] = recipe == RECIPES.get(name)  # may evaluate call it so? Only a recipe left as it is
             run.save_checkpoint(folder, step, {"model": model.state_dict()}, state)
         if clock.eval_due:
             log.scores(step, evaluate)
             model.train()
     if clock.stopped:
-        log.close()
-        log.say(f"stopped at step {clock.step} of {steps}; go on with --resume {folder}")
+        log.close(clock.farewell(folder))
         return folder
 
     scores = log.scores(steps, evaluate)

@@ -12,4 +12,4 @@ fi
 found="$(ls -d "$OUT"/dualtfr/pretrain_small/*/results.json 2>/dev/null | tail -1 || true)"
 [ -n "$found" ] || "$PYTHON" -m papers.dualtfr.train pretrain_small --data "$DATA" --out "$OUT" --resume auto
 run="$(dirname "$(ls -d "$OUT"/dualtfr/pretrain_small/*/results.json | tail -1)")"
-exec "$PYTHON" -m papers.dualtfr.train ablation --out "$OUT" --resume auto --pretrained "$run"
+exec "$PYTHON" -m papers.dualtfr.train ablation --out "$OUT" --resume auto --compare-init "$run"

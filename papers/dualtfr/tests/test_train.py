@@ -17,7 +17,8 @@ from common import run
 from common.data import crops, pairs
 from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
-from common.metrics import classification, tracker_demo, trackers
+from common.metrics import classification, trackers
+from common.metrics.trackers import demo
 from papers.dualtfr import bench, cases, compare, figures, loss, pretrain, train
 from papers.dualtfr.data import transform, validation_pairs
 from papers.dualtfr.evaluate import PAPER, build, validate
@@ -189,7 +190,7 @@ def test_a_run_is_reported_evaluated_and_shown(tmp_path, data, monkeypatch, caps
     assert results["params"] == 252_484 and results["flops"] == 31_924_224
     assert not any(m["comparable"] for m in results["metrics"])
     assert [m["name"] for m in results["metrics"]] == [
-        "got10k ao", "got10k ao, still", "got10k ao, correlation",
+        "got10k ao", "got10k ao, static box", "got10k ao, template matching (NCC)",
         "got10k fps", "got10k fps_model", "pairs iou",
     ]
     assert {p.name for p in folder.glob("*.png")} == {"curves.png", "tracks.png", "matches.png"}
@@ -205,7 +206,7 @@ def test_a_run_is_reported_evaluated_and_shown(tmp_path, data, monkeypatch, caps
     source = data / "val" / "GOT-10k_Val_000001"
     argv = ["demo", str(source), "--checkpoint", str(folder), "--out", str(tmp_path / "answer.gif")]
     monkeypatch.setattr(sys, "argv", argv)
-    tracker_demo.main(PAPER)
+    demo.main(PAPER)
     assert "20 frames" in capsys.readouterr().out and (tmp_path / "answer.png").stat().st_size > 10_000
 
 
@@ -350,7 +351,7 @@ def test_bench_times_the_parts_of_the_network(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["full"], "meant for GOT-10k, LaSOT, TrackingNet, COCO: give the sequences' folder with --data"),
+    (["full"], "meant for GOT-10k, LaSOT, TrackingNet, COCO: give its folder with --data"),
     (["pretrain"], "meant for ImageNet-1K: give its folder with --data"),
     (["tiny", "--data", "/nowhere"], "no data folder /nowhere"),
     (["tiny", "--batch", "4000"], "larger than the 3200"),

@@ -9,7 +9,16 @@ import torch
 from common.data import pairs, tracking
 from common.data.tiny.sequences import sequences
 from common.run import UserError
-from papers.maml_tracker.data import VideoSets, context_side, corners, crop_around, cut, sets, targets, zooms
+from papers.maml_tracker.data import (
+    VideoSets,
+    context_side,
+    corners,
+    crop_around,
+    cut,
+    support_set,
+    target_set,
+    zooms,
+)
 from papers.maml_tracker.recipes import RECIPES
 
 TINY, FULL = RECIPES["tiny"], RECIPES["retina"]
@@ -69,7 +78,7 @@ def test_outside_the_frame_is_its_mean_colour():
 def test_sets_of_a_video(data):
     video, other = data.train["got10k"][:2]
     box = (300, 200, 40, 70)
-    recipe = dataclasses.replace(FULL, grey=0.0, brightness=0.0)
+    recipe = dataclasses.replace(FULL, gray=0.0, brightness=0.0)
     made = VideoSets(recipe)([sample(box, video), sample(box, video)], np.random.default_rng(0))
     assert made["support"].shape == (3, 3, 263, 263) and made["target"].shape == (3, 263, 263) and made["present"]
     for picture, truth in zip([*made["support"], made["target"]], [*made["support_box"], made["target_box"]]):
@@ -103,11 +112,11 @@ def test_pairs_are_a_function_of_their_seed_and_a_share_is_negative(data):
 def test_sets_of_a_batch(data):
     samples = pairs.Pairs(data.train, VideoSets(TINY), length=8, max_gap=TINY.max_gap)
     batch = torch.utils.data.default_collate([samples[0, seed] for seed in range(3)])
-    support, target = sets(batch, 1, torch.device("cpu"))
+    support, target = support_set(batch, 1, torch.device("cpu")), target_set(batch, slice(1, 2), torch.device("cpu"))
     assert support.x.shape == (3, 3, 127, 127) and target.x.shape == (1, 3, 127, 127)
     assert torch.equal(support.box_xyxy, batch["support_box"][1]) and torch.equal(target.x[0], batch["target"][1])
     assert support.present.all() and target.weight.tolist() == [1]
-    assert targets(batch, slice(0, 2), torch.device("cpu")).x.shape == (2, 3, 127, 127)
+    assert target_set(batch, slice(0, 2), torch.device("cpu")).x.shape == (2, 3, 127, 127)
 
 
 def test_data_sets(data, tmp_path):

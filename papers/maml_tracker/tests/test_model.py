@@ -1,6 +1,7 @@
 """Detectors: geometry, targets and losses against torchvision's parts and against loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from common.run import UserError
+from papers.maml_tracker.evaluate import build
 from papers.maml_tracker.model import (
     HEADS,
     Crops,
     Detector,
-    build,
     efficientnet_lite0,
     grid_boxes,
     iou_of_distances,
@@ -280,7 +281,5 @@ def test_one_image_is_learned_by_heart(kind):
 
 def test_unknown_parts_are_named():
     for field, message in (("backbone", "resnet18, narrow, efficientnet_lite0"), ("head", "retina, fcos")):
-        from dataclasses import replace
-
         with pytest.raises(UserError, match=f"no 'vgg'; there are {message}"):
             build(replace(RECIPES["tiny"], **{field: "vgg"}))

@@ -11,8 +11,9 @@ from torchvision.ops import box_iou
 from common.data import crops
 from common.run import World
 from papers.maml_tracker.data import corners, crop_around, cut
+from papers.maml_tracker.evaluate import build
 from papers.maml_tracker.maml import multi_step_weights
-from papers.maml_tracker.model import Crops, Detector, build
+from papers.maml_tracker.model import Crops, Detector
 from papers.maml_tracker.recipes import RECIPES
 from papers.maml_tracker.tracker import MAMLTracker, SupportSet, change_penalty
 
@@ -203,6 +204,14 @@ def test_a_tracker_forgets_the_last_target_and_leaves_the_network_alone():
     follow(50)
     assert follow(0) == first and one.updates == 2
     assert all(torch.equal(value, weights[name]) for name, value in one.maml.state_dict().items())
+
+
+def test_a_compiled_tracker_leaves_the_network_to_others():
+    one = tracker(speed="compile")
+    plain = one.maml.objective
+    others = [MAMLTracker(one.maml, dataclasses.replace(TINY, speed=speed), WORLD) for speed in ("compile", "eager")]
+    assert "objective" not in vars(one.maml) and one.maml.objective == plain == others[1].objective
+    assert one.objective != plain and others[0].objective != one.objective
 
 
 @pytest.mark.slow

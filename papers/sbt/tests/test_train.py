@@ -16,7 +16,7 @@ from common import run
 from common.data import pairs, tracking
 from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
-from common.metrics import tracker_demo, trackers
+from common.metrics.trackers import demo, trackers
 from papers.sbt import compare, figures, loss, pretrain, train
 from papers.sbt.data import validation_pairs
 from papers.sbt.evaluate import PAPER, build, validate
@@ -143,7 +143,7 @@ def test_two_processes_train_like_one(tmp_path, data):
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
     assert logs[2][-1]["val/loss"] == pytest.approx(logs[1][-1]["val/loss"], rel=1e-2)
     assert scores[1].keys() == scores[2].keys()
-    for name in ("got10k ao, still", "got10k ao, correlation"):
+    for name in ("got10k ao, static box", "got10k ao, template matching (NCC)"):
         assert scores[1][name] == scores[2][name]
 
 
@@ -181,7 +181,7 @@ def test_a_run_can_be_evaluated_and_drawn(tmp_path, data, monkeypatch, capsys, p
     results = json.loads((folder / "results.json").read_text())
     iou = next(row["val/iou"] for row in run.read_log(folder)[::-1] if "val/iou" in row)
     assert scores.pop("pairs iou") == 100 * iou
-    assert set(scores) == {"got10k ao", "got10k ao, still", "got10k ao, correlation"}
+    assert set(scores) == {"got10k ao", "got10k ao, static box", "got10k ao, template matching (NCC)"}
     assert not any(m["comparable"] for m in results["metrics"]) and len(results["metrics"]) == 6
     assert {p.name for p in folder.glob("*.png")} == {"curves.png", "tracks.png", "scores.png"}
     assert "![tracks](tracks.png)" in (folder / "report.md").read_text()
@@ -205,7 +205,7 @@ def test_a_run_can_be_evaluated_and_drawn(tmp_path, data, monkeypatch, capsys, p
     monkeypatch.chdir(tmp_path)
     source = tracking.open_sequences(data, "val")[0].frames[0].parent
     monkeypatch.setattr(sys, "argv", ["demo", str(source), "--frames", "4"])
-    tracker_demo.main(PAPER)
+    demo.main(PAPER)
     assert (tmp_path / "answer.mp4").stat().st_size > 1000 and Image.open(tmp_path / "answer.png").size[0] > 200
 
 
@@ -324,7 +324,7 @@ def test_held_out_data_sets_train_nothing(tmp_path, data):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["got10k"], "meant for GOT-10k: give the sequences' folder with --data"),
+    (["got10k"], "meant for GOT-10k: give its folder with --data"),
     (["tiny", "--data", "/nowhere"], "no data folder /nowhere"),
     (["tiny", "--batch", "4000"], "larger than the 3200"),
     (["tiny", "--resume", "/nowhere"], "not a run folder"),
