@@ -1,5 +1,5 @@
 """What the cross attention blocks, the kinds of block and the pre-training are worth, the paper's ablations in small:
-``python -m papers.dualtfr.train ablation``, and with ``--compare-init RUN`` one member more, whose branches start there.
+``python -m papers.dualtfr ablation``, and with ``--compare-init RUN`` one member more, whose branches start there.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tuning of a pre-trained backbone, evaluated by the test protocol at the end:
 #   DATA=/data/ucf101 INIT=runs/ctp/kinetics_r3d18/... [RECIPE=ucf101_r3d18_finetune] [GPUS=8] finetune.sh [...]
-set -euo pipefail
-cd "$(dirname "$0")/../../.."
-: "${DATA:?DATA=folder of videos}" "${INIT:?INIT=run folder or file of weights}"
-: "${RECIPE:=ucf101_r3d18_finetune}" "${GPUS:=8}" "${PYTHON:=.venv/bin/python}"
-set -x
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m papers.ctp.train "$RECIPE" \
-  --data "$DATA" --init "$INIT" --workers 4 --log-every 50 --resume auto "$@"
+source "$(dirname -- "${BASH_SOURCE[0]}")/../../../common/run/script.sh"
+need_folder DATA "a folder of videos"
+need_path INIT "a pre-training's run folder, or a file of weights"
+launch papers.ctp "${RECIPE:-ucf101_r3d18_finetune}" --data "$DATA" --init "$INIT" --log-every 50 --resume auto "$@"

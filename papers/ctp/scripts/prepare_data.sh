@@ -3,8 +3,5 @@
 #   prepare_data.sh FOLDER [--every 100] [--workers 16]
 # What is wrong is left out of lists that `python -m common.data.video lists FOLDER OUT` writes, and of the videos that
 # `python -m papers.ctp.scripts.reencode_videos FOLDER OUT` encodes once more, for speed.
-set -euo pipefail
-: "${1:?usage: prepare_data.sh FOLDER}"
-data=$(realpath -- "$1")
-cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../../.." > /dev/null
-exec "${PYTHON:-.venv/bin/python}" -m common.data.video check "$data" "${@:2}"
+source "$(dirname -- "${BASH_SOURCE[0]}")/../../../common/run/script.sh"
+look common.data.video "$@"

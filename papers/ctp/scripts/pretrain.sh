@@ -2,9 +2,6 @@
 # Pre-training at full scale on one machine, resumed where it was left:
 #   DATA=/data/kinetics400 [RECIPE=kinetics_r3d18] [GPUS=8] pretrain.sh [--field value ...]
 # The global batch stays 32 whatever GPUS is.
-set -euo pipefail
-cd "$(dirname "$0")/../../.."
-: "${DATA:?DATA=folder of videos}" "${RECIPE:=kinetics_r3d18}" "${GPUS:=8}" "${PYTHON:=.venv/bin/python}"
-set -x
-exec "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" -m papers.ctp.train "$RECIPE" \
-  --data "$DATA" --workers 4 --log-every 50 --resume auto "$@"
+source "$(dirname -- "${BASH_SOURCE[0]}")/../../../common/run/script.sh"
+need_folder DATA "a folder of videos"
+launch papers.ctp "${RECIPE:-kinetics_r3d18}" --data "$DATA" --log-every 50 --resume auto "$@"

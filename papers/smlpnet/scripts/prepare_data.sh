@@ -1,6 +1,4 @@
 #!/usr/bin/env bash
 # Looks through a data folder and says what is there and what is missing: prepare_data.sh FOLDER
-set -euo pipefail
-cd "$(dirname "$0")/../../.."
-data="${1:?usage: prepare_data.sh FOLDER}"
-exec "${PYTHON:-.venv/bin/python}" -m common.data.images "$data"
+source "$(dirname -- "${BASH_SOURCE[0]}")/../../../common/run/script.sh"
+look common.data.images "$@"
