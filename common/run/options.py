@@ -63,8 +63,10 @@ class Options:
 # What recipes' fields were called before they were called the same in all papers.
 RENAMED = {
     "base_lr": "lr", "backbone_lr": "backbone_lr_scale", "weights": "init", "start": "init", "connection": "init",
-    "pretrained": "init", "drop_epoch": "milestones", "drop_epochs": "milestones", "decay_epochs": "milestones",
-    "contenders": "compare", "mixings": "compare", "crop_area": "crop_scale",
+    "pretrained": "compare_init", "drop_epoch": "milestones", "drop_epochs": "milestones",
+    "decay_epochs": "milestones", "contenders": "compare", "mixings": "compare", "crop_area": "crop_scale",
+    "published": "authors_errors", "grey": "gray", "centre_jitter": "center_jitter", "colours_move": "colors_move",
+    "jitter_chance": "jitter_probability", "warmup": "warmup_ratio", "region_share": "region_fraction",
 }
 # Options that may differ between a run and its resumption without changing the result.
 FREE_ON_RESUME = {"data", "out", "resume", "workers", "checkpoint_every", "log_every", "stop_at"}

@@ -34,8 +34,13 @@ def build(recipe: Pretrain, classes: int) -> torch.nn.Module:
 
 
 PAPER = classification.Paper(
+<<<<<<< HEAD
     name="dualtfr", recipes={name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Pretrain)},
     build=build, convert_weights=lambda weights, _model: weights,
+=======
+    "dualtfr", {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Pretrain)}, build,
+    lambda weights, _model: weights,
+>>>>>>> siamese
 )
 
 
@@ -131,8 +136,7 @@ def train(name: str, recipe: Pretrain, options: run.Options, world: run.World) -
         args, crop = recipe.model_args, recipe.eval_crop
         run.finish(
             folder, "dualtfr", name, options, data=about, params=params, flops=flops, wall_s=clock.wall_s,
-            metrics=[run.metric(key, value, classification.UNITS.get(key, "%")) for key, value in scores.items()],
-            throughput=clock.rate, then={
+            metrics=classification.metrics(scores, recipe, comparable=False), throughput=clock.rate, then={
                 "model": lambda: export_timm(
                     model, folder / "model", side=size_px, crop=crop, classes=data.classes, model_args=args
                 ),
