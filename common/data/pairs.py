@@ -279,7 +279,6 @@ def to_gray(pixels: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-to_grey = to_gray  # papers/maml_tracker has it under this name
 
 
 def pairs_loader(

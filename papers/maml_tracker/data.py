@@ -66,7 +66,7 @@ class VideoSets:
         moved = crop_around(target.box, recipe, math.exp(rng.uniform(*np.log(recipe.scale))), tuple(shift))
         picture = pairs.brighten(cut(target.image, moved), 1 + recipe.brightness * rng.uniform(-1, 1))
         if rng.random() < recipe.gray:
-            picture = pairs.to_grey(picture)
+            picture = pairs.to_gray(picture)
         return {
             "support": torch.stack([crops.to_tensor(cut(support.image, crop)) for crop in around]),
             "support_box": torch.from_numpy(np.stack([corners(crop, support.box) for crop in around])).float(),

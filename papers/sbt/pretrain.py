@@ -34,13 +34,8 @@ def build(recipe: Pretrain, classes: int) -> torch.nn.Module:
 
 
 PAPER = classification.Paper(
-<<<<<<< HEAD
-    name="sbt", recipes={name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Pretrain)},
-    build=build, convert_weights=lambda weights, _model: weights,
-=======
     "sbt", {name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Pretrain)}, build,
     lambda weights, _model: weights,
->>>>>>> siamese
 )
 
 
