@@ -91,7 +91,10 @@ def test_stages_and_rates(tmp_path, two_videos):
     assert all(torch.equal(before[key], torch.full_like(before[key], 0.01)) for key in rates)
     assert all((after[key] >= 0).all() for key in rates)
     moved = [key for key in after if not torch.equal(after[key], before[key])]
-    assert any(key.startswith("rates") for key in moved) and any("offline" in key for key in moved)
+    assert any(key.startswith("rates") for key in moved) and any("_first" in key for key in moved)
+    assert not any("backbone" in key for key in moved)  # frozen after the detection stage, which trains it
+    run.seed_all(0)
+    assert not torch.equal(before["detector.backbone.conv1.weight"], build(SHORT).detector.backbone.conv1.weight)
 
     # Another run can begin where this one's first stage ended.
     began = dataclasses.replace(SHORT, init=str(folder / "detection.safetensors"), detection_epochs=0, epochs=1)
