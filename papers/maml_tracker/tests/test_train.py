@@ -247,7 +247,8 @@ def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos, monkey
         assert recipe["rate"] == rates["detection"][-1] and f"seed{seed}/maml_tracker/detection" in recipe["init"]
     assert rates["detection"] == rates["fixed_rate"] and set(rates["detection"]) <= set(compare.RATES)
     part = compare.README_PARTS["compare"]([results | {"recipe": "comparison"}])
-    assert "| member | score | no steps | first frame only | loss after 0 |" in part and "| fixed_rate |" in part
+    assert "| member | score | no steps | first frame only | accept 0.3 | loss after 0 |" in part
+    assert "| fixed_rate |" in part
 
 
 @pytest.mark.slow
