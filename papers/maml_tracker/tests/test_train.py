@@ -13,7 +13,7 @@ from common import run
 from common.data import pairs
 from common.data.tiny.sequences import sequences
 from common.metrics import tracker_demo, trackers
-from papers.maml_tracker import cases, compare, train
+from papers.maml_tracker import bench, cases, compare, train
 from papers.maml_tracker.data import VideoSets, support_set, target_set
 from papers.maml_tracker.evaluate import PAPER, build
 from papers.maml_tracker.maml import multi_step_weights
@@ -290,6 +290,14 @@ def test_boxes_of_other_weights_or_rates_are_not_kept(tmp_path, two_videos):
     weights["detector.head.box.bias"] += 0.5
     run.save_weights(path, weights)
     assert boxes() != second
+
+
+def test_the_ways_that_the_benchmark_times_agree():
+    timed = list(bench.everything(dataclasses.replace(SHORT, buffer=2, inner_steps=4), "cpu", torch.float32, 1))
+    assert [list(case.ways) for case in timed[:3]] == [["checkpointed", "whole graph"], ["whole graph"], ["eager"]]
+    assert all(set(run.bench.check_parity(case)) == set(case.ways) for case in timed) and len(timed) == 7
+    peaks = timed[0].about["peak_bytes"]
+    assert peaks["checkpointed"] < 0.8 * peaks["whole graph"]
 
 
 def test_a_plan_counts_both_stages_all_members_and_seeds():
