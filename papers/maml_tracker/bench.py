@@ -59,6 +59,7 @@ def outer_steps(recipe: Recipe, world: run.World, tolerance: float) -> Iterator[
     def step(**changes: bool) -> Callable[[], tuple[torch.Tensor, ...]]:
         maml = build(replace(recipe, **changes)).to(world.device).train()
         maml.load_state_dict(weights)
+        maml.detector.backbone.requires_grad_(False)  # as in meta-training
 
         def once() -> tuple[torch.Tensor, ...]:
             maml.zero_grad(set_to_none=True)
