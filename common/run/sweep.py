@@ -58,9 +58,9 @@ def sweep(
 ) -> Path:
     """Trains every member with every seed and reports; returns the sweep's folder.
 
-    `scores` of a finished run, asked once, on all ranks, and kept in its folder; of them the keys of `columns` are reported, the first
-    first. `fixed` gives further rows that know no seed, such as baselines. `picture` draws into the folder it is given,
-    from the runs of each member.
+    `scores` of a finished run, asked once, on all ranks, and kept in its folder; of them the keys of `columns` are
+    reported, the first first. `fixed` gives further rows that know no seed, such as baselines. `picture` draws into the
+    folder it is given, from the runs of each member.
     """
     folder = open_run(paper, name, recipe, options, world)
     seeds = seeds_of(options)
