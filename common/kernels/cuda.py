@@ -45,7 +45,8 @@ class Binary:
 def wanted(device: torch.device) -> bool:
     """Whether to try a kernel on this device, by the environment variable KERNEL_BACKEND.
 
-    auto (default): on a GPU. reference: never. cuda: always, and RuntimeError when that cannot be.
+    auto (default): on a GPU. reference: never. cuda: always, and RuntimeError when that cannot be. torch.compile
+    reads it when it traces.
     """
     backend = os.environ.get("KERNEL_BACKEND", "auto")
     if backend not in BACKENDS:
@@ -53,6 +54,27 @@ def wanted(device: torch.device) -> bool:
     if backend == "cuda" and device.type != "cuda":
         raise RuntimeError(f"KERNEL_BACKEND=cuda, but the tensor is on {device}; move it to a GPU or use auto")
     return backend != "reference" and device.type == "cuda"
+
+
+def required() -> bool:
+    """KERNEL_BACKEND=cuda: nothing falls back."""
+    return os.environ.get("KERNEL_BACKEND", "auto") == "cuda"
+
+
+def refuse(why: str) -> None:
+    """Called where the reference takes over on a device with kernels: RuntimeError if KERNEL_BACKEND=cuda."""
+    if required():
+        raise RuntimeError(f"KERNEL_BACKEND=cuda, but {why}")
+
+
+def plain() -> bool:
+    """Whether only PyTorch's own operators will do: in what is recorded to run elsewhere, and under torch.func.
+
+    The flag is private: `torch.compiler.is_exporting()` is folded to True in every compilation (torch 2.11). What
+    compiled and exported graphs hold is pinned by tests.
+    """
+    recording = torch.compiler._is_exporting_flag or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing()
+    return recording or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active())
 
 
 def load(source: Path, name: str, device: torch.device):
@@ -64,8 +86,7 @@ def load(source: Path, name: str, device: torch.device):
     kernel = _load(source, name, "sm_{}{}".format(*torch.cuda.get_device_capability(device)))
     if not isinstance(kernel, Exception):
         return kernel
-    if os.environ.get("KERNEL_BACKEND") == "cuda":
-        raise RuntimeError(f"KERNEL_BACKEND=cuda, but {source.name}: {name} cannot be loaded: {kernel}") from kernel
+    refuse(f"{source.name}: {name} cannot be loaded: {kernel}")
     return None
 
 

@@ -34,7 +34,7 @@ def shift(x: Tensor, n_div: int, step: int = 1) -> Tensor:
     opposite shift. ValueError when x has no four axes or n_div < 1.
     """
     _check(x, n_div)
-    if _exporting():
+    if _decomposed():
         return reference.shift_by_padding(x, n_div, step)
     if _unregistered(x):
         return reference.shift(x, n_div, step)
@@ -53,7 +53,7 @@ def shift_add(x: Tensor, residual: Tensor, n_div: int, step: int = 1) -> Tensor:
             f"shift_add needs two tensors of one shape on one device, got x {tuple(x.shape)} on {x.device} "
             f"and residual {tuple(residual.shape)} on {residual.device}"
         )
-    if _exporting():
+    if _decomposed():
         return reference.shift_by_padding(x + residual, n_div, step)
     dtype = torch.promote_types(x.dtype, residual.dtype)
     if residual.dtype == dtype != x.dtype:
@@ -66,7 +66,7 @@ def shift_(x: Tensor, n_div: int, step: int = 1) -> Tensor:
     _check(x, n_div)
     if torch.is_grad_enabled() and x.requires_grad:
         raise RuntimeError("shift_ overwrites a tensor that requires grad; use shift, or call under torch.no_grad()")
-    if _exporting():
+    if _decomposed():
         return x.copy_(reference.shift_by_padding(x, n_div, step))
     if _unregistered(x):
         return reference.shift_(x, n_div, step)
@@ -81,8 +81,10 @@ def _check(x: Tensor, n_div: int) -> None:
         raise ValueError(f"n_div={n_div} must be at least 1: a group has C // n_div channels")
 
 
-def _exporting() -> bool:
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+def _decomposed() -> bool:
+    """Compiled code sees pad, slice and cat, because the compiler makes them part of the passes before and after,
+    where an operator would cost a pass of its own (README). Only KERNEL_BACKEND=cuda insists on the operator."""
+    return cuda.plain() or (torch.compiler.is_compiling() and not cuda.required())
 
 
 def _unregistered(x: Tensor) -> bool:
@@ -205,8 +207,12 @@ def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
 
 
 def _want_cuda(x: Tensor) -> bool:
-    # the kernels count along one axis in 32 bits
-    return cuda.wanted(x.device) and x.element_size() in WORDS and max(x.shape) < 2**29
+    if not cuda.wanted(x.device):
+        return False
+    if x.element_size() in WORDS and max(x.shape) < 2**29:  # the kernels count along one axis in 32 bits
+        return True
+    cuda.refuse(f"shift has no kernel for {x.dtype} of {tuple(x.shape)}: 2, 4 or 8 bytes, axes below 2^29")
+    return False
 
 
 def _clamp(step: int, x: Tensor) -> int:

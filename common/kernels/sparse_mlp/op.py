@@ -41,8 +41,7 @@ def sparse_mlp(
         z, row_weight, row_bias, col_weight, col_bias, fuse_weight = (
             t.to(dtype) for t in (z, row_weight, row_bias, col_weight, col_bias, fuse_weight)
         )
-    exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-    if exporting or not cuda.wanted(z.device) or z.dtype not in C_TYPES:
+    if cuda.plain() or not cuda.wanted(z.device) or not _fits(z):
         # On a CPU autograd of plain PyTorch is faster than the operators below: it keeps what it has anyway.
         return reference.sparse_mlp(z, row_weight, row_bias, col_weight, col_bias, fuse_weight)
     layout = _layout(z)
@@ -82,6 +81,17 @@ def _tiles(channels: int) -> int:
 
 def _padded(x: Tensor) -> int:
     return next(side for side in (16, 32, LARGEST_SIDE) if side >= max(x.shape[2:]))
+
+
+def _fits(z: Tensor) -> bool:
+    """Whether the kernels take z; where they do not, and nothing may fall back, RuntimeError."""
+    if not z.numel() or (z.dtype in C_TYPES and z.size(1) % 8 == 0 and max(z.shape[2:]) <= LARGEST_SIDE):
+        return True
+    cuda.refuse(
+        f"sparse_mlp has no kernel for {z.dtype} of {tuple(z.shape)}: 16 bits, channels a multiple of 8, "
+        f"sides up to {LARGEST_SIDE}"
+    )
+    return False
 
 
 def _kernel(name: str, *tensors: Tensor, dense: bool = True):
