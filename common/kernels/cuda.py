@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from common.data import cache_dir
 
@@ -90,13 +91,14 @@ def load(source: Path, name: str, device: torch.device):
     return None
 
 
-def launch(kernel, grid: int, block: int, args: Sequence[int], device: torch.device) -> None:
-    """Enqueue on torch's current stream. args: data pointers and integers, in the kernel's order."""
+def launch(kernel, grid: int, block: int, args: Sequence[Tensor | int | None], device: torch.device) -> None:
+    """Enqueue on torch's current stream. args: tensors, which become pointers, and integers, in the kernel's order."""
     from cuda.core import LaunchConfig
     from cuda.core import launch as cuda_launch
 
     with torch.cuda.device(device):
-        cuda_launch(torch.cuda.current_stream(), LaunchConfig(grid=grid, block=block), kernel, *args)
+        values = (a.data_ptr() if isinstance(a, Tensor) else a or 0 for a in args)
+        cuda_launch(torch.cuda.current_stream(), LaunchConfig(grid=grid, block=block), kernel, *values)
 
 
 @functools.cache

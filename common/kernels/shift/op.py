@@ -170,8 +170,7 @@ def _shift_cuda(x: Tensor, residual: Tensor | None, n_div: int, step: int) -> Te
 
     out = torch.empty_like(x)
     _, C, H, W = x.shape
-    pointers = [out.data_ptr(), x.data_ptr(), 0 if residual is None else residual.data_ptr()]
-    args = [*pointers, x.numel(), C, H, W, C // n_div, _clamp(step, x)]
+    args = [out, x, residual, x.numel(), C, H, W, C // n_div, _clamp(step, x)]
     if name.startswith("strided"):
         args += [*out.stride(), *x.stride(), *(x if residual is None else residual).stride()]
     if x.numel():
@@ -201,7 +200,7 @@ def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
     width = min(words, 64 // word_bytes) if sc == 1 else 1  # neighbouring channels of a pixel: 64 bytes
     threads = min(256, 32 * ceil(width * ceil(H * W / 8) / 32))
     strides = [sn // per_word, sc, si // per_word, sj // per_word]
-    args = [x.data_ptr(), words, width, H, W, group // per_word, _clamp(step, x), *strides]
+    args = [x, words, width, H, W, group // per_word, _clamp(step, x), *strides]
     cuda.launch(kernel, B * ceil(words / width), threads, args, x.device)
     return True
 

@@ -2,9 +2,9 @@
 //
 // z (B, H, W, C), u and its gradient g (B, H, W, 3C) with the parts [z; row; col] along the channels.
 //
-//   axial_mix    u = [z; A along W; D along H]
-//   axial_unmix  dz = g0 + A' g1 along W + D' g2 along H; the caller passes the transposed matrices
-//   axial_gram   dA[j, k] = sum g1[.., j, c] z[.., k, c] over images, rows and channels; likewise dD along columns
+//   axial_mix       u = [z; A along W; D along H]
+//   axial_backward  dz = g0 + A' g1 along W + D' g2 along H, and in the same pass over g
+//                   dA[j, k] = sum g1[.., j, c] z[.., k, c] over images, rows and channels; likewise dD along columns
 //
 // Row and column mixing are one thing, a matrix applied to every line: S pixels, their distance in memory 1 or W
 // pixels. A block of four warps takes TILE channels of 64 / S_PAD lines at a time as a tile of 64 pixels; sides are
@@ -42,8 +42,6 @@ __device__ __forceinline__ unsigned pack(T low, T high) {
   return both.u;
 }
 
-#ifndef CUDA_ON_CPU  // the tests run this file on a CPU and bring these two along
-
 // acc (16x8) += a (16x16) b (16x8). Lane 4 g + t holds of a: rows g, g + 8, columns 2t, 2t + 1 and 2t + 8, 2t + 9;
 // of b: rows 2t, 2t + 1, 2t + 8, 2t + 9 of column g; of acc: rows g, g + 8, columns 2t, 2t + 1.
 __device__ __forceinline__ void multiply(float (&acc)[4], const unsigned (&a)[4], const unsigned (&b)[2],
@@ -69,8 +67,6 @@ __device__ __forceinline__ void load_b(unsigned (&b)[2], const T* row) {
                : "r"((unsigned)__cvta_generic_to_shared(row))
                : "memory");
 }
-
-#endif
 
 // The lines of an image: count lines of length pixels. Distances in pixels.
 struct Lines {
@@ -125,13 +121,14 @@ struct Place {
   int top = warp % (S_PAD / 16) * 16;     // first pixel within the line
 };
 
-// Rows top .. top + 15 of an n x n matrix as left factors, zero outside.
-template <int S_PAD, typename T>
+// Rows top .. top + 15 of an n x n matrix, or of its transpose, as left factors, zero outside.
+template <int S_PAD, bool TRANSPOSED, typename T>
 __device__ __forceinline__ void load_matrix(unsigned (&a)[S_PAD / 16][4], const T* matrix, int n) {
   const Place<S_PAD> at;
   const auto entry = [&](int row, int column) {
     T zero{};
-    return row < n && column < n ? matrix[row * n + column] : zero;
+    if (row >= n || column >= n) return zero;
+    return matrix[TRANSPOSED ? column * n + row : row * n + column];
   };
 #pragma unroll
   for (int k = 0; k < S_PAD / 16; ++k)
@@ -161,6 +158,28 @@ __device__ __forceinline__ void mix_tile(float (&result)[ROWS][TILE + 4], const 
     result[row][column + 1] = acc[1];
     result[row + 8][column] = acc[2];
     result[row + 8][column + 1] = acc[3];
+  }
+}
+
+// acc += the lines of g times those of z, pixel by pixel, summed over the tile's channels; bias += g times ones.
+template <int S_PAD, typename T>
+__device__ __forceinline__ void gram_tile(float (&acc)[S_PAD / 8][4], float (&bias)[4], const T (&g_tile)[ROWS][PITCH],
+                                          const T (&z_tile)[ROWS][PITCH], const unsigned (&column_of_ones)[2]) {
+  const Place<S_PAD> at;
+#pragma unroll
+  for (int k = 0; k < TILE; k += 16) {
+    const auto pair = [&](const T (&tile)[ROWS][PITCH], int pixel, int column) {
+      return *reinterpret_cast<const unsigned*>(&tile[at.slot * S_PAD + pixel][k + column + 2 * at.t]);
+    };
+    const int row = at.top + at.g;
+    const unsigned a[4] = {pair(g_tile, row, 0), pair(g_tile, row + 8, 0), pair(g_tile, row, 8),
+                           pair(g_tile, row + 8, 8)};
+    multiply(bias, a, column_of_ones, T{});
+#pragma unroll
+    for (int n = 0; n < S_PAD / 8; ++n) {
+      const unsigned b[2] = {pair(z_tile, n * 8 + at.g, 0), pair(z_tile, n * 8 + at.g, 8)};
+      multiply(acc[n], a, b, T{});
+    }
   }
 }
 
@@ -198,7 +217,7 @@ __global__ void __launch_bounds__(THREADS) axial_mix(T* u, const T* z, const T* 
   const T* bias = width ? a : d;
 
   unsigned matrix[S_PAD / 16][4];
-  load_matrix<S_PAD>(matrix, width ? A : D, lines.length);
+  load_matrix<S_PAD, false>(matrix, width ? A : D, lines.length);
 
   Vector held[OWN];
   fetch<S_PAD>(held, from, C, lines, 0, channels);
@@ -220,54 +239,15 @@ __global__ void __launch_bounds__(THREADS) axial_mix(T* u, const T* z, const T* 
   }
 }
 
-// One block: TILE channels of one image, first along the width, then along the height on top of that.
+// dz, and partial[slot] = (dA, da, dD, dd) as float, summed over the block's items; gridDim.x * 64 / S_PAD slots. An
+// item is TILE channels of one image, first along the width, then along the height on top of that. z_stride: from pixel
+// to pixel of z, in elements. A bias is one more column of its matrix, with ones for z.
 template <typename T, int S_PAD>
-__global__ void __launch_bounds__(THREADS) axial_unmix(T* dz, const T* g, const T* A_transposed,
-                                                       const T* D_transposed, i64 C, i64 H, i64 W) {
-  alignas(16) __shared__ T tile[ROWS][PITCH];
-  alignas(16) __shared__ float result[ROWS][TILE + 4];
-  constexpr int LINES = ROWS / S_PAD;
-
-  const int tiles = (int)((C + TILE - 1) / TILE), item = blockIdx.x;
-  const i64 image = (i64)(item / tiles) * H * W;
-  const int channel = item % tiles * TILE, channels = min((int)C - channel, TILE);
-  const T* direct = g + image * 3 * C + channel;
-  T* to = dz + image * C + channel;
-
-  for (int axis = 0; axis < 2; ++axis) {
-    const Lines lines = lines_along(axis == 0, H, W);
-    const T* from = direct + (axis + 1) * C;
-    const T* sum = axis == 0 ? direct : to;  // what the result is added to
-    const i64 sum_stride = axis == 0 ? 3 * C : C;
-    unsigned matrix[S_PAD / 16][4];
-    load_matrix<S_PAD>(matrix, axis == 0 ? A_transposed : D_transposed, lines.length);
-
-    Vector held[OWN];
-    fetch<S_PAD>(held, from, 3 * C, lines, 0, channels);
-    for (int first = 0; first < lines.count; first += LINES) {
-      put(tile, held);
-      __syncthreads();
-      fetch<S_PAD>(held, from, 3 * C, lines, first + LINES, channels);
-      mix_tile<S_PAD>(result, tile, matrix);
-      __syncthreads();
-      each_vector<S_PAD>(lines, first, channels, [&](int, int row, int column, i64 pixel) {
-        if (pixel < 0) return;
-        Eight<T> addend;
-        addend.vector = *reinterpret_cast<const Vector*>(sum + pixel * sum_stride + column);
-        store(to + pixel * C + column, &result[row][column], [&](int k) { return widen(addend.t[k]); });
-      });
-    }
-  }
-}
-
-// partial[slot] = (dA, da, dD, dd) as float, summed over the block's items; gridDim.x * 64 / S_PAD slots. An item is
-// TILE channels of one image. z_stride: from pixel to pixel of z, in elements. The bias is one more column of the
-// product, with ones for z.
-template <typename T, int S_PAD>
-__global__ void __launch_bounds__(THREADS) axial_gram(float* partial, const T* g, const T* z, i64 z_stride, i64 B,
-                                                      i64 C, i64 H, i64 W) {
+__global__ void __launch_bounds__(THREADS) axial_backward(T* dz, float* partial, const T* g, const T* z, const T* A,
+                                                          const T* D, i64 z_stride, i64 B, i64 C, i64 H, i64 W) {
   alignas(16) __shared__ T g_tile[ROWS][PITCH];
   alignas(16) __shared__ T z_tile[ROWS][PITCH];
+  alignas(16) __shared__ float result[ROWS][TILE + 4];
   constexpr int LINES = ROWS / S_PAD;
   const Place<S_PAD> at;
 
@@ -281,41 +261,47 @@ __global__ void __launch_bounds__(THREADS) axial_gram(float* partial, const T* g
   for (i64 item = blockIdx.x; item < B * tiles; item += gridDim.x) {
     const i64 image = item / tiles * H * W;
     const int channel = (int)(item % tiles) * TILE, channels = min((int)C - channel, TILE);
+    const T* g_from = g + image * 3 * C + channel;
+    const T* z_from = z + image * z_stride + channel;
+    T* to = dz + image * C + channel;
 #pragma unroll
     for (int axis = 0; axis < 2; ++axis) {
       const Lines lines = lines_along(axis == 0, H, W);
-      const T* g_from = g + image * 3 * C + channel + (axis + 1) * C;
-      const T* z_from = z + image * z_stride + channel;
-      Vector g_held[OWN], z_held[OWN];
-      fetch<S_PAD>(g_held, g_from, 3 * C, lines, 0, channels);
-      fetch<S_PAD>(z_held, z_from, z_stride, lines, 0, channels);
+      const T* mixed = g_from + (axis + 1) * C;
+      const T* sum = axis == 0 ? g_from : to;  // what the result is added to
+      const i64 sum_stride = axis == 0 ? 3 * C : C;
+      unsigned matrix[S_PAD / 16][4];
+      load_matrix<S_PAD, true>(matrix, axis == 0 ? A : D, lines.length);
+
+      Vector g_held[OWN], z_held[OWN], sum_held[OWN];  // the next tile, in flight while this one is worked on
+      const auto fetch_all = [&](int first) {
+        fetch<S_PAD>(g_held, mixed, 3 * C, lines, first, channels);
+        fetch<S_PAD>(z_held, z_from, z_stride, lines, first, channels);
+        fetch<S_PAD>(sum_held, sum, sum_stride, lines, first, channels);
+      };
+      fetch_all(0);
       for (int first = 0; first < lines.count; first += LINES) {
         put(g_tile, g_held);
         put(z_tile, z_held);
-        __syncthreads();
-        fetch<S_PAD>(g_held, g_from, 3 * C, lines, first + LINES, channels);
-        fetch<S_PAD>(z_held, z_from, z_stride, lines, first + LINES, channels);
+        Vector addend[OWN];
 #pragma unroll
-        for (int k = 0; k < TILE; k += 16) {
-          const auto pair = [&](const T (&tile)[ROWS][PITCH], int pixel, int column) {
-            return *reinterpret_cast<const unsigned*>(&tile[at.slot * S_PAD + pixel][k + column + 2 * at.t]);
-          };
-          const int row = at.top + at.g;
-          const unsigned a[4] = {pair(g_tile, row, 0), pair(g_tile, row + 8, 0), pair(g_tile, row, 8),
-                                 pair(g_tile, row + 8, 8)};
-          multiply(bias[axis], a, column_of_ones, T{});
-#pragma unroll
-          for (int n = 0; n < S_PAD / 8; ++n) {
-            const unsigned b[2] = {pair(z_tile, n * 8 + at.g, 0), pair(z_tile, n * 8 + at.g, 8)};
-            multiply(acc[axis][n], a, b, T{});
-          }
-        }
+        for (int k = 0; k < OWN; ++k) addend[k] = sum_held[k];
         __syncthreads();
+        fetch_all(first + LINES);
+        gram_tile<S_PAD>(acc[axis], bias[axis], g_tile, z_tile, column_of_ones);
+        mix_tile<S_PAD>(result, g_tile, matrix);
+        __syncthreads();
+        each_vector<S_PAD>(lines, first, channels, [&](int k, int row, int column, i64 pixel) {
+          Eight<T> plus;
+          plus.vector = addend[k];
+          if (pixel >= 0) store(to + pixel * C + column, &result[row][column], [&](int n) { return widen(plus.t[n]); });
+        });
       }
+      __syncthreads();  // the second axis reads what the first has written, the next item's tiles come after this one's
     }
   }
 
-  float* to = partial + (blockIdx.x * LINES + at.slot) * (W * W + W + H * H + H);
+  float* out = partial + (blockIdx.x * LINES + at.slot) * (W * W + W + H * H + H);
 #pragma unroll
   for (int axis = 0; axis < 2; ++axis) {
     const int side = (int)(axis == 0 ? W : H);
@@ -326,10 +312,10 @@ __global__ void __launch_bounds__(THREADS) axial_gram(float* partial, const T* g
 #pragma unroll
       for (int n = 0; n < S_PAD / 8; ++n) {
         const int column = n * 8 + 2 * at.t + part % 2;
-        if (column < side) to[row * side + column] = acc[axis][n][part];
+        if (column < side) out[row * side + column] = acc[axis][n][part];
       }
-      if (at.t == 0 && part % 2 == 0) to[side * side + row] = bias[axis][part];
+      if (at.t == 0 && part % 2 == 0) out[side * side + row] = bias[axis][part];
     }
-    to += side * side + side;
+    out += side * side + side;
   }
 }

@@ -1,6 +1,6 @@
 """The shift against a one-hot depthwise convolution, the authors' numbers, and PyTorch's own checks of an operator.
 
-A test with a `device` runs on the reference, on the CUDA source compiled for the CPU, and on a GPU if there is one.
+A test with a `device` runs on the reference, on the kernels' PTX executed on the CPU, and on a GPU if there is one.
 """
 
 import itertools
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import parity
+from common.kernels.check.device import ORDERS
 from common.kernels.shift import op as OP
 from common.kernels.shift import reference, shift, shift_, shift_add
 
@@ -144,15 +145,12 @@ def test_gradients(step, device):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape,n_div", [((2, 48, 40, 24), 6), ((1, 20, 61, 47), 4), ((1, 8, 1, 4500), 2)])
-def test_in_place_has_no_race(shape, n_div, layout, emulated, monkeypatch):
-    """Images of several chunks; a result that depends on the order of threads is a race."""
-    monkeypatch.setattr(OP, "cuda", emulated)
+def test_in_place_over_several_chunks(shape, n_div, layout, ptx):
     for dtype in (torch.float32, torch.bfloat16):
         x = make(shape, dtype, layout)
         for step in (1, -30):
             want = reference.shift(x, n_div, step)
-            for order in (0, 1, 2):
-                monkeypatch.setattr(emulated, "order", order)
+            for ptx.order in ORDERS:
                 same(shift_(x.clone(), n_div, step), want)
 
 
@@ -266,6 +264,6 @@ def test_bad_inputs():
         shift_(x, 4)
 
 
-def test_every_kernel_was_emulated(emulated):
+def test_every_kernel_was_executed(checker):
     """Last: the tests above have sent every instantiation through the launch code."""
-    assert set(emulated.launched) == set(OP.KERNELS)
+    assert set(checker.launched) == set(OP.KERNELS)
