@@ -4,7 +4,7 @@
 KERNEL_BACKEND picks auto (default), reference or cuda; see `common.kernels.cuda.wanted`.
 """
 
-from math import ceil
+from math import ceil, gcd, prod
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ _TYPES = [f"{word}, void" for word in WORDS.values()] + [f"{C_TYPES[a]}, {C_TYPE
 KERNELS = [
     *(f"dense<{types}, {channels_last}>" for types in _TYPES for channels_last in ("false", "true")),
     *(f"strided<{types}>" for types in _TYPES),
+    *(f"in_place_planes<{word}>" for word in WORDS.values()),
     *(f"in_place<{word}>" for word in (*WORDS.values(), "uint4")),
 ]
 
@@ -155,27 +156,59 @@ def _shift_cuda(x: Tensor, residual: Tensor | None, n_div: int, step: int) -> Te
         types = f"{WORDS[x.element_size()]}, void"
     else:
         types = f"{C_TYPES[x.dtype]}, {C_TYPES[residual.dtype]}"
-    vector = 16 // x.element_size()
-    inputs = [x] if residual is None else [x, residual]
-    aligned = all(t.data_ptr() % (vector * t.element_size()) == 0 for t in inputs)
-    if aligned and all(t.is_contiguous() for t in inputs):
-        name = f"dense<{types}, false>"
-    elif aligned and all(t.is_contiguous(memory_format=torch.channels_last) for t in inputs):
-        name = f"dense<{types}, true>"
-    else:
-        name, vector = f"strided<{types}>", 1
+    layout, images = _vectors(x, residual)
+    name = f"strided<{types}>" if layout is None else f"dense<{types}, {str(layout == torch.channels_last).lower()}>"
     kernel = cuda.load(SOURCE, name, x.device)
     if kernel is None:
         return None
 
     out = torch.empty_like(x)
-    _, C, H, W = x.shape
-    args = [out, x, residual, x.numel(), C, H, W, C // n_div, _clamp(step, x)]
-    if name.startswith("strided"):
+    B, C, H, W = x.shape
+    group = C // n_div
+    if layout is None:
+        args = [out, x, residual, x.numel(), C, H, W, group, _clamp(step, max(x.shape))]
         args += [*out.stride(), *x.stride(), *(x if residual is None else residual).stride()]
-    if x.numel():
-        cuda.launch(kernel, ceil(x.numel() / (256 * vector)), 256, args, x.device)
+        if x.numel():
+            cuda.launch(kernel, ceil(x.numel() / 256), 256, args, x.device)
+        return out
+    channel = 1 if layout == torch.channels_last else H * W  # neighbouring elements of one channel
+    cycle, run = C * channel, max(1, group * channel)
+    geometry = [cycle, run, min(4 * group * channel, cycle), *_move_args(x, step)]
+    geometry[-2:-2] = [_divisor(cycle), _divisor(run)]
+    for first in range(0, B, images):
+        parts = [t if B <= images or t is None else t[first : first + images] for t in (out, x, residual)]
+        vectors = parts[0].numel() * x.element_size() // 16
+        cuda.launch(kernel, ceil(vectors / 256), 256, [*parts, vectors, *geometry], x.device)
     return out
+
+
+def _vectors(x: Tensor, residual: Tensor | None) -> tuple[torch.memory_format | None, int]:
+    """The layout in which x and residual are dense and in whole 16-byte vectors, or None; images in one launch of fewer
+    than 2^30 elements."""
+    tensors = [x] if residual is None else [x, residual]
+    per_vector = 16 // min(t.element_size() for t in tensors)
+    B, *image = x.shape
+    images = 2**30 // max(1, prod(image))
+    images = B if images >= B else images // per_vector * per_vector
+    if not x.numel() or not images or any(t.data_ptr() % (16 // x.element_size() * t.element_size()) for t in tensors):
+        return None, 0
+    if x.numel() * x.element_size() % 16 == 0 and all(t.is_contiguous() for t in tensors):
+        return torch.contiguous_format, images
+    last = all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
+    if last and x.size(1) * x.element_size() % 16 == 0:
+        return torch.channels_last, images
+    return None, 0
+
+
+def _move_args(x: Tensor, step: int) -> list[int]:
+    H, W = x.shape[2:]
+    return [W, H * W, _clamp(step, W), _clamp(step, H) * W, _divisor(W), _divisor(H * W)]
+
+
+def _divisor(d: int) -> int:
+    """n // d = (high half of n * multiplier + n) >> shift, for n below 2^31: the multiplier, and the shift times 2^32"""
+    shift = (d - 1).bit_length()
+    return (shift << 32) + (((1 << shift) - d << 32) // d + 1)
 
 
 def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
@@ -188,8 +221,20 @@ def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
     if not x.numel() or not moving or not step:
         return True
 
+    per_vector = 16 // x.element_size()
+    planes = per_vector // gcd(per_vector, H * W)  # the fewest that are whole vectors
+    whole = x.is_contiguous() and x.data_ptr() % 16 == 0 and C * H * W % per_vector == 0
+    if whole and group % planes == 0 and moving % planes == 0 and planes * H * W < 2**30:
+        kernel = cuda.load(SOURCE, f"in_place_planes<{WORDS[x.element_size()]}>", x.device)
+        if kernel is None:
+            return False
+        vectors, blocks = planes * H * W // per_vector, moving // planes
+        args = [x, vectors, C * H * W, blocks, group // planes, *_move_args(x, step)]
+        cuda.launch(kernel, B * blocks, min(256, 32 * ceil(vectors / 128)), args, x.device)
+        return True
+
     sn, sc, si, sj = x.stride()
-    per_word = 16 // x.element_size() if sc == 1 else 1
+    per_word = per_vector if sc == 1 else 1
     if x.data_ptr() % 16 or any(k % per_word for k in (group, moving, sn, si, sj)):
         per_word = 1
     word_bytes = per_word * x.element_size()
@@ -200,7 +245,7 @@ def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
     width = min(words, 64 // word_bytes) if sc == 1 else 1  # neighbouring channels of a pixel: 64 bytes
     threads = min(256, 32 * ceil(width * ceil(H * W / 8) / 32))
     strides = [sn // per_word, sc, si // per_word, sj // per_word]
-    args = [x, words, width, H, W, group // per_word, _clamp(step, x), *strides]
+    args = [x, words, width, H, W, group // per_word, _clamp(step, max(x.shape)), *strides]
     cuda.launch(kernel, B * ceil(words / width), threads, args, x.device)
     return True
 
@@ -214,5 +259,5 @@ def _want_cuda(x: Tensor) -> bool:
     return False
 
 
-def _clamp(step: int, x: Tensor) -> int:
-    return max(-max(x.shape), min(step, max(x.shape)))
+def _clamp(step: int, size: int) -> int:
+    return max(-size, min(step, size))
