@@ -22,7 +22,7 @@ KERNELS = [
     for dtype in C_TYPES.values()
     for side in (16, 32, 64)
 ]
-THREADS, TILE, LARGEST_SIDE = 128, 32, 64  # as in the .cu file: threads of a block, channels of a tile, side
+THREADS, TILE, LARGEST_SIDE = 256, 32, 64  # as in the .cu file: threads of a block, channels of a tile, side
 
 
 def sparse_mlp(
@@ -85,7 +85,8 @@ def _padded(x: Tensor) -> int:
 
 def _fits(z: Tensor) -> bool:
     """Whether the kernels take z; where they do not, and nothing may fall back, RuntimeError."""
-    if not z.numel() or (z.dtype in C_TYPES and z.size(1) % 8 == 0 and max(z.shape[2:]) <= LARGEST_SIDE):
+    _, C, H, W = z.shape
+    if not z.numel() or (z.dtype in C_TYPES and C % 8 == 0 and max(H, W) <= LARGEST_SIDE and 3 * C * H * W < 2**31):
         return True
     cuda.refuse(
         f"sparse_mlp has no kernel for {z.dtype} of {tuple(z.shape)}: 16 bits, channels a multiple of 8, "
@@ -154,7 +155,7 @@ def _backward(g: Tensor, z: Tensor, A: Tensor, D: Tensor) -> tuple[Tensor, Tenso
         z, pixel = _dense(z), C
     g = _dense(g)
     dz = _like(g, C, torch.channels_last)
-    blocks = min(B * _tiles(C), 396)  # three on each of 132 SMs; more would only make more partial sums
+    blocks = min(B * _tiles(C), 264)  # two on each of 132 SMs; more would only make more partial sums
     partial = torch.empty(blocks * LARGEST_SIDE // _padded(z), W * W + W + H * H + H, device=z.device)
     args = [dz, partial, g, z, A.contiguous(), D.contiguous(), pixel, B, C, H, W]
     cuda.launch(kernel, blocks, THREADS, args, z.device)
