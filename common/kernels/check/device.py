@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,15 +47,28 @@ class Loaded:
     source: str
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What one launch asked of memory for one tensor: sectors of 32 bytes, and requests of a warp."""
+
+    bytes: int  # of the tensor
+    sectors_read: int
+    sectors_written: int
+    requests_read: int
+    requests_written: int
+
+
 class Device:
     """`wanted`, `load` and `launch` as in common.kernels.cuda, for tensors in the CPU's memory."""
 
-    def __init__(self, names: Sequence[str], counting: bool = False):
+    def __init__(self, names: Sequence[str], counting: bool = False, edit: Callable[[str], str] = str):
+        """edit: changes a source before it is compiled."""
         self.names = tuple(names)
+        self.edit = edit
         self.order = 0
         self.counting = counting
         self.launched: dict[str, int] = {}
-        self.traffic: dict[str, dict[str, tuple[int, int]]] = {}  # kernel -> instruction -> sectors, requests
+        self.traffic: dict[str, dict[int, Traffic]] = {}  # of a kernel's last launch, by parameter
 
     @contextmanager
     def plugged_in(self) -> Iterator["Device"]:
@@ -66,7 +79,7 @@ class Device:
         return True
 
     def load(self, source: Path, name: str, device: torch.device) -> Loaded:
-        return _build(source.read_text(), self.names)[name]
+        return _build(self.edit(source.read_text()), self.names)[name]
 
     def launch(self, kernel: Loaded, grid: int, block: int, args: Sequence[Tensor | int | None], device) -> None:
         if len(args) != len(kernel.outputs):
@@ -89,7 +102,8 @@ class Device:
         if count:
             raise KernelError(_report(kernel, count))
         if self.counting:
-            self.traffic[kernel.name] = _traffic(kernel)
+            tensors = {k: arg for k, arg in enumerate(args) if isinstance(arg, Tensor)}
+            self.traffic[kernel.name] = _traffic(kernel, tensors)
 
 
 WRITES = {"axial_backward": 2}  # dz, along the width and along the height
@@ -115,13 +129,12 @@ def _report(kernel: Loaded, count: int) -> str:
     return "\n".join(lines)
 
 
-def _traffic(kernel: Loaded) -> dict[str, tuple[int, int]]:
-    size = len(kernel.translation.instructions)
-    line, sectors, requests = ((ctypes.c_int * size)() for _ in range(3))
-    kernel.library.traffic(line, sectors, requests)
+def _traffic(kernel: Loaded, tensors: dict[int, Tensor]) -> dict[int, "Traffic"]:
+    sectors, requests = ((ctypes.c_uint64 * (2 * len(tensors)))() for _ in range(2))
+    kernel.library.traffic(sectors, requests)
     return {
-        f"{number}: {kernel.translation.instructions[number].split()[0]}": (s, r)
-        for number, s, r in zip(line, sectors, requests) if number
+        parameter: Traffic(tensor.numel() * tensor.element_size(), *sectors[2 * k : 2 * k + 2], *requests[2 * k : 2 * k + 2])
+        for k, (parameter, tensor) in enumerate(tensors.items())
     }
 
 

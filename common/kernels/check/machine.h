@@ -127,10 +127,11 @@ struct Machine {
   Thread* running;
   std::string errors;
   int count;
-  // sectors of 32 bytes by (line, block, warp, how often the line ran), when counting
+  // when counting, the sectors of 32 bytes that a request of a warp touches: by tensor and whether it writes, then by
+  // line, block, warp and how often the line ran
   bool counting;
   std::map<std::pair<int, int>, int> occurrences;
-  std::map<std::tuple<int, int, int, int>, std::vector<u64>> sectors;
+  std::map<std::pair<int, bool>, std::map<std::tuple<int, int, int, int>, std::vector<u64>>> sectors;
 
   void error(const char* kind, const char* what, int line) {
     if (++count > 20) return;
@@ -165,15 +166,14 @@ struct Machine {
   // nullptr where the access is not allowed; the read is then zero and the write is dropped
   u8* global(u64 at, int width, bool write, int line) {
     if (at % width) return error("memory", "address not aligned", line), nullptr;
-    if (counting) {
-      const int occurrence = occurrences[{line, running->id}]++;
-      auto& seen = sectors[{line, block, running->id / 32, occurrence}];
-      if (std::find(seen.begin(), seen.end(), at / 32) == seen.end()) seen.push_back(at / 32);
-    }
     for (size_t k = 0; k < spans.size(); ++k) {
       const Span& span = spans[k];
       if (at < span.begin || at + width > span.begin + span.bytes) continue;
       if (write && !span.written) return error("memory", "an input written", line), nullptr;
+      if (counting) {
+        auto& seen = sectors[{k, write}][{line, block, running->id / 32, occurrences[{line, running->id}]++}];
+        if (std::find(seen.begin(), seen.end(), at / 32) == seen.end()) seen.push_back(at / 32);
+      }
       for (u64 place = (at - span.begin) / 2; place < (at - span.begin + width) / 2; ++place) {
         if (!span.valid[place]) return error("memory", "outside the tensor's elements", line), nullptr;
         Shadow& s = shadows[k][place];

@@ -104,10 +104,10 @@ def _program(functions: list[_Function]) -> str:
         "  machine.spans.assign(spans, spans + spans_count), machine.counting = counting;\n"
         "  return machine.run(kernels[kernel], grid, block, args, args_count, order);\n}\n"
         'extern "C" const char* errors() { return machine.errors.c_str(); }\n'
-        'extern "C" void traffic(int* line, int* sectors, int* requests) {\n'
-        "  int k = 0;\n  for (const auto& [key, seen] : machine.sectors) {\n"
-        "    if (k && line[k - 1] == std::get<0>(key)) --k;\n"
-        "    line[k] = std::get<0>(key), sectors[k] += seen.size(), ++requests[k], ++k;\n  }\n}\n"
+        'extern "C" void traffic(u64* sectors, u64* requests) {\n'
+        "  for (const auto& [key, seen] : machine.sectors)\n    for (const auto& [request, touched] : seen) {\n"
+        "      const int place = 2 * key.first + key.second;\n"
+        "      sectors[place] += touched.size(), ++requests[place];\n    }\n}\n"
     )
     return "\n".join(parts)
 
