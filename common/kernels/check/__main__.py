@@ -13,7 +13,7 @@ from common.kernels.shift import op as shift_op
 from common.kernels.sparse_mlp import op as sparse_mlp_op
 
 from . import cases
-from .device import ORDERS, Device, KernelError
+from .device import Device, KernelError
 
 OPS = {"shift": shift_op, "sparse_mlp": sparse_mlp_op}
 
@@ -24,7 +24,8 @@ def check_all() -> bool:
         began = time.time()
         device = Device(op.KERNELS)
         try:
-            wrong = cases.run_orders(device, name)
+            with device.plugged_in():
+                wrong = getattr(cases, name)(device)
         except KernelError as error:
             wrong = [str(error)]
         missing = set(op.KERNELS) - set(device.launched)
@@ -33,7 +34,7 @@ def check_all() -> bool:
         good = good and not wrong and not missing
         print(
             f"{name}: {len(device.launched)} of {len(op.KERNELS)} instantiations, {sum(device.launched.values())} "
-            f"launches in {len(ORDERS)} orders, {len(wrong)} wrong, {time.time() - began:.0f} s"
+            f"launches, {len(wrong)} wrong, {time.time() - began:.0f} s"
         )
     return good
 

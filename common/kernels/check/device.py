@@ -146,7 +146,7 @@ def _build(source: str, names: tuple[str, ...]) -> dict[str, Loaded]:
     with tempfile.TemporaryDirectory() as folder:
         program, library = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
         program.write_text(translation.code)
-        flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w", f"-I{HERE}"]
+        flags = ["-std=c++17", "-Og", "-ffp-contract=off", "-shared", "-fPIC", "-w", f"-I{HERE}"]
         subprocess.run([COMPILER, *flags, "-o", library, program], check=True)
         loaded = ctypes.CDLL(str(library))
     signatures = subprocess.run(

@@ -164,7 +164,7 @@ struct Machine {
   }
 
   // nullptr where the access is not allowed; the read is then zero and the write is dropped
-  u8* global(u64 at, int width, bool write, int line) {
+  [[gnu::noinline]] u8* global(u64 at, int width, bool write, int line) {
     if (at % width) return error("memory", "address not aligned", line), nullptr;
     for (size_t k = 0; k < spans.size(); ++k) {
       const Span& span = spans[k];
@@ -185,7 +185,7 @@ struct Machine {
     return error("memory", write ? "written outside all tensors" : "read outside all tensors", line), nullptr;
   }
 
-  u8* shared(u64 at, int width, bool write, int line, int thread = -1) {
+  [[gnu::noinline]] u8* shared(u64 at, int width, bool write, int line, int thread = -1) {
     if (at % width) return error("memory", "shared address not aligned", line), nullptr;
     for (const Array& array : kernel->shared) {
       if (at < array.begin || at + width > array.begin + array.bytes) continue;
@@ -200,7 +200,7 @@ struct Machine {
   }
 
   template <typename T, int N>
-  void load(u8* from, u64 (&to)[N]) {
+  [[gnu::noinline]] void load(u8* from, u64 (&to)[N]) {
     for (int k = 0; k < N; ++k) {
       T value{};
       if (from) std::memcpy(&value, from + k * sizeof(T), sizeof value);
@@ -209,7 +209,7 @@ struct Machine {
   }
 
   template <typename T, int N>
-  void store(u8* to, const u64 (&from)[N]) {
+  [[gnu::noinline]] void store(u8* to, const u64 (&from)[N]) {
     for (int k = 0; to && k < N; ++k) std::memcpy(to + k * sizeof(T), &from[k], sizeof(T));
   }
 
