@@ -25,9 +25,7 @@ constexpr int PITCH = TILE + 8;      // 80 bytes between rows: aligned, and 8 ro
 constexpr int VECTORS = TILE / 8;    // 16-byte vectors in a row
 constexpr int OWN = ROWS * VECTORS / THREADS;  // vectors of a tile that one thread moves
 
-struct alignas(16) Vector {
-  unsigned v[4];
-};
+using Vector = uint4;
 
 __device__ __forceinline__ float widen(__half a) { return __half2float(a); }
 __device__ __forceinline__ float widen(__nv_bfloat16 a) { return __bfloat162float(a); }
@@ -218,7 +216,7 @@ __global__ void __launch_bounds__(THREADS) axial_mix(T* u, const T* z, const T* 
   const int channel = item % tiles * TILE, channels = min((int)C - channel, TILE);
   const Lines lines = lines_along(width, (int)H, (int)W);
   const T* from = z + image * C + channel;
-  T* copied = u + image * 3 * C + channel;
+  T* copied = u + image * 3 * C + channel;  // with 32-bit offsets the compiler splits its stores: counts.json
   T* mixed = copied + (width ? C : 2 * C);
   const T* bias = width ? a : d;
 
@@ -233,7 +231,7 @@ __global__ void __launch_bounds__(THREADS) axial_mix(T* u, const T* z, const T* 
     __syncthreads();
     if (width)
       each_vector<S_PAD>(lines, first, channels, [&](int k, int, int column, int pixel) {
-        if (pixel >= 0) *reinterpret_cast<Vector*>(copied + pixel * 3 * (int)C + column) = held[k];
+        if (pixel >= 0) *reinterpret_cast<Vector*>(copied + (i64)pixel * 3 * C + column) = held[k];
       });
     fetch<S_PAD>(held, from, (int)C, lines, first + 2 * LINES, channels);
     mix_tile<S_PAD>(result, tile, matrix);
@@ -241,7 +239,7 @@ __global__ void __launch_bounds__(THREADS) axial_mix(T* u, const T* z, const T* 
     each_vector<S_PAD>(lines, first, channels, [&](int, int row, int column, int pixel) {
       if (pixel < 0) return;
       const float b = widen(bias[row % S_PAD]);
-      store(mixed + pixel * 3 * (int)C + column, &result[row][column], [&](int) { return b; });
+      store(mixed + (i64)pixel * 3 * C + column, &result[row][column], [&](int) { return b; });
     });
   };
   for (int first = 0; first < lines.count; first += 2 * LINES) {
