@@ -81,7 +81,7 @@ class Device:
     def load(self, source: Path, name: str, device: torch.device) -> Loaded:
         return _build(self.edit(source.read_text()), self.names)[name]
 
-    def launch(self, kernel: Loaded, grid: int, block: int, args: Sequence[Tensor | int | None], device) -> None:
+    def launch(self, kernel: Loaded, grid: int, block: int, args: Sequence[Tensor | int | None], device) -> bool:
         if len(args) != len(kernel.outputs):
             raise KernelError(f"{kernel.name}: {len(args)} arguments for {len(kernel.outputs)} parameters")
         spans, alive, numbers = [], [], []
@@ -104,6 +104,7 @@ class Device:
         if self.counting:
             tensors = {k: arg for k, arg in enumerate(args) if isinstance(arg, Tensor)}
             self.traffic[kernel.name] = _traffic(kernel, tensors)
+        return True
 
 
 WRITES = {"axial_backward": 2}  # dz, along the width and along the height

@@ -168,8 +168,8 @@ def _shift_cuda(x: Tensor, residual: Tensor | None, n_div: int, step: int) -> Te
     if layout is None:
         args = [out, x, residual, x.numel(), C, H, W, group, _clamp(step, max(x.shape))]
         args += [*out.stride(), *x.stride(), *(x if residual is None else residual).stride()]
-        if x.numel():
-            cuda.launch(kernel, ceil(x.numel() / 256), 256, args, x.device)
+        if x.numel() and not cuda.launch(kernel, ceil(x.numel() / 256), 256, args, x.device):
+            return None
         return out
     channel = 1 if layout == torch.channels_last else H * W  # neighbouring elements of one channel
     cycle, run = C * channel, max(1, group * channel)
@@ -178,7 +178,8 @@ def _shift_cuda(x: Tensor, residual: Tensor | None, n_div: int, step: int) -> Te
     for first in range(0, B, images):
         parts = [t if B <= images or t is None else t[first : first + images] for t in (out, x, residual)]
         vectors = parts[0].numel() * x.element_size() // 16
-        cuda.launch(kernel, ceil(vectors / 256), 256, [*parts, vectors, *geometry], x.device)
+        if not cuda.launch(kernel, ceil(vectors / 256), 256, [*parts, vectors, *geometry], x.device):
+            return None
     return out
 
 
@@ -230,8 +231,7 @@ def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
             return False
         vectors, blocks = planes * H * W // per_vector, moving // planes
         args = [x, vectors, C * H * W, blocks, group // planes, *_move_args(x, step)]
-        cuda.launch(kernel, B * blocks, min(256, 32 * ceil(vectors / 128)), args, x.device)
-        return True
+        return cuda.launch(kernel, B * blocks, min(256, 32 * ceil(vectors / 128)), args, x.device)
 
     sn, sc, si, sj = x.stride()
     per_word = per_vector if sc == 1 else 1
@@ -246,8 +246,7 @@ def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
     threads = min(256, 32 * ceil(width * ceil(H * W / 8) / 32))
     strides = [sn // per_word, sc, si // per_word, sj // per_word]
     args = [x, words, width, H, W, group // per_word, _clamp(step, max(x.shape)), *strides]
-    cuda.launch(kernel, B * ceil(words / width), threads, args, x.device)
-    return True
+    return cuda.launch(kernel, B * ceil(words / width), threads, args, x.device)
 
 
 def _want_cuda(x: Tensor) -> bool:

@@ -110,16 +110,14 @@ def _dense(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("kernels::axial_mix", mutates_args=())
 def _mix(z: Tensor, A: Tensor, a: Tensor, D: Tensor, d: Tensor) -> Tensor:
-    kernel = _kernel("axial_mix", z)
-    layout = _layout(z)
-    if kernel is None:
-        return reference.mix(z, A, a, D, d).contiguous(memory_format=layout)
     B, C, H, W = z.shape
-    z = _dense(z)
-    u = _like(z, 3 * C, torch.channels_last)
-    args = [u, z, *(t.contiguous() for t in (A, a, D, d)), C, H, W]
-    cuda.launch(kernel, 2 * B * _tiles(C), THREADS, args, z.device)
-    return u.contiguous(memory_format=layout)
+    layout = _layout(z)
+    if kernel := _kernel("axial_mix", z):
+        u = _like(z, 3 * C, torch.channels_last)
+        args = [u, _dense(z), *(t.contiguous() for t in (A, a, D, d)), C, H, W]
+        if cuda.launch(kernel, 2 * B * _tiles(C), THREADS, args, z.device):
+            return u.contiguous(memory_format=layout)
+    return reference.mix(z, A, a, D, d).contiguous(memory_format=layout)
 
 
 @_mix.register_fake
@@ -144,22 +142,20 @@ _mix.register_autograd(_mix_backward, setup_context=_save_mix)
 @torch.library.custom_op("kernels::axial_backward", mutates_args=())
 def _backward(g: Tensor, z: Tensor, A: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
     """g: the gradient of mix's output -> that of z, in the layout of g, and those of A, a, D and d one after the other"""
-    kernel = _kernel("axial_backward", z)
     layout = _layout(g)
-    if kernel is None:
-        packed = torch.cat([t.flatten() for t in reference.gram(g, z)])
-        return reference.unmix(g, A, D).contiguous(memory_format=layout), packed
     B, C, H, W = z.shape
-    pixel = z.stride(3)  # a third of mix's output serves as it lies
-    if z.stride() != (H * W * pixel, 1, W * pixel, pixel) or pixel % 8 or z.data_ptr() % 16:
-        z, pixel = _dense(z), C
-    g = _dense(g)
-    dz = _like(g, C, torch.channels_last)
-    blocks = min(B * _tiles(C), 264)  # two on each of 132 SMs; more would only make more partial sums
-    partial = torch.empty(blocks * LARGEST_SIDE // _padded(z), W * W + W + H * H + H, device=z.device)
-    args = [dz, partial, g, z, A.contiguous(), D.contiguous(), pixel, B, C, H, W]
-    cuda.launch(kernel, blocks, THREADS, args, z.device)
-    return dz.contiguous(memory_format=layout), partial.sum(0).to(z.dtype)
+    if kernel := _kernel("axial_backward", z):
+        pixel = z.stride(3)  # a third of mix's output serves as it lies
+        in_order = z.stride() == (H * W * pixel, 1, W * pixel, pixel)
+        x = z if in_order and pixel % 8 == 0 and z.data_ptr() % 16 == 0 else _dense(z)
+        dz = _like(g, C, torch.channels_last)
+        blocks = min(B * _tiles(C), 264)  # two on each of 132 SMs; more would only make more partial sums
+        partial = torch.empty(blocks * LARGEST_SIDE // _padded(z), W * W + W + H * H + H, device=z.device)
+        args = [dz, partial, _dense(g), x, A.contiguous(), D.contiguous(), pixel if x is z else C, B, C, H, W]
+        if cuda.launch(kernel, blocks, THREADS, args, z.device):
+            return dz.contiguous(memory_format=layout), partial.sum(0).to(z.dtype)
+    packed = torch.cat([t.flatten() for t in reference.gram(g, z)])
+    return reference.unmix(g, A, D).contiguous(memory_format=layout), packed
 
 
 @_backward.register_fake
