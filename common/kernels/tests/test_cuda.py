@@ -1,7 +1,10 @@
 """Compilation for GPUs that are not here, the disk cache, and the choice of backend."""
 
+import contextlib
 import stat
+import threading
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,3 +137,44 @@ class FailingDevice:
 
     def __exit__(self, *error):
         pass
+
+
+def test_what_reaches_the_driver(monkeypatch):
+    """Pointers, torch's current stream, a context bound once in every thread; nothing deprecated."""
+    core = pytest.importorskip("cuda.core", reason="needs cuda-core")
+    launched, bound = [], []
+
+    class Stream:
+        @staticmethod
+        def from_handle(handle):
+            return f"stream {handle}"
+
+    class Device:
+        def __init__(self, index):
+            self.index = index
+
+        def set_current(self):
+            bound.append((threading.get_ident(), self.index))
+
+    def launch(stream, config, kernel, *values):
+        launched.append((stream, config.grid, config.block, kernel, values))
+
+    for name, stand_in in (("Stream", Stream), ("Device", Device), ("launch", launch)):
+        monkeypatch.setattr(core, name, stand_in)
+    monkeypatch.setattr(cuda, "_bound", threading.local())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
+    x = torch.zeros(4)
+
+    def twice():
+        for _ in range(2):
+            assert cuda.launch("kernel", 3, 64, [x, None, 5], torch.device("cuda", 1))
+
+    with warnings.catch_warnings(action="error"):
+        twice()
+        thread = threading.Thread(target=twice)
+        thread.start()
+        thread.join()
+    assert launched == [("stream 7", (3, 1, 1), (64, 1, 1), "kernel", (x.data_ptr(), 0, 5))] * 4
+    assert [index for _, index in bound] == [1, 1] and len({ident for ident, _ in bound}) == 2
