@@ -2,7 +2,8 @@
 
     python -m common.kernels.check              every instantiation, in three orders of threads, against the formula
     python -m common.kernels.check --mutants    known mistakes, each of which has to be seen
-    python -m common.kernels.check --counts     instructions, sectors, passes, registers: the committed table
+    python -m common.kernels.check --counts     instructions, sectors, registers: the committed table
+    python -m common.kernels.check --passes papers.smlpnet:smlpnet_tiny     passes over memory, block by block
 """
 
 import argparse
@@ -69,7 +70,12 @@ def main() -> int:
     parser.add_argument("--mutants", action="store_true", help="known mistakes, each of which has to be seen")
     parser.add_argument("--counts", action="store_true", help="compare with the committed table")
     parser.add_argument("--write", action="store_true", help="with --counts: write the table anew")
+    parser.add_argument("--passes", metavar="PACKAGE:MODEL", help="passes over memory of a network's blocks")
     args = parser.parse_args()
+    if args.passes:
+        from .passes import report
+
+        return report(args.passes) or 0
     if args.mutants:
         return not check_mutants()
     if args.counts:

@@ -31,13 +31,13 @@ SPARSE_MLP_SHAPES = [
 
 def shift_oracle(x: Tensor, n_div: int, step: int) -> Tensor:
     """The formula of shift.cu by index: out[n, c, i, j] = x[n, c, i + di(c), j + dj(c)], or 0 outside the image."""
-    B, C, H, W = x.shape
+    _, C, H, W = x.shape
     group = C // n_div
     out = x.clone()
     for k, (di, dj) in enumerate([(0, step), (0, -step), (step, 0), (-step, 0)] if group else []):
         part = slice(k * group, (k + 1) * group)
         i, j = torch.arange(H)[:, None] + di, torch.arange(W)[None] + dj
-        inside = (0 <= i) & (i < H) & (0 <= j) & (j < W)
+        inside = (i >= 0) & (i < H) & (j >= 0) & (j < W)
         out[:, part] = torch.where(inside, x[:, part, i.clamp(0, H - 1), j.clamp(0, W - 1)], 0)
     return out
 
@@ -68,7 +68,9 @@ def shift(device: Device, shapes=SHIFT_SHAPES, steps=STEPS, pairs=tuple(shift_op
     return wrong
 
 
-def sparse_mlp(device: Device, shapes=SPARSE_MLP_SHAPES, dtypes=tuple(sparse_mlp_op.C_TYPES), orders=ORDERS) -> list[str]:
+def sparse_mlp(
+    device: Device, shapes=SPARSE_MLP_SHAPES, dtypes=tuple(sparse_mlp_op.C_TYPES), orders=ORDERS
+) -> list[str]:
     """Runs the axial kernels; the cases farther from float64 einsums than the roundings that README.md counts."""
     wrong = []
     for shape, dtype in itertools.product(shapes, dtypes):

@@ -56,7 +56,7 @@ def measure() -> dict:
 
 def traffic() -> dict[str, dict[str, list[float]]]:
     """By kernel and tensor: times its bytes were read and written, sectors per request that reads and that writes."""
-    B, C, H, W = SHAPE
+    H, W = SHAPE[2:]
     x = torch.zeros(SHAPE, dtype=torch.bfloat16)
     last = x.contiguous(memory_format=torch.channels_last)
     matrix, bias = torch.zeros(H, W, dtype=x.dtype), torch.zeros(W, dtype=x.dtype)
@@ -165,7 +165,8 @@ def differences(found: dict, expected: dict) -> list[str]:
     for name in expected.keys() | found.keys():
         a, b = expected.get(name), found.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            lines += [f"{name}: {key}: {b.get(key)}, committed {a.get(key)}" for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
+            differing = [key for key in a.keys() | b.keys() if a.get(key) != b.get(key)]
+            lines += [f"{name}: {key}: {b.get(key)}, committed {a.get(key)}" for key in differing]
         elif a != b:
             lines.append(f"{name}: {b}, committed {a}")
     return sorted(lines)

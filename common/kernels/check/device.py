@@ -1,4 +1,4 @@
-"""Stands in for the driver below `common.kernels.cuda`: kernels are NVRTC's PTX, executed and checked by `machine.h`."""
+"""Stands in for the driver below `common.kernels.cuda`: kernels are NVRTC's PTX, run and checked by `machine.h`."""
 
 import ctypes
 import functools
@@ -133,10 +133,12 @@ def _report(kernel: Loaded, count: int) -> str:
 def _traffic(kernel: Loaded, tensors: dict[int, Tensor]) -> dict[int, "Traffic"]:
     sectors, requests = ((ctypes.c_uint64 * (2 * len(tensors)))() for _ in range(2))
     kernel.library.traffic(sectors, requests)
-    return {
-        parameter: Traffic(tensor.numel() * tensor.element_size(), *sectors[2 * k : 2 * k + 2], *requests[2 * k : 2 * k + 2])
-        for k, (parameter, tensor) in enumerate(tensors.items())
-    }
+    traffic = {}
+    for k, (parameter, tensor) in enumerate(tensors.items()):
+        of_tensor = slice(2 * k, 2 * k + 2)
+        size = tensor.numel() * tensor.element_size()
+        traffic[parameter] = Traffic(size, *sectors[of_tensor], *requests[of_tensor])
+    return traffic
 
 
 @functools.lru_cache(maxsize=16)

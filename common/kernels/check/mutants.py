@@ -28,7 +28,8 @@ MUTANTS = [
     Mutant("backward, no barrier before the tiles are read", "sparse_mlp", BARRIER, "", 2),
     Mutant("backward, no barrier before the result is read", "sparse_mlp", BARRIER, "", 3),
     Mutant("backward, no barrier between the axes", "sparse_mlp", BARRIER, "", 4),
-    Mutant("a barrier that half of the block passes by", "sparse_mlp", BARRIER, "if (threadIdx.x < 128) __syncthreads();", 3),
+    Mutant("a barrier that half of the block passes by", "sparse_mlp", BARRIER,
+           "if (threadIdx.x < 128) __syncthreads();", 3),
     Mutant("mma, two left operands swapped", "sparse_mlp", '"r"(a[0]), "r"(a[1])', '"r"(a[1]), "r"(a[0])', 0),
     Mutant("mma, right operands swapped", "sparse_mlp", '"r"(b[0]), "r"(b[1])', '"r"(b[1]), "r"(b[0])', 0),
     Mutant("mma of the other 16-bit type", "sparse_mlp", "f32.bf16.bf16.f32", "f32.f16.f16.f32", 0),
@@ -61,7 +62,8 @@ MUTANTS = [
     Mutant("funnel by a byte", "shift", "8 * (bytes & 2)", "4 * (bytes & 2)"),
     Mutant("left and right exchanged", "shift", "group % 2 ? -jump : jump", "group % 2 ? jump : -jump"),
     Mutant("threads beyond the last vector", "shift", "if (number >= (u32)vectors) return;", ""),
-    Mutant("wrong stride of the output", "shift", "out[n * on + c * oc + i * oi + j * oj]", "out[n * on + c * oc + i * oj + j * oi]"),
+    Mutant("wrong stride of the output", "shift", "out[n * on + c * oc + i * oi + j * oj]",
+           "out[n * on + c * oc + i * oj + j * oi]"),
 ]
 
 KERNELS = {
@@ -102,7 +104,8 @@ def shift_cases(device: Device) -> list[str]:
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16().contiguous(memory_format=layout)
         for y in (x, x[..., 1:]):
             want = cases.shift_oracle(y, n_div, step)
-            for name, got in (("shift", shift_op.shift(y, n_div, step)), ("shift_", shift_op.shift_(y.clone(), n_div, step))):
+            results = {"shift": shift_op.shift(y, n_div, step), "shift_": shift_op.shift_(y.clone(), n_div, step)}
+            for name, got in results.items():
                 if not torch.equal(got, want):
                     wrong.append(f"{name} {tuple(y.shape)} n_div {n_div} step {step} {layout}")
     return wrong

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 GAP = 256  # bytes between shared arrays, so that running out of one is seen
 
 WIDTHS = {"pred": "bool", "b16": "u16", "b32": "u32", "b64": "u64", "f32": "u32", "f64": "u64"}
-TYPES = {"b16": "u16", "b32": "u32", "b64": "u64"} | {t: t for t in "u16 u32 u64 s16 s32 s64 f32 f64".split()}
+TYPES = {"b16": "u16", "b32": "u32", "b64": "u64"}
+TYPES |= {t: t for t in ("u16", "u32", "u64", "s16", "s32", "s64", "f32", "f64")}
 UNSIGNED = {"s16": "u16", "s32": "u32", "s64": "u64"}
 WIDER = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
 SPECIAL = {"%tid.x": "(u32)t.id", "%ctaid.x": "(u32)machine.block", "%ntid.x": "(u32)machine.block_size",
@@ -125,7 +126,7 @@ def _statement(f: _Function, text: str, line: int) -> str:
         text = match[3]
     opcode, rest = [*text.split(None, 1), ""][:2]
     operands = [part.strip() for part in re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+", rest)]
-    if guard and opcode in ("bar.sync", *MMA) or guard and opcode.startswith("ldmatrix"):
+    if guard and opcode.startswith(("bar.", "mma.", "ldmatrix.", "ret", "exit")):
         raise UnknownPTX("a predicate on a collective instruction")
     return f"{guard}{{ {_instruction(f, opcode, operands, line)} }}  // {line}"
 

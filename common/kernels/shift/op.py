@@ -173,10 +173,11 @@ def _shift_cuda(x: Tensor, residual: Tensor | None, n_div: int, step: int) -> Te
         return out
     channel = 1 if layout == torch.channels_last else H * W  # neighbouring elements of one channel
     cycle, run = C * channel, max(1, group * channel)
-    geometry = [cycle, run, min(4 * group * channel, cycle), *_move_args(x, step)]
-    geometry[-2:-2] = [_divisor(cycle), _divisor(run)]
+    W, plane, step_w, step_h, *by_sides = _move_args(x, step)
+    geometry = [cycle, run, min(4 * group * channel, cycle), W, plane, step_w, step_h]
+    geometry += [_divisor(cycle), _divisor(run), *by_sides]
     for first in range(0, B, images):
-        parts = [t if B <= images or t is None else t[first : first + images] for t in (out, x, residual)]
+        parts = [t if images >= B or t is None else t[first : first + images] for t in (out, x, residual)]
         vectors = parts[0].numel() * x.element_size() // 16
         if not cuda.launch(kernel, ceil(vectors / 256), 256, [*parts, vectors, *geometry], x.device):
             return None
@@ -202,12 +203,13 @@ def _vectors(x: Tensor, residual: Tensor | None) -> tuple[torch.memory_format | 
 
 
 def _move_args(x: Tensor, step: int) -> list[int]:
+    """W, plane, step_w, step_h, by_W, by_plane of the kernels"""
     H, W = x.shape[2:]
     return [W, H * W, _clamp(step, W), _clamp(step, H) * W, _divisor(W), _divisor(H * W)]
 
 
 def _divisor(d: int) -> int:
-    """n // d = (high half of n * multiplier + n) >> shift, for n below 2^31: the multiplier, and the shift times 2^32"""
+    """n // d = (high half of n * multiplier + n) >> shift, for n below 2^31: multiplier + 2^32 shift"""
     shift = (d - 1).bit_length()
     return (shift << 32) + (((1 << shift) - d << 32) // d + 1)
 

@@ -141,7 +141,7 @@ _mix.register_autograd(_mix_backward, setup_context=_save_mix)
 
 @torch.library.custom_op("kernels::axial_backward", mutates_args=())
 def _backward(g: Tensor, z: Tensor, A: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
-    """g: the gradient of mix's output -> that of z, in the layout of g, and those of A, a, D and d one after the other"""
+    """g: the gradient of mix's output -> that of z, in g's layout, and those of A, a, D and d one after the other"""
     layout = _layout(g)
     B, C, H, W = z.shape
     if kernel := _kernel("axial_backward", z):

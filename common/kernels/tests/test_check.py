@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from common.kernels.check import cases, counts
+from common.kernels.check import cases, counts, passes
 from common.kernels.check.device import Device
 from common.kernels.check.mutants import MUTANTS, mutate, verdict
 from common.kernels.check.translate import UnknownPTX, translate
 from common.kernels.shift import op as shift_op
+from common.kernels.shift import shift
 from common.kernels.sparse_mlp import op as sparse_mlp_op
 
 from .conftest import GXX
@@ -101,3 +102,21 @@ def test_the_way_through_machine_code():
 def test_the_oracle_is_the_reference():
     x = torch.randn(2, 11, 5, 4)
     assert torch.equal(cases.shift_oracle(x, 3, 2), shift_op.reference.shift(x, 3, 2))
+
+
+def test_passes_of_a_block():
+    """By hand: bf16 copies of the float32 map and of the output's gradient, a product, an addition, a shift."""
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(8, 8, 1, bias=False)
+
+        def forward(self, x):
+            x = shift(x, 4)
+            return x + self.conv(x)
+
+    forward, backward = passes.count(Block(), (64, 8, 16, 16), kernels=True)
+    rounded = {name: round(value) for name, value in forward.by_operator.items()}
+    assert rounded == {"kernels::shift": 4, "aten::_to_copy": 3, "aten::convolution": 2, "aten::add.Tensor": 5}
+    assert round(backward.by_operator["kernels::shift"]) == 4

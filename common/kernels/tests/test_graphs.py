@@ -1,13 +1,14 @@
 """What compiled, exported, traced and transformed code sees of the operators, and that it computes the same.
 
-shift: pad, slice and cat, which Inductor makes part of the passes before and after. sparse_mlp: the kernels, where there
-are some, because they need fewer passes than what Inductor makes of matrix products. Nothing that is recorded to run
-elsewhere holds an operator of this project.
+shift: pad, slice and cat, which Inductor makes part of the passes before and after. sparse_mlp: the kernels, where
+there are some, because they need fewer passes than what Inductor makes of matrix products. Nothing that is recorded to
+run elsewhere holds an operator of this project.
 """
 
 import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from common.kernels.shift import op as shift_op
@@ -40,7 +41,7 @@ def operators(function, *inputs):
 
     def compiler(graph, example):
         graphs.append([str(node.target) for node in graph.graph.nodes if "kernels" in str(node.target)])
-        return graph
+        return make_boxed_func(graph)
 
     torch._dynamo.reset()
     compiled = torch.compile(function, fullgraph=True, backend=aot_autograd(fw_compiler=compiler, bw_compiler=compiler))
@@ -99,6 +100,7 @@ class Module(torch.nn.Module):
         return self.function(*inputs)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("name", [*SHIFTS, "sparse_mlp"])
 def test_exported_programs_are_plain(name, strict, monkeypatch):

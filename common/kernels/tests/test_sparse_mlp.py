@@ -1,7 +1,7 @@
 """The sparse MLP against dense einsums in float64, the authors' numbers, and PyTorch's own checks of an operator.
 
-A test with a `device` runs on the reference, on the kernels' PTX executed on the CPU, and on a GPU if there is one. What
-no kernel takes is refused there, because nothing may fall back.
+A test with a `device` runs on the reference, on the kernels' PTX executed on the CPU, and on a GPU if there is one.
+What no kernel takes is refused there, because nothing may fall back.
 """
 
 from pathlib import Path
