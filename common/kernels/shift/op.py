@@ -19,6 +19,8 @@ WORDS = {2: "unsigned short", 4: "unsigned int", 8: "unsigned long long"}  # by 
 C_TYPES = {torch.float64: "double", torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
 ADDS = [(a, a) for a in C_TYPES] + [(torch.float32, torch.float16), (torch.float32, torch.bfloat16)]
 
+LARGEST_LAUNCH = 2**30  # elements: `dense` counts them in 32 bits
+
 _TYPES = [f"{word}, void" for word in WORDS.values()] + [f"{C_TYPES[a]}, {C_TYPES[b]}" for a, b in ADDS]
 KERNELS = [
     *(f"dense<{types}, {channels_last}>" for types in _TYPES for channels_last in ("false", "true")),
@@ -185,12 +187,11 @@ def _shift_cuda(x: Tensor, residual: Tensor | None, n_div: int, step: int) -> Te
 
 
 def _vectors(x: Tensor, residual: Tensor | None) -> tuple[torch.memory_format | None, int]:
-    """The layout in which x and residual are dense and in whole 16-byte vectors, or None; images in one launch of fewer
-    than 2^30 elements."""
+    """The layout in which x and residual are dense and in whole 16-byte vectors, or None; images in one launch."""
     tensors = [x] if residual is None else [x, residual]
     per_vector = 16 // min(t.element_size() for t in tensors)
     B, *image = x.shape
-    images = 2**30 // max(1, prod(image))
+    images = LARGEST_LAUNCH // max(1, prod(image))
     images = B if images >= B else images // per_vector * per_vector
     if not x.numel() or not images or any(t.data_ptr() % (16 // x.element_size() * t.element_size()) for t in tensors):
         return None, 0
@@ -227,7 +228,7 @@ def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
     per_vector = 16 // x.element_size()
     planes = per_vector // gcd(per_vector, H * W)  # the fewest that are whole vectors
     whole = x.is_contiguous() and x.data_ptr() % 16 == 0 and C * H * W % per_vector == 0
-    if whole and group % planes == 0 and moving % planes == 0 and planes * H * W < 2**30:
+    if whole and group % planes == 0 and moving % planes == 0 and planes * H * W <= LARGEST_LAUNCH:
         kernel = cuda.load(SOURCE, f"in_place_planes<{WORDS[x.element_size()]}>", x.device)
         if kernel is None:
             return False

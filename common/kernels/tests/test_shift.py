@@ -154,6 +154,16 @@ def test_in_place_over_several_chunks(shape, n_div, layout, ptx):
                 same(shift_(x.clone(), n_div, step), want)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_large_tensor_takes_several_launches(layout, ptx, monkeypatch):
+    x, residual = (make((20, 16, 4, 4), torch.bfloat16, layout, seed=s) for s in (0, 1))
+    monkeypatch.setattr(OP, "LARGEST_LAUNCH", 9 * 16 * 4 * 4)
+    before = sum(ptx.launched.values())
+    same(shift(x, 4), oracle(x, 4, 1))
+    same(shift_add(x, residual, 4), oracle(x + residual, 4, 1))
+    assert sum(ptx.launched.values()) == before + 2 * 3  # eight images each, so that they begin on 16-byte addresses
+
+
 def test_gradients_are_separate_tensors():
     x, residual = make((1, 8, 3, 3)).requires_grad_(), make((1, 8, 3, 3), seed=1).requires_grad_()
     shift_add(x, residual, 4).sum().backward()  # sum sends an expanded gradient
