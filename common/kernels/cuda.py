@@ -114,7 +114,9 @@ def launch(kernel, grid: int, block: int, args: Sequence[Tensor | int | None], d
             stream = Stream.from_handle(torch.cuda.current_stream().cuda_stream)
             cuda_launch(stream, LaunchConfig(grid=grid, block=block), kernel, *values)
     except Exception as error:
-        key = next(key for key, loaded in _loaded.items() if loaded is kernel)
+        key = next((key for key, loaded in _loaded.items() if loaded is kernel), None)
+        if key is None:  # not from `load`
+            raise
         _fail(key, "could not be launched", error)
         refuse(f"{key[0].name}: {key[1]} could not be launched: {error}")
         return False

@@ -14,7 +14,7 @@ from common.kernels.shift import op as shift_op
 from common.kernels.sparse_mlp import op as sparse_mlp_op
 
 from . import cases
-from .device import Device, KernelError
+from .device import COMPILER, Device, KernelError
 
 OPS = {"shift": shift_op, "sparse_mlp": sparse_mlp_op}
 
@@ -76,6 +76,8 @@ def main() -> int:
         from .passes import report
 
         return report(args.passes) or 0
+    if COMPILER is None:
+        parser.error("needs g++ to execute what NVRTC makes of the kernels; install it")
     if args.mutants:
         return not check_mutants()
     if args.counts:

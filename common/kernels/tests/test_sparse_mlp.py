@@ -92,7 +92,7 @@ def test_values_and_gradients(shape, C_out, dtype, layout, device, poisoned):
 
 
 def authors(name, dtype=torch.float32, device="cpu"):
-    """Their module is BatchNorm and GELU in front of the operator, which here computes in dtype: our results, theirs."""
+    """Their module is BatchNorm and GELU in front of the operator, which here computes in dtype: ours and theirs."""
     parity.check_stream()
     meta, want = parity.ops(FIXTURES)[name], parity.op_arrays(FIXTURES, name)
     x = parity.op_input(meta).requires_grad_()
