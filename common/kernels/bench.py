@@ -36,6 +36,7 @@ from common.kernels.sparse_mlp import reference as sparse_mlp_reference
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 AUTHORS, EAGER, COMPILED, OURS = "authors", "best eager", "torch.compile", "ours"
 OURS_COMPILED, COPY = "ours, torch.compile", "copy"
+# OURS_COMPILED is what --compile gives: the sparse MLP's kernels where there are some, the shift decomposed
 TURNS = 9
 FARTHER = 4
 """How much farther than the authors' formulation a row may be from the exact result: rounding, not a mistake."""
@@ -85,9 +86,11 @@ def _tensors(result: object) -> list[Tensor]:
 # Times ------------------------------------------------------------------------------------------------------
 
 
-def measure(case: Case, seconds: float) -> dict:
-    """seconds: spent on each row, in TURNS turns of at least one execution."""
+def measure(case: Case, seconds: float, graphs: bool = False) -> dict:
+    """seconds: spent on each row, in TURNS turns of at least one execution. graphs: every row as a CUDA graph."""
     rows = dict(case.rows) | ({} if case.x is None else {COPY: case.x.clone})
+    if graphs:
+        rows = {name: in_cuda_graph(row) for name, row in rows.items()}
 
     clock = _clock()
 
@@ -120,6 +123,20 @@ def measure(case: Case, seconds: float) -> dict:
             "bytes_per_s_over_copy": {n: _quartiles([scale * t for t in turns[COPY]], turns[n]) for n in case.rows},
         }
     return record
+
+
+def in_cuda_graph(row: Callable[[], object]) -> Callable[[], object]:
+    """The row's launches without Python between them: small maps take the GPU less time than Python the calls."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compilation, cuDNN's choices, the allocator: none of it may happen while recording
+            row()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        row()
+    return graph.replay
 
 
 def _clock() -> Callable[[], float]:
@@ -172,6 +189,7 @@ def main(subjects: Mapping[str, Callable[..., Iterator[Case]]], cpu_batch: Mappi
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument("--batch", type=int, help="default: 128 on a GPU, fewer on a CPU")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--graphs", action="store_true", help="time CUDA graphs: the GPU's time without Python's")
     parser.add_argument("--seconds", type=float, default=0.5, help="spent on each row at least")
     args = parser.parse_args()
     if unknown := set(args.subject) - set(subjects):
@@ -191,13 +209,14 @@ def main(subjects: Mapping[str, Callable[..., Iterator[Case]]], cpu_batch: Mappi
         for case in subjects[subject](args.device, dtype, args.batch or (128 if on_gpu else cpu_batch[subject])):
             if args.only in case.name:
                 check_parity(case)
-                records.append(measure(case, args.seconds))
+                records.append(measure(case, args.seconds, args.graphs))
                 print(table(records[-1:]).splitlines()[-1], flush=True)
         if args.only or not records:
             continue
         load.append(os.getloadavg()[0])
         stamp = (
             f"{hardware}, {args.device}, {dtype}, {args.threads} thread{'s' * (args.threads > 1)}, "
+            f"{'CUDA graphs, ' * args.graphs}"
             f"torch {torch.__version__}, revision {environment['git']}, {environment['time']}, load average "
             f"{load[0]:.1f} at the start and {load[1]:.1f} at the end on {os.cpu_count()} cores"
         )
@@ -288,6 +307,8 @@ def sparse_mlp_cases(device: str, dtype: torch.dtype, batch: int) -> Iterator[Ca
         COMPILED: torch.compile(sparse_mlp_reference.sparse_mlp, dynamic=False),
         OURS: sparse_mlp_op.sparse_mlp,
     }
+    if device == "cuda":  # without kernels it is COMPILED
+        rows[OURS_COMPILED] = torch.compile(sparse_mlp_op.sparse_mlp, dynamic=False)
     wide = torch.float64 if dtype is torch.float32 else torch.float32
     for channels, side in ((80, 56), (160, 28), (320, 14), (640, 7)):
         for layout, memory_format in LAYOUTS.items():
@@ -328,7 +349,7 @@ def module_cases(
     """Training step and inference of one module in several forms, both layouts.
 
     forms: AUTHORS, EAGER, OURS and any others, with the same weights; two rows more are torch.compile of EAGER and of
-    OURS.
+    OURS. Of ShiftViT the second is what compiled code sees of the operator too, pad, slice and cat.
     shape: of the input; with three channels it is an image, takes no gradient, and AdamW belongs to the training step
     (with a learning rate of 0, so that the rows stay comparable).
     dtype: of the computation, by autocast; weights are float32.
@@ -363,7 +384,9 @@ def _execution(module: nn.Module, x: Tensor, dtype: torch.dtype, mode: str, opti
 
     weights = list(module.parameters())
     gradient = None
-    optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=0.0, fused=True) if optimize else None
+    optimizer = (
+        torch.optim.AdamW(weights, lr=0.0, weight_decay=0.0, fused=True, capturable=x.is_cuda) if optimize else None
+    )
     x = x.detach().requires_grad_(not optimize)
 
     def train():
