@@ -17,7 +17,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common import run
 from common.data.loader import steps_per_epoch
-from common.run import UserError
+from common.run import UserError, model_folder
 from common.run.hf import Progress, Trainer, arguments, count, deepspeed_config, quiet, shape
 from papers.mm_gem import build, figures
 from papers.mm_gem.data import (
@@ -163,8 +163,7 @@ def export(
     model.load_state_dict(weights)
     if recipe.tune == "lora":
         model.language_model = model.language_model.merge_and_unload()
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    model_folder.save(folder / "model", model, processor)
 
 
 def multiply_adds(recipe: Recipe) -> int:

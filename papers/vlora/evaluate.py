@@ -24,7 +24,7 @@ from common import run
 from common.data.loader import progress
 from common.data.picture import Unreadable, read_picture
 from common.metrics import captions as metrics
-from common.run import UserError, World
+from common.run import UserError, World, model_folder
 from papers.vlora.data import (
     CaptionDataset,
     ChatDataset,
@@ -56,11 +56,11 @@ class Question:
 
 def load(folder: Path, device: torch.device) -> tuple[VisionLanguageModel, VLoRAProcessor]:
     """A saved model, in eval mode, and its processor. `UserError` for a folder that holds none."""
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds no model: expected config.json and *.safetensors of save_pretrained")
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(device).eval()
-    return model, AutoProcessor.from_pretrained(folder)
+    folder = model_folder.model_folder(folder)
+    model = model_folder.load(AutoModelForImageTextToText, folder, dtype="auto")
+    if not isinstance(model, VisionLanguageModel):
+        raise UserError(f"{folder} holds a {type(model).__name__}, not a VLoRA model or the token baseline")
+    return model.to(device).eval(), model_folder.load(AutoProcessor, folder)
 
 
 def questions(data: Samples, most: int) -> list[Question]:

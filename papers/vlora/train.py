@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common import run
 from common.data.loader import steps_per_epoch
+from common.run import model_folder
 from common.run.hf import Progress, Trainer, arguments, count, deepspeed_config, quiet
 from papers.vlora import build, figures
 from papers.vlora.data import Encoded, data_folder, describe, evenly_spread, open_dataset, open_if_there, train_loader
@@ -113,8 +114,7 @@ def export(
     if recipe.tune == "lora":
         model.language_model = model.language_model.merge_and_unload()
     run.save_weights(folder / "connection.safetensors", build.connection(model, recipe).state_dict())
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    model_folder.save(folder / "model", model, processor)
 
 
 def multiply_adds(recipe: Recipe) -> int:

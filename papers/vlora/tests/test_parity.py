@@ -10,7 +10,7 @@ from transformers import initialization as init
 
 from common.run import UserError
 from common.tests import parity
-from papers.vlora import VLoRAForConditionalGeneration, load_official
+from papers.vlora import VLoRAForConditionalGeneration
 from papers.vlora.official import CLIP_L_336, GENERATOR_7B, VARIANTS, VICUNA_7B, config, convert
 
 FIXTURES = Path(__file__).parent / "fixtures"
