@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from common.run.files import UserError, open_as_umask
+from common.run.files import UserError, open_as_umask, read_json
+
+Recipe = TypeVar("Recipe")
 
 
 def save(folder: Path, *parts: Any) -> None:
@@ -27,6 +30,20 @@ def model_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise UserError(f"{folder} holds no model: expected config.json and *.safetensors of save_pretrained")
     return folder
+
+
+def recipe_of(checkpoint: Path, name: str | None, recipes: Mapping[str, Recipe]) -> Recipe:
+    """The named recipe; without a name that of a run folder."""
+    path = checkpoint / "config.json"
+    if name is None and path.is_file():
+        try:
+            if "recipe" in (found := read_json(path)):
+                return type(next(iter(recipes.values())))(**found["recipe"])
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path} is damaged or of another version ({error}): name the recipe, --recipe") from None
+    if name not in recipes:
+        raise UserError(f"a model folder needs --recipe, one of {', '.join(recipes)}; got {name!r}")
+    return recipes[name]
 
 
 def load(kind: Any, folder: Path | str, hint: str = "", **options: Any) -> Any:

@@ -17,11 +17,12 @@ from common import run
 from common.data.images import Images
 from common.data.loader import progress
 from common.data.picture import Unreadable, read_picture
+from common.data.text import printable
 from common.run import UserError, World, model_folder
 from common.run.hf import quiet
 from papers.mm_gem.data import Captioned
 from papers.mm_gem.model import MMGEMModel
-from papers.mm_gem.processing import Box, MMGEMProcessor
+from papers.mm_gem.processing import Box, MMGEMProcessor, nothing_in
 
 BATCH = 64  # most images, regions or texts at a time
 
@@ -35,19 +36,25 @@ class Pictures(Protocol):
 
 
 class Files:
-    """`Pictures` of image files; an unreadable one is a `UserError`."""
+    """`Pictures` of image files; an unreadable one is a `UserError`, and so is one in which one of its `boxes` lies
+    outside."""
 
-    def __init__(self, files: Sequence[Path]):
-        self.files = files
+    def __init__(self, files: Sequence[Path], boxes: Sequence[Sequence[Box]] | None = None):
+        self.files, self.boxes = files, boxes
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Image.Image:
+        name = printable(self.files[index])
         try:
-            return read_picture(self.files[index])
+            picture = read_picture(self.files[index])
         except Unreadable as error:
-            raise UserError(f"{self.files[index]} is unreadable ({error})") from None
+            raise UserError(f"{name} is unreadable ({error})") from None
+        for box in self.boxes[index] if self.boxes else ():
+            if wrong := nothing_in(box, picture):
+                raise UserError(f"{name}: {wrong}")
+        return picture
 
 
 class Chosen:

@@ -30,7 +30,7 @@ from papers.mm_gem.data import (
     train_loader,
 )
 from papers.mm_gem.embedder import load
-from papers.mm_gem.evaluate import evaluate
+from papers.mm_gem.evaluate import Validation, evaluate
 from papers.mm_gem.processing import MMGEMProcessor
 from papers.mm_gem.recipes import Recipe
 
@@ -87,6 +87,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     root = data_folder(recipe, options.data)
     rows = Rows(open_captions(root, "train"), open_regions(root, "train") if recipe.region_fraction else [])
     held_out = open_captions(root, "val"), regions_if_there(root, "val")
+    Validation.of(*held_out, recipe.eval_rows)  # an empty caption is found now, not at the end
     per_epoch = steps_per_epoch(len(rows.images), recipe.batch)
     steps = recipe.steps or recipe.epochs * per_epoch
     run.accumulation(recipe.batch, world, 0)  # the batch must be shared out evenly

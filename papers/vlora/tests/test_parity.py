@@ -11,7 +11,7 @@ from transformers import initialization as init
 from common.run import UserError
 from common.tests import parity
 from papers.vlora import VLoRAForConditionalGeneration
-from papers.vlora.official import CLIP_L_336, GENERATOR_7B, VARIANTS, VICUNA_7B, config, convert
+from papers.vlora.official import CLIP_L_336, GENERATOR_7B, VARIANTS, VICUNA_7B, config, convert, load_official
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = ["case_a", "case_b", "case_c", "case_d"]
