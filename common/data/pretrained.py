@@ -34,6 +34,8 @@ def smollm2() -> Path:
         try:
             quantized = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **packed, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **packed)
+        except ImportError as error:
+            raise UserError(str(error).strip().splitlines()[0]) from None
         except Exception as error:  # a damaged file raises whatever its readers stumble on
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             raise UserError(f"{file} is damaged ({reason}); {_install(SMOLLM2[1])}") from None

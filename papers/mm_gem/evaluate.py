@@ -236,8 +236,8 @@ def caption(embedder: Embedder, shown: Validation, recipe: Recipe) -> tuple[Scor
 def caption_regions(embedder: Embedder, shown: Validation, recipe: Recipe) -> tuple[Scores, dict[str, Any]]:
     """Captions of boxes against their phrases."""
     captions = embedder.describe(
-        Files(shown.files, shown.boxes), shown.boxes, beams=recipe.beams, new_tokens=20 if recipe.dataset == "scenes" else 32,
-        what="describing regions",
+        Files(shown.files, shown.boxes), shown.boxes, beams=recipe.beams,
+        new_tokens=20 if recipe.dataset == "scenes" else 32, what="describing regions",
     )
     phrases = [[region.phrase] for region in shown.regions]
     scores = {
