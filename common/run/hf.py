@@ -159,8 +159,10 @@ def _newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run; a damaged one is named and passed over."""
     for path in reversed(_checkpoints(folder / "checkpoints")):
         try:
-            run.read_json(path / COMPLETE_MARKER)["wall_s"]
-            run.read_json(path / "trainer_state.json")["global_step"]
+            float(run.read_json(path / COMPLETE_MARKER)["wall_s"])
+            step = transformers.TrainerState.load_from_json(str(path / "trainer_state.json")).global_step
+            if path.name != f"checkpoint-{step}":
+                raise ValueError(f"it is of step {step}")
             with safe_open(path / "model.safetensors", "pt"):
                 pass
             if not any(path.glob("global_step*")):  # DeepSpeed's optimizer

@@ -55,8 +55,10 @@ def _cut(path):
 @pytest.mark.parametrize("damage", [
     lambda newest: _cut(newest / "model.safetensors"), lambda newest: _cut(newest / "optimizer.pt"),
     lambda newest: (newest / "optimizer.pt").unlink(), lambda newest: (newest / "trainer_state.json").write_text(""),
+    lambda newest: (newest / "trainer_state.json").write_text('{"no_such": 4}'),
+    lambda newest: (newest / "trainer_state.json").write_text('{"global_step": 9}'),
     lambda newest: (newest / hf.COMPLETE_MARKER).unlink(), lambda newest: (newest / "scheduler.pt").write_bytes(b""),
-], ids=["weights", "optimizer", "no optimizer", "state", "not whole", "schedule"])
+], ids=["weights", "optimizer", "no optimizer", "state", "other state", "other step", "not whole", "schedule"])
 def test_a_damaged_newest_checkpoint_is_passed_over(stopped, tmp_path, capsys, damage):
     folder = shutil.copytree(stopped, tmp_path / "run")
     assert hf._newest_checkpoint(folder).name == "checkpoint-4"
