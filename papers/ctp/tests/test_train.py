@@ -281,10 +281,10 @@ tests.run.main(tests.DOOR)
 """
 
 
-def _launch(processes, *words):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
-    command = [str(word) for word in (sys.executable, *launch, *words)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(run.ROOT)}
+def _launch(home, processes, *words):
+    launch = ["common.run.launch", processes] if processes > 1 else []
+    command = [str(word) for word in (sys.executable, "-m", *launch, *words, "--device", "cpu")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{run.ROOT}:{home}"}
     done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -297,7 +297,7 @@ def test_two_processes_share_a_batch(tmp_path, tiny, method):
     changes += ["--method", "moco", "--queue", "32"] if method == "moco" else []
     logs = {}
     for processes in (1, 2):
-        _launch(processes, tmp_path / "still.py", "smoke", "--out", tmp_path / str(processes), *changes)
+        _launch(tmp_path, processes, "still", "smoke", "--out", tmp_path / str(processes), *changes)
         (folder,) = (tmp_path / str(processes)).glob("ctp/smoke/*")
         logs[processes] = run.read_log(folder)
     assert len(logs[1]) == len(logs[2]) == 3
@@ -309,12 +309,12 @@ def test_two_processes_share_a_batch(tmp_path, tiny, method):
 @pytest.mark.slow
 def test_two_processes_judge_a_backbone_with_stop_at(tmp_path, tiny):
     """--stop-at is the pre-training's alone: fine-tuning is longer, and both processes must see it to its end."""
-    _launch(2, "-m", "papers.ctp.train", "smoke", "--out", tmp_path, "--data", tiny, "--batch", 16, "--stop-at", 3,
-            "--downstream", "tiny_recognize")
+    _launch(tmp_path, 2, "papers.ctp.train", "smoke", "--out", tmp_path, "--data", tiny, "--batch", 16,
+            "--stop-at", 3, "--downstream", "tiny_recognize")
     (folder,) = tmp_path.glob("ctp/smoke/*")
     assert {"finetune_top1", "random finetune_top1"} <= set(_scores(folder))
-    _launch(2, "-m", "papers.ctp.train", "compare", "--out", tmp_path, "--data", tiny, "--batch", 16, "--stop-at", 2,
-            "--compare", "random", "ctp")
+    _launch(tmp_path, 2, "papers.ctp.train", "compare", "--out", tmp_path, "--data", tiny, "--batch", 16,
+            "--stop-at", 2, "--compare", "random", "ctp")
     (folder,) = tmp_path.glob("ctp/compare/*")
     assert not (folder / "results.json").exists()
 

@@ -151,9 +151,9 @@ def test_two_processes_train_like_one(tmp_path, data, recipe, data_of, more):
     logs = {}
     where = ["--data", str(data)] if data_of == "sequences" else []
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.dualtfr.train", recipe, *where, *more, "--log-every", "1",
-                   "--out", str(tmp_path / str(processes))]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.dualtfr.train", recipe, *where, *more, "--log-every", "1",
+                   "--device", "cpu", "--out", str(tmp_path / str(processes))]
         subprocess.run(
             command, check=True, cwd=run.ROOT, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )

@@ -146,9 +146,9 @@ def test_two_processes_train_like_one(tmp_path, two_videos):
     logs = {}
     size = ["--head-width", "8", "--crop-px", "63", "--anchor-px", "16", "--val-pairs", "2", "--pairs-per-epoch", "8"]
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.maml_tracker.train", "smoke", *size, "--data", two_videos,
-                   "--out", tmp_path / str(processes), "--log-every", "1"]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.maml_tracker.train", "smoke", *size, "--data", two_videos,
+                   "--out", tmp_path / str(processes), "--log-every", "1", "--device", "cpu"]
         subprocess.run(
             [str(word) for word in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=run.ROOT,
             capture_output=True,
@@ -250,11 +250,10 @@ def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos, monkey
 @pytest.mark.slow
 def test_a_comparison_of_two_processes_stops_and_goes_on(tmp_path, two_videos):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--",
-        "papers.maml_tracker.train", "comparison", "--compare", "detection", "maml", "--seeds", "0",
-        "--data", two_videos, "--out", tmp_path, "--resume", "auto", "--head-width", "8", "--crop-px", "63",
-        "--anchor-px", "16", "--val-pairs", "2", "--pairs-per-epoch", "4", "--batch", "4", "--detection-epochs", "2",
-        "--epochs", "1",
+        sys.executable, "-m", "common.run.launch", "2", "papers.maml_tracker.train", "comparison", "--device", "cpu",
+        "--compare", "detection", "maml", "--seeds", "0", "--data", two_videos, "--out", tmp_path, "--resume", "auto",
+        "--head-width", "8", "--crop-px", "63", "--anchor-px", "16", "--val-pairs", "2", "--pairs-per-epoch", "4",
+        "--batch", "4", "--detection-epochs", "2", "--epochs", "1",
     ]
     for more in (["--stop-at", "1"], []):
         subprocess.run(

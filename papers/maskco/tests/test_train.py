@@ -227,9 +227,10 @@ def test_keys_move_once_a_step_and_before_they_are_used(tmp_path, tiny, monkeypa
 
 
 TWO = """
-import os, torch, torch.distributed as dist
+import torch, torch.distributed as dist
+from common import run
 from papers.maskco.model import MaskCo
-dist.init_process_group("gloo")
+run.join_group("gloo")
 torch.manual_seed(0)
 model = MaskCo("resnet10_narrow", output_stride=8, mph_width=16, queue=13)
 for name, module in model.named_modules():  # train mode, so that keys are shuffled; statistics as in eval mode
@@ -256,9 +257,9 @@ dist.destroy_process_group()
 """
 
 
-def _launch(*words):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(run.ROOT)}
+def _launch(home, *words):
+    command = [sys.executable, "-m", "common.run.launch", 2, *words, "--device", "cpu"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{run.ROOT}:{home}"}
     done = subprocess.run([str(w) for w in command], cwd=run.ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -266,13 +267,13 @@ def _launch(*words):
 @pytest.mark.slow
 def test_shuffled_keys_are_those_of_their_own_boxes(tmp_path):
     (tmp_path / "two.py").write_text(TWO)
-    _launch(tmp_path / "two.py")
+    _launch(tmp_path, "two")
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_batch(tmp_path, tiny):
     """Batch normalisation sees half the batch each, so losses are near, not equal."""
-    _launch("-m", "papers.maskco.train", "smoke", "--out", tmp_path / "two", "--data", tiny, "--batch", 8,
+    _launch(tmp_path, "papers.maskco.train", "smoke", "--out", tmp_path / "two", "--data", tiny, "--batch", 8,
             "--queue", 40, "--log-every", 1, "--lr", 0.01)
     (folder,) = (tmp_path / "two").glob("maskco/smoke/*")
     one = _train(tmp_path / "one", tiny, replace(RECIPES["smoke"], batch=8, queue=40, lr=0.01))

@@ -126,11 +126,12 @@ def test_accumulation_is_the_whole_batch(tmp_path, data):
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path, data):
-    overrides = ["--data", data, "--log-every", "1", "--epochs", "1"]  # no drop path, which draws on each process
+    # no drop path, which draws on each process
+    overrides = ["--data", data, "--log-every", "1", "--epochs", "1", "--device", "cpu"]
     logs, scores = {}, {}
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.sbt.train", "smoke", "--out", tmp_path / str(processes)]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.sbt.train", "smoke", "--out", tmp_path / str(processes)]
         subprocess.run(
             [str(word) for word in command + overrides], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
             cwd=run.ROOT, capture_output=True,

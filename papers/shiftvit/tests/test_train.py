@@ -100,10 +100,11 @@ def test_accumulation_is_the_whole_batch(tmp_path, data):
 def test_two_processes_train_like_one(tmp_path, data):
     # Without mixup, which pairs the images of a process, and drop path, which draws on each process.
     overrides = ["--data", data, "--mixup", "0", "--cutmix", "0", "--batch", "32", "--epochs", "1", "--log-every", "1"]
+    overrides += ["--device", "cpu"]
     logs = {}
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.shiftvit.train", "smoke", "--out", tmp_path / str(processes)]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.shiftvit.train", "smoke", "--out", tmp_path / str(processes)]
         subprocess.run(
             [str(word) for word in command + overrides], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
             cwd=run.ROOT, capture_output=True,

@@ -155,9 +155,9 @@ def test_a_recipes_training_can_be_planned(name):
 def test_processes_average_their_running_statistics(tmp_path, data):
     key, means = "stages.0.blocks.0.local.norm.running_mean", []
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.smlpnet.train", "smoke", "--out", tmp_path / str(processes),
-                   "--data", data, "--batch", "32", "--stop-at", "1"]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.smlpnet.train", "smoke", "--out", tmp_path / str(processes),
+                   "--data", data, "--batch", "32", "--stop-at", "1", "--device", "cpu"]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([str(word) for word in command], check=True, env=one_thread, cwd=run.ROOT, capture_output=True)
         (folder,) = (tmp_path / str(processes)).glob("smlpnet/smoke/*")
