@@ -8,7 +8,7 @@ import pickle
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -113,11 +113,11 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor
 
 
 def restore(
-    folder: Path, options: Options, optimizer: torch.optim.Optimizer | None = None,
-    **modules: torch.nn.Module | None,
+    folder: Path, options: Options, optimizer: torch.optim.Optimizer | None = None, *,
+    classes: Sequence[str] = (), **modules: torch.nn.Module | None,
 ) -> tuple[int, dict[str, Any]]:
     """(step, state) of the checkpoint a resumed run goes on from, loaded into `modules` and `optimizer`; (0, {}) for a
-    run that starts. Of a module that is None nothing is asked."""
+    run that starts. Of a module that is None nothing is asked. `UserError` if the run has learned other `classes`."""
     found = load_checkpoint(folder) if options.resume else None
     steps = gather_objects([found[0] if found else 0])
     if len(set(steps)) > 1:
@@ -125,6 +125,17 @@ def restore(
     if not found:
         return 0, {}
     step, weights, state = found
+    learned = state.get("classes", [])
+    if classes and learned != list(classes):
+        lacking, new = (
+            [repr(name) for name in ours if name not in theirs][:5]
+            for ours, theirs in ((learned, classes), (classes, learned))
+        )
+        differ = f"it learned {', '.join(lacking) or 'no other'}, the data have {', '.join(new) or 'none besides'}"
+        raise UserError(
+            f"cannot resume {folder} with the classes of these data: {differ if lacking or new else 'another order'}; "
+            "give the folder it was started with as --data"
+        )
     for name, module in modules.items():
         if module is not None:
             module.load_state_dict(weights[name])

@@ -48,7 +48,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     kind = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adamw": torch.optim.AdamW}[recipe.optimizer]
     optimizer = kind(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     schedule = scheduler(optimizer, recipe, steps_per_epoch)
-    start, state = run.restore(folder, options, optimizer, model=model)
+    start, state = run.restore(folder, options, optimizer, classes=videos.classes, model=model)
     if options.compile:
         model.compile()
     # Where they are not synchronized, running statistics are each process's own, and averaged when used or kept.

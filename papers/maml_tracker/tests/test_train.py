@@ -12,7 +12,8 @@ import torch
 from common import run
 from common.data import pairs
 from common.data.tiny.sequences import sequences
-from common.metrics.trackers import demo, trackers
+from common.metrics import trackers
+from common.metrics.trackers import demo
 from papers.maml_tracker import cases, compare, train
 from papers.maml_tracker.data import VideoSets, support_set, target_set
 from papers.maml_tracker.evaluate import PAPER, build
