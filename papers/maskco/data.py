@@ -186,7 +186,7 @@ class Pictures(images.Images):
     def __init__(self, root: Path):
         index = index_folder(root, classes=False)
         files = Files(root, index)
-        super().__init__(files, np.zeros(len(files)), ["any"])
+        super().__init__(files, np.zeros(len(files), np.int64), ["any"])
         self.left_out = index.about["left_out"]
 
     def read(self, index: int) -> Image.Image:

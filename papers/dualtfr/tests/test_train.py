@@ -291,7 +291,7 @@ def test_a_comparison_needs_a_validation_split(tmp_path, data):
 
 
 def test_members_are_the_networks_they_claim_to_be():
-    recipe = dataclasses.replace(RECIPES["ablation"], pretrained="some/run")
+    recipe = dataclasses.replace(RECIPES["ablation"], compare_init="some/run")
     members = compare.members(recipe)
     assert list(members) == list(compare.MEMBERS)
     built = {name: build(member) for name, member in members.items()}
@@ -365,7 +365,7 @@ def test_bench_times_the_parts_of_the_network(monkeypatch, tmp_path, capsys):
     (["tiny", "--resume", "/nowhere"], "not a run folder"),
     (["tiny", "--device", "cuda"], "no CUDA device"),
     (["ablation", "--compare", "cab9"], "no member 'cab9' in --compare; there are cab0, cab1"),
-    (["ablation", "--compare", "pretrained"], "needs --pretrained"),
+    (["ablation", "--compare", "pretrained"], "needs --compare-init"),
 ])
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
     if "cuda" in argv and torch.cuda.is_available():
