@@ -8,18 +8,20 @@ import pickle
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.run import recorded
 from common.run.files import UserError, read_json, write_json, written_whole
 from common.run.options import Options
 from common.run.world import gather_objects
 
 Recipe = TypeVar("Recipe")
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
@@ -147,13 +149,18 @@ def restore(
 def load_run(
     folder: Path, recipe_type: type[Recipe]
 ) -> tuple[Recipe, dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """(recipe, weights, state) of a run folder's newest whole checkpoint."""
+    """(recipe, weights, state) of a run folder's newest whole checkpoint; state["classes"] are names, or none."""
     found = load_checkpoint(folder) if (folder / "config.json").is_file() else None
     if not found:
         raise UserError(f"{folder} is no run folder with a whole checkpoint")
     _, weights, state = found
     try:
-        return recipe_type(**read_json(folder / "config.json")["recipe"]), weights, state
+        shown = [len(weights["model"]), *(side for tensor in weights["model"].values() for side in tensor.shape)]
+        fields = read_json(folder / "config.json")["recipe"]
+        recipe = recorded.recipe(recipe_type, fields, largest=max(recorded.LARGEST, *shown))
+        if not all(isinstance(name, str) for name in state.setdefault("classes", [])):
+            raise ValueError("the names of its classes are no texts")
+        return recipe, weights, state
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is no run of this version: its config.json does not fit ({error}); use the revision in its "
@@ -168,6 +175,25 @@ def fit(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], what: str) 
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{what}: {' '.join(str(error).split())[:600]}") from None
+
+
+def built(build: Callable[[], Network], weights: Mapping[str, torch.Tensor], what: str) -> Network:
+    """The network that `build` makes, with these weights, in eval mode. If they are not those of its tensors, by name
+    and shape, it is a `UserError` that begins with `what`, and no memory was taken for them."""
+    with torch.device("meta"):
+        network = build()
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    differ = [
+        f"{name} {list(found[name]) if name in found else 'missing'}, "
+        f"expected {list(expected[name]) if name in expected else 'nothing of that name'}"
+        for name in {**expected, **found} if found.get(name) != expected.get(name)
+    ]
+    if differ:
+        raise UserError(f"{what}: {'; '.join(differ[:5])}" + (f" and {len(differ) - 5} more" if differ[5:] else ""))
+    network = build()
+    network.load_state_dict(weights)
+    return network.eval()
 
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:

@@ -27,6 +27,10 @@ from papers.ctp.recipes import Recipe
 
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, evaluates and reports one run; returns its folder."""
+    if world.amp is torch.bfloat16 and world.device.type == "cpu":
+        raise run.UserError(
+            "--precision bf16 on a CPU: the weight gradients of torch's 3-D convolutions are wrong there; leave it fp32"
+        )
     videos, val = (evaluate.open_split(recipe, options.data, split) for split in ("train", "val"))
     about = evaluate.describe(recipe, options.data, videos, val)
     if recipe.downstream:

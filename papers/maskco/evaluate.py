@@ -219,9 +219,11 @@ def metrics(scores: Mapping[str, float]) -> list[dict[str, Any]]:
 def load_run(folder: Path) -> tuple[nn.Module, Recipe, list[str]]:
     """A run's newest model in eval mode, its recipe, and the names of its classes."""
     recipe, weights, state = run.load_run(folder, Recipe)
-    model = build(recipe, len(state["classes"]))
-    model.load_state_dict(weights["model"])
-    return model.eval(), recipe, state["classes"]
+    model = run.built(
+        lambda: build(recipe, len(state["classes"])), weights["model"],
+        f"{folder} does not hold what its config.json says",
+    )
+    return model, recipe, state["classes"]
 
 
 @dataclass

@@ -47,9 +47,11 @@ class Paper:
     def load_run(self, folder: Path) -> tuple[torch.nn.Module, Any, list[str]]:
         """A run's newest model in eval mode, its recipe, and the names of its classes."""
         recipe, weights, state = run.load_run(folder, type(next(iter(self.recipes.values()))))
-        model = self.build(recipe, len(state["classes"]))
-        model.load_state_dict(weights["model"])
-        return model.eval(), recipe, state["classes"]
+        model = run.built(
+            lambda: self.build(recipe, len(state["classes"])), weights["model"],
+            f"{folder} does not hold what its config.json says",
+        )
+        return model, recipe, state["classes"]
 
     def load_file(self, path: Path, recipe: Any, classes: int) -> torch.nn.Module:
         """The recipe's model in eval mode with the weights of a file, ours or the authors'."""
