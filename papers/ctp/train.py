@@ -32,6 +32,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             "--precision bf16 on a CPU: the weight gradients of torch's 3-D convolutions are wrong there; leave it fp32"
         )
     videos, val = (evaluate.open_split(recipe, options.data, split) for split in ("train", "val"))
+    if recipe.method == "recognize" and options.val_classes == "all":
+        evaluate.expect_all_classes(val)
     about = evaluate.describe(recipe, options.data, videos, val)
     if recipe.downstream:
         evaluate.downstream(recipe, init="")  # is there one?

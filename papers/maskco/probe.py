@@ -20,7 +20,7 @@ from papers.maskco.recipes import Recipe
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, evaluates and reports one classifier; returns the run's folder."""
     root = evaluate.data_folder(recipe, options.data)
-    pictures, val = (images.open_images(root, split) for split in ("train", "val"))
+    pictures, val = images.open_both(root, subset=options.val_classes == "subset")
     about = evaluate.describe(recipe, options.data, pictures, val)
     steps_per_epoch = loader.steps_per_epoch(len(pictures), recipe.batch)
     steps = recipe.epochs * steps_per_epoch

@@ -376,3 +376,10 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
     assert exit.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
+
+
+def test_data_are_looked_at_before_weights_are_sought(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "init_weights", lambda *_: pytest.fail("weights first"))
+    with pytest.raises(run.UserError, match=r"no data folder|has no folder for"):
+        _train(tmp_path / "runs", tmp_path / "nowhere", RECIPES["got10k"])
+    assert not (tmp_path / "runs").exists()

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from common import run
 from common.data.tiny.digits import digits
 from common.data.tiny.scenes import scenes
+from common.tests.squares import BROKEN, break_classes, class_folders
 from papers.maskco import cases, compare, data, demo, evaluate
 from papers.maskco.__main__ import choose
 from papers.maskco.export import export, load_backbone
@@ -406,3 +407,28 @@ def test_the_comparisons_table():
         "| coco_small: 8 | mini_moco_v2 | 30.0 % | 8.0 % | 0 |",
     ]
     assert compare.table(records[-1:]) == ""
+
+
+@pytest.mark.parametrize("how, message", BROKEN)
+def test_other_classes_in_a_classifiers_validation_are_one_line(tmp_path, how, message):
+    break_classes(root := class_folders(tmp_path / "data"), how)
+    with pytest.raises(run.UserError, match=message):
+        _train(tmp_path / "runs", root, replace(SMALL, method="linear"))
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(run.UserError, match=message):  # and so are those of pictures to probe with
+        _train(tmp_path / "runs", root, replace(SMALL, probe=str(root)))
+
+
+def test_a_training_picture_that_cannot_be_read_is_left_out_of_the_probe(tmp_path, capsys):
+    root = class_folders(tmp_path / "data")
+    train, val = data.open_labelled(root)
+    backbone = evaluate.build(SMALL, 1).backbone
+    names = [path.name for path in sorted((root / "train" / "b").iterdir())]
+    (root / "train" / "b" / names[2]).write_bytes(b"damaged")
+    rows, seen = evaluate.features(backbone, train, SMALL, WORLD, tolerant=True)
+    assert seen == [i for i in range(32) if i != 8 + 2] and len(rows) == 31
+    scores = evaluate.probe_scores(backbone, train, val, SMALL, WORLD)
+    assert "1 of 32 pictures cannot be read" in capsys.readouterr().err and 0 <= scores["probe_top1"] <= 100
+    (root / "val" / "a" / "0.png").write_bytes(b"damaged")
+    with pytest.raises(run.UserError, match="cannot evaluate"):
+        evaluate.probe_scores(backbone, train, val, SMALL, WORLD)

@@ -14,6 +14,7 @@ from common import run
 from common.data import images
 from common.data.tiny.digits import digits
 from common.metrics import classification
+from common.tests.squares import class_folders
 from papers.smlpnet import cases, compare, figures
 from papers.smlpnet.evaluate import PAPER, build
 from papers.smlpnet.recipes import RECIPES
@@ -164,3 +165,12 @@ def test_processes_average_their_running_statistics(tmp_path, data):
         means.append(run.load_checkpoint(folder)[1]["model"][key])
     # the mean over the whole batch, not over the first process's half of it
     torch.testing.assert_close(*means, rtol=1e-4, atol=1e-6)
+
+
+def test_an_unreadable_training_picture_is_left_out_of_the_accuracy_on_them(tmp_path, capsys):
+    root = class_folders(tmp_path / "data")
+    (root / "train" / "c" / "3.png").write_bytes(b"damaged")
+    folder = _train(tmp_path / "runs", root, dataclasses.replace(LIVELY, batch=16, train_accuracy=True))
+    scores = {m["name"]: m["value"] for m in run.read_json(folder / "results.json")["metrics"]}
+    assert "1 of 32 images cannot be read, and are left out" in capsys.readouterr().err
+    assert scores["train_top1"] * 31 / 100 == pytest.approx(round(scores["train_top1"] * 31 / 100), abs=1e-6)
