@@ -151,9 +151,9 @@ def test_two_processes_train_like_one(tmp_path, data, recipe, data_of, more):
     logs = {}
     where = ["--data", str(data)] if data_of == "sequences" else []
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.dualtfr.train", recipe, *where, *more, "--log-every", "1",
-                   "--out", str(tmp_path / str(processes))]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.dualtfr.train", recipe, *where, *more, "--log-every", "1",
+                   "--device", "cpu", "--out", str(tmp_path / str(processes))]
         subprocess.run(
             command, check=True, cwd=run.ROOT, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
@@ -376,3 +376,10 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
     assert exit.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
+
+
+def test_data_are_looked_at_before_weights_are_sought(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "init_weights", lambda *_: pytest.fail("weights first"))
+    with pytest.raises(run.UserError, match=r"no data folder|has no folder for"):
+        _train(tmp_path / "runs", tmp_path / "nowhere", RECIPES["got10k"])
+    assert not (tmp_path / "runs").exists()

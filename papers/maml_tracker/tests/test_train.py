@@ -150,9 +150,9 @@ def test_two_processes_train_like_one(tmp_path, two_videos):
     logs = {}
     size = ["--head-width", "8", "--crop-px", "63", "--anchor-px", "16", "--val-pairs", "2", "--pairs-per-epoch", "8"]
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.maml_tracker.train", "smoke", *size, "--data", two_videos,
-                   "--out", tmp_path / str(processes), "--log-every", "1"]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.maml_tracker.train", "smoke", *size, "--data", two_videos,
+                   "--out", tmp_path / str(processes), "--log-every", "1", "--device", "cpu"]
         subprocess.run(
             [str(word) for word in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=run.ROOT,
             capture_output=True,
@@ -256,8 +256,8 @@ def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos, monkey
 @pytest.mark.slow
 def test_a_comparison_of_two_processes_stops_and_goes_on(tmp_path, two_videos):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--",
-        "papers.maml_tracker.train", "comparison", "--compare", "detection", "maml", "--seeds", "0",
+        sys.executable, "-m", "common.run.launch", "2", "papers.maml_tracker.train", "comparison", "--device", "cpu",
+        "--compare", "detection", "maml", "--seeds", "0",
         "--data", two_videos, "--out", tmp_path, "--resume", "auto", "--head-width", "8", "--crop-px", "63",
         "--anchor-px", "16", "--val-pairs", "2", "--pairs-per-epoch", "4", "--batch", "4", "--detection-epochs", "2",
         "--epochs", "1",
@@ -341,3 +341,10 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
     assert exit.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
+
+
+def test_data_are_looked_at_before_weights_are_sought(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "build", lambda *_, **__: pytest.fail("weights first"))
+    with pytest.raises(run.UserError, match=r"no data folder|has no folder for"):
+        _train(tmp_path / "runs", tmp_path / "nowhere", RECIPES["retina"])
+    assert not (tmp_path / "runs").exists()
