@@ -168,7 +168,8 @@ def _first_pictures(config, folder: Path) -> None:
 def nothing_found(evaluator: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Scores of a detector that found nothing at all, of which mmdetection's COCO metric says nothing."""
     every = [evaluator] if isinstance(evaluator, Mapping) else evaluator
-    kinds = [kind for each in every for kind in ([each["metric"]] if isinstance(each["metric"], str) else each["metric"])]
+    asked = [each["metric"] for each in every]
+    kinds = [kind for each in asked for kind in ([each] if isinstance(each, str) else each)]
     return {f"coco/{kind}_{name}": 0.0 for kind in kinds for name in ("mAP", "mAP_50", "mAP_75")}
 
 

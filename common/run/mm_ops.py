@@ -28,7 +28,7 @@ def roi_align_forward(
     input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, *, aligned_height: int,
     aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool,
 ) -> None:
-    """Fills `output` (R, C, h, w) with what `input` (B, C, H, W) shows in the regions (R, 5): picture, x1, y1, x2, y2."""
+    """Fills `output` (R, C, h, w) with `input` (B, C, H, W) in the regions (R, 5): picture, x1, y1, x2, y2."""
     if pool_mode != _AVERAGE:
         _missing("roi_align with pool_mode='max'")
     output.copy_(torch.ops.torchvision.roi_align(

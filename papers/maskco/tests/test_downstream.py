@@ -159,3 +159,29 @@ def test_a_step_at_full_scale_starts_from_the_export(name, resnet50, tmp_path):
     assert 0 < loss < 20
     assert not torch.equal(model.backbone.conv1.weight, exported["conv1.weight"])
     assert {row["name"] for row in mm.metrics(runner.test())} == SCORES[name]
+
+
+@pytest.mark.slow
+def test_a_resumed_training_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
+    coco(tmp_path / "data")
+    arguments = ["train", "mask_rcnn_small", "--data", str(tmp_path / "data"), "--out", str(tmp_path), "--change",
+                 "pictures=2", "train_cfg.max_iters=4", "train_cfg.val_interval=5", "param_scheduler.1.T_max=4",
+                 "default_hooks.checkpoint.interval=2", "default_hooks.checkpoint.max_keep_ckpts=3",
+                 "default_hooks.visualization.draw=False"]
+
+    def weights(folder):
+        assert (folder / "results.json").is_file() and json.loads((folder / "config.json").read_text())
+        return run.load_weights(folder / "iter_4.pth")  # no code in what was written
+
+    monkeypatch.setattr("sys.argv", arguments)
+    run.main(lambda: mm.main("maskco", train.CONFIGS, train.CHECKPOINT))
+    (folder,) = (tmp_path / "maskco/downstream_mask_rcnn_small").iterdir()
+    undisturbed = weights(folder)
+    for name in ("iter_4.pth", "results.json"):  # as if killed after step 2
+        (folder / name).unlink()
+    (folder / "last_checkpoint").write_text("iter_2.pth")
+    monkeypatch.setattr("sys.argv", [*arguments, "--resume", "auto"])
+    run.main(lambda: mm.main("maskco", train.CONFIGS, train.CHECKPOINT))
+    resumed = weights(folder)
+    assert (folder / "results.json").is_file()
+    assert all(torch.allclose(resumed[name], undisturbed[name], atol=1e-6) for name in undisturbed)
