@@ -55,7 +55,7 @@ def main(paper: str, configs: Path, checkpoint: str) -> None:
         def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
             hub = checkpoint["message_hub"]
             hub["log_scalars"] = {}  # objects, for the log's running means only
-            plain = {k: v for k, v in hub["runtime_info"].items() if isinstance(v, str | int | float | list)}
+            plain = {k: v for k, v in hub["runtime_info"].items() if type(v) in (str, int, float, list)}  # no numpy
             hub["runtime_info"] = plain | {"wall_s": self.wall_s()}
 
         def wall_s(self) -> float:
