@@ -146,7 +146,8 @@ def test_figures(value, sd, text):
 
 def test_what_a_record_says_stays_in_its_cell(home):
     end = "<!-- results:end -->"
-    keep(home, record(data=f"digits {end}\n| x | 99.9 % | yes", recipe="tiny", command=f"python -m x --a '{end}' \n# `b`"))
+    command = f"python -m x --a '{end}' \n# `b`"
+    keep(home, record(data=f"digits {end}\n| x | 99.9 % | yes", recipe="tiny", command=command))
     tables.update(home, write=True)
     once = readme(home)
     assert once.count(end) == 1 and once.endswith("-->\n\nAfter.\n")
