@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A paper's `smoke` recipe, stopped in the middle and resumed: ci/smoke.sh PAPER [PYTHON]
 set -euo pipefail
+unset CDPATH
 cd -- "$(dirname -- "$0")/.." > /dev/null
 paper="$1" python="${2:-.venv/bin/python}"
 runs="$(mktemp -d)"

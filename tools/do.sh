@@ -2,6 +2,7 @@
 # What the Makefiles' verbs run: tools/do.sh VERB, with PAPER, RECIPE, DATA, ... from the environment.
 # Paths mean the folder it is called from. An environment of your own: PYTHON=python; else .venv, made on first use.
 set -euo pipefail
+unset CDPATH
 here="$PWD"
 cd -- "$(dirname -- "$0")/.." > /dev/null
 verb="$1" paper="${PAPER:-}"

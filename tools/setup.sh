@@ -2,6 +2,7 @@
 # Makes .venv with the pinned packages, and adds what a paper needs: tools/setup.sh [PAPER].
 # Remembers what it has installed and returns at once when there is nothing to do.
 set -euo pipefail
+unset CDPATH
 cd -- "$(dirname -- "$0")/.." > /dev/null
 paper="${1:-}"
 fail() { echo "setup: $*" >&2; exit 1; }

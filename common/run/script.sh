@@ -1,6 +1,7 @@
 # Sourced by the papers' scripts: they may be called from anywhere, paths mean the caller's folder, and what is missing
 # is one line and status 2.
 set -euo pipefail
+unset CDPATH
 here="$PWD"
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." > /dev/null
 fail() { echo "error: $*" >&2; exit 2; }

@@ -172,7 +172,7 @@ def features(backbone: Backbone, videos: Videos, recipe: Recipe, world: World, *
             with world.autocast():
                 maps = backbone(clips_BN.to(world.device).flatten(0, 1))
             rows.extend(pool(maps.float()).unflatten(0, clips_BN.shape[:2]).mean(1).cpu().numpy())
-    return np.stack(run.gather_objects(rows, world))
+    return np.stack(run.gather_objects(rows))
 
 
 def frozen_scores(init: str | Path, recipe: Recipe, options: run.Options, world: World) -> dict[str, float]:

@@ -18,7 +18,7 @@ import torch
 
 from common import run
 from common.run import bench
-from papers.maml_tracker.data import corners, crop_around, cut, zooms
+from papers.maml_tracker.data import corners, crop_around, cut, support_crops, zooms
 from papers.maml_tracker.evaluate import build
 from papers.maml_tracker.maml import multi_step_weights
 from papers.maml_tracker.model import Crops
@@ -59,6 +59,7 @@ def outer_steps(recipe: Recipe, world: run.World, tolerance: float) -> Iterator[
     def step(**changes: bool) -> Callable[[], tuple[torch.Tensor, ...]]:
         maml = build(replace(recipe, **changes)).to(world.device).train()
         maml.load_state_dict(weights)
+        maml.detector.backbone.requires_grad_(False)  # as in meta-training
 
         def once() -> tuple[torch.Tensor, ...]:
             maml.zero_grad(set_to_none=True)
@@ -89,8 +90,8 @@ def tracking(recipe: Recipe, world: run.World, tolerance: float, speeds: tuple[s
         for _ in range(recipe.buffer):
             tracker.support.put(tracker.prepare(frame, [crop], [corners(crop, BOX)]))
     theta, seen = maml.theta_0(), first.prepare(frame, [crop], [corners(crop, BOX)])
-    zoomed = [crop_around(BOX, recipe, zoom) for zoom in zooms(recipe)]
-    few = first.prepare(frame, zoomed, [corners(each, BOX) for each in zoomed])
+    copies = support_crops(BOX, recipe, np.random.default_rng(0))
+    few = first.prepare(frame, copies, [corners(each, BOX) for each in copies])
     last = torch.tensor([30.0, 30.0], device=world.device)
 
     def adapted(tracker: MAMLTracker, support: Crops, steps: int) -> tuple[torch.Tensor, ...]:
@@ -102,7 +103,7 @@ def tracking(recipe: Recipe, world: run.World, tolerance: float, speeds: tuple[s
         return bench.Case(f"tracking, {name}", ways, tolerance=tolerance)
 
     yield bench.Case("tracking, crop", {"eager": lambda: torch.from_numpy(cut(frame, crop))})
-    yield bench.Case("tracking, crop and offline layers", {
+    yield bench.Case("tracking, crop and frozen layers", {
         "eager": lambda: first.prepare(frame, [crop], [corners(crop, BOX)]).x
     }, tolerance=tolerance)
     yield case("online layers and choice of the box", lambda tracker: tracker.detect(theta, seen.x, last))

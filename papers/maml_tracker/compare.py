@@ -30,6 +30,7 @@ VIEWS: dict[str, dict[str, Any]] = {
     "score": {},
     "no steps": {"first_steps": 0, "online_update": False},
     "first frame only": {"online_update": False},
+    "accept 0.3": {"accept": 0.3},
 }
 VIEWED = ("detection", "maml")  # the others track as their recipe says, and no other way
 RATES = (0.01, 0.03, 0.1, 0.3)

@@ -37,6 +37,14 @@ def zooms(recipe: Recipe) -> tuple[float, ...]:
     return (1.0,) if recipe.zoom == 1 else (1.0, recipe.zoom, 1 / recipe.zoom)
 
 
+def support_crops(box, recipe: Recipe, rng: np.random.Generator) -> list[crops.Crop]:
+    """Of the support set: the target in the middle, then each zoomed copy moved off the middle at random."""
+    first, *others = zooms(recipe)
+    shifts = recipe.support_shift_px * rng.uniform(-1, 1, (len(others), 2))
+    moved = [crop_around(box, recipe, zoom, tuple(shift)) for zoom, shift in zip(others, shifts)]
+    return [crop_around(box, recipe, first), *moved]
+
+
 def cut(frame: np.ndarray, crop: crops.Crop) -> np.ndarray:
     """(H, W, 3) -> (S, S, 3) uint8; the mean color beyond the frame."""
     return crops.cut(frame, crop, "mean")
@@ -56,12 +64,12 @@ class VideoSets:
 
     def __call__(self, samples: list[pairs.Sample], rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """{"support": (Z, 3, S, S) uint8, "support_box": (Z, 4), "target": (3, S, S), "target_box": (4,) float32,
-        "present": () bool}: boxes x1, y1, x2, y2 in crop pixels; Z crops of the support frame, zoomed.
+        "present": () bool}: boxes x1, y1, x2, y2 in crop pixels; Z crops of the support frame (`support_crops`).
 
         A target frame of another video is cut around that video's target: a negative that looks like an object.
         """
         recipe, (support, target) = self.recipe, samples
-        around = [crop_around(support.box, recipe, zoom) for zoom in zooms(recipe)]
+        around = support_crops(support.box, recipe, rng)
         shift = recipe.shift_px * rng.uniform(-1, 1, 2)
         moved = crop_around(target.box, recipe, math.exp(rng.uniform(*np.log(recipe.scale))), tuple(shift))
         picture = pairs.brighten(cut(target.image, moved), 1 + recipe.brightness * rng.uniform(-1, 1))

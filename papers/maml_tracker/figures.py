@@ -12,7 +12,7 @@ from common import run
 from common.data import crops, pairs, tracking
 from common.metrics import trackers
 from common.run import drawing
-from papers.maml_tracker.data import corners, crop_around, cut, zooms
+from papers.maml_tracker.data import corners, crop_around, cut, support_crops
 from papers.maml_tracker.evaluate import build, validate
 from papers.maml_tracker.maml import MAML
 from papers.maml_tracker.model import Crops, Detector
@@ -61,7 +61,7 @@ def draw_responses(
     for column, sequence in zip(axes.T, sequences):
         first, frame = (tracking.read_frame(sequence.frames[i]) for i in (0, sequence.middle()))
         box, truth = sequence.boxes[0], sequence.boxes[sequence.middle()]
-        around = [crop_around(box, recipe, zoom) for zoom in zooms(recipe)]
+        around = support_crops(box, recipe, np.random.default_rng(0))
         support = _crops([cut(first, crop) for crop in around], [corners(crop, box) for crop in around], world)
         crop = crop_around(truth, recipe, shift_px=(0.6 * recipe.shift_px, -0.4 * recipe.shift_px))
         pixels = cut(frame, crop)

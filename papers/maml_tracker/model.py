@@ -1,7 +1,8 @@
 """The two detectors: a one-level RetinaNet and a one-level FCOS on a crop that shows the target at a known size.
 
 Wang et al., "Tracking by Instance Detection: A Meta-Learning Approach", CVPR 2020, arXiv 2004.00830.
-Shapes: B crops, C channels, S side of a crop in pixels, G = ceil(S / 8) side of its grid, N = G G cells, row by row.
+Shapes: B crops, C channels of the backbone, W of the head, S side of a crop in pixels, G = ceil(S / 8) side of its
+grid, N = G G cells, row by row.
 Boxes are x1, y1, x2, y2 in pixels of the crop, which is [0, S) x [0, S).
 """
 
@@ -36,7 +37,7 @@ class Crops(NamedTuple):
     """A set: support or target, before and after `Detector.prepare`."""
 
     x: torch.Tensor
-    """(B, 3, S, S) uint8 RGB; prepared: (B, C, G, G), the offline layers' output"""
+    """(B, 3, S, S) uint8 RGB; prepared: (B, 2 W, G, G), what the two branches' first convolutions give"""
     box_xyxy: torch.Tensor
     """(B, 4) float; any box of positive size where the target is absent"""
     present: torch.Tensor
@@ -49,10 +50,8 @@ class Crops(NamedTuple):
 
 
 class Backbone(NamedTuple):
-    offline: nn.Module
-    """image -> stride 8: trained by the outer loop alone"""
-    late: nn.Module
-    """stride 8 -> stride 8: adapted online, as the head is"""
+    layers: nn.Module
+    """image -> (B, C, G, G)"""
     channels: int
     mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
@@ -69,14 +68,13 @@ def resnet(widths: tuple[int, ...], blocks: int, norm) -> Backbone:
         return nn.Sequential(first, *(BasicBlock(width, width, norm_layer=norm) for _ in range(blocks - 1)))
 
     stem, one, two, three = widths
-    offline = nn.Sequential(OrderedDict(
+    layers = nn.Sequential(OrderedDict(
         conv1=nn.Conv2d(3, stem, 7, 2, 3, bias=False), bn1=norm(stem), relu=nn.ReLU(), maxpool=nn.MaxPool2d(3, 2, 1),
-        layer1=layer(stem, one, 1), layer2=layer(one, two, 2),
+        layer1=layer(stem, one, 1), layer2=layer(one, two, 2), layer3=layer(two, three, 1),
     ))
-    late = nn.Sequential(OrderedDict(layer3=layer(two, three, 1)))
-    for conv in (m for part in (offline, late) for m in part.modules() if isinstance(m, nn.Conv2d)):
+    for conv in (m for m in layers.modules() if isinstance(m, nn.Conv2d)):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return Backbone(offline, late, three)
+    return Backbone(layers, three)
 
 
 def resnet18(imagenet: bool) -> Backbone:
@@ -96,8 +94,7 @@ def resnet18(imagenet: bool) -> Backbone:
 
 def load_torchvision(backbone: Backbone, weights: dict[str, torch.Tensor]) -> None:
     """Takes the layers there are from the state dict of torchvision's ResNet; their names are the same."""
-    for part in (backbone.offline, backbone.late):
-        part.load_state_dict({name: weights[name] for name in part.state_dict()})
+    backbone.layers.load_state_dict({name: weights[name] for name in backbone.layers.state_dict()})
 
 
 def narrow(imagenet: bool) -> Backbone:
@@ -114,10 +111,9 @@ def efficientnet_lite0(imagenet: bool) -> Backbone:
         weights = load_file(pretrained.efficientnet_lite0() / "model.safetensors")
         network.reset_classifier(0)
         network.load_state_dict({name.removeprefix("timm_model."): tensor for name, tensor in weights.items()})
-    late = network.blocks[3]
-    late[0].conv_dw.stride = (1, 1)
-    offline = nn.Sequential(network.conv_stem, network.bn1, network.blocks[:3])
-    return Backbone(offline, late, 80, mean=(0.498,) * 3, std=(0.502,) * 3)
+    network.blocks[3][0].conv_dw.stride = (1, 1)
+    layers = nn.Sequential(network.conv_stem, network.bn1, network.blocks[:4])
+    return Backbone(layers, 80, mean=(0.498,) * 3, std=(0.502,) * 3)
 
 
 BACKBONES = {"resnet18": resnet18, "narrow": narrow, "efficientnet_lite0": efficientnet_lite0}
@@ -152,7 +148,8 @@ def output(width: int, channels: int, bias: float = 0.0) -> nn.Conv2d:
 
 
 class Head(nn.Module):
-    """Two towers of 3x3 convolutions without normalisation; forward: (B, C, G, G) -> (B, N, channels) raw numbers.
+    """Two branches of 3x3 convolutions without normalisation. The first convolution of each is trained offline alone,
+    the others and the output online; forward is of these: (B, 2 W, G, G) -> (B, N, channels) raw numbers.
 
     Channel 0 is the logit of "target", 1 to 4 the box.
     """
@@ -160,10 +157,15 @@ class Head(nn.Module):
     def __init__(self, channels: int, grid: int, side_px: int, anchor_px: int, width: int, depth: int):
         super().__init__()
         self.register_buffer("anchors", grid_boxes(grid, side_px, anchor_px), persistent=False)
-        self.cls_tower = convolutions(channels, width, depth)
-        self.box_tower = convolutions(channels, width, depth)
+        self.cls_first, *cls_tower = convolutions(channels, width, depth)
+        self.box_first, *box_tower = convolutions(channels, width, depth)
+        self.cls_tower, self.box_tower = nn.Sequential(*cls_tower), nn.Sequential(*box_tower)
         self.cls = output(width, 1, bias=-math.log(99))  # every cell starts at a score of 0.01
         self.box = output(width, 4)
+
+    def prepare(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, G, G) -> (B, 2 W, G, G), by the first convolution of each branch."""
+        return torch.cat([self.cls_first(features), self.box_first(features)], 1)
 
     def focal(self, logit: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor | None = None) -> torch.Tensor:
         """(B,) focal loss, summed over the cells and divided by the positive ones. All arguments (B, N)."""
@@ -186,7 +188,8 @@ class RetinaHead(Head):
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0), bbox_xform_clip=MAX_LOG_RATIO)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        maps = [self.cls(self.cls_tower(x)), self.box(self.box_tower(x))]
+        cls, box = x.chunk(2, 1)
+        maps = [self.cls(self.cls_tower(cls)), self.box(self.box_tower(box))]
         return torch.cat(maps, 1).flatten(2).transpose(1, 2)
 
     def assign(self, crops: Crops) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,8 +228,9 @@ class FCOSHead(Head):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Channels 1 to 4 are logarithms of the distances; channel 5 is centre-ness."""
-        tower = self.box_tower(x)
-        maps = [self.cls(self.cls_tower(x)), self.scale * self.box(tower), self.center(tower)]
+        cls, box = x.chunk(2, 1)
+        tower = self.box_tower(box)
+        maps = [self.cls(self.cls_tower(cls)), self.scale * self.box(tower), self.center(tower)]
         return torch.cat(maps, 1).flatten(2).transpose(1, 2)
 
     @torch.compiler.disable  # fused with what follows, torch 2.11 on a CPU computes something else
@@ -277,12 +281,12 @@ HEADS = {"retina": RetinaHead, "fcos": FCOSHead}
 
 class Detector(nn.Module):
     """(B, 3, S, S) uint8 -> (B, N, 5 or 6) raw numbers of the head. Batch normalisation is frozen: the inner loop
-    sees a function of the crop alone."""
+    sees a function of the crop alone. The whole backbone is frozen after the detection stage (train.py)."""
 
     def __init__(self, backbone: Backbone, head: type[Head], side_px: int, anchor_px: int, **head_args: Any):
         super().__init__()
         self.grid = math.ceil(side_px / STRIDE)
-        self.offline, self.late = backbone.offline, backbone.late
+        self.backbone = backbone.layers
         self.head = head(backbone.channels, self.grid, side_px, anchor_px, **head_args)
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(backbone, name)).view(3, 1, 1), persistent=False)
@@ -298,28 +302,24 @@ class Detector(nn.Module):
         return self
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) uint8 -> (B, C, G, G), by the offline layers."""
-        return self.offline((images.float() / 255 - self.mean) / self.std)
-
-    def respond(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, G, G) -> (B, N, 5 or 6), by the online layers."""
-        return self.head(self.late(features))
+        """(B, 3, S, S) uint8 -> (B, 2 W, G, G), by the shared layers and the first convolution of each branch."""
+        return self.head.prepare(self.backbone((images.float() / 255 - self.mean) / self.std))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.respond(self.features(images))
+        return self.head(self.features(images))
 
     def online(self) -> list[str]:
-        """Names of the online parameters: late layers and head, without frozen norms."""
-        return [name for name, p in self.named_parameters() if p.requires_grad and not name.startswith("offline.")]
+        """Names of the online parameters: the head's, without the first convolution of each branch."""
+        return [f"head.{name}" for name, _ in self.head.named_parameters() if "_first." not in name]
 
     def prepare(self, crops: Crops) -> Crops:
         return crops._replace(x=self.features(crops.x))
 
     def loss(self, prepared: Crops) -> torch.Tensor:
         """Mean loss of a set."""
-        each = self.head.loss(self.respond(prepared.x).float(), prepared)
+        each = self.head.loss(self.head(prepared.x).float(), prepared)
         return (each * prepared.weight).sum() / prepared.weight.sum()
 
     def predict(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(boxes (B, N, 4), scores (B, N)) for the offline layers' output."""
-        return self.head.predict(self.respond(features))
+        """(boxes (B, N, 4), scores (B, N)) for what `features` gives."""
+        return self.head.predict(self.head(features))

@@ -46,9 +46,11 @@ class Recipe:
     """Side of RetinaNet's anchor: a square target's in the crop."""
     zoom: float = 1.08
     """The support set is the first crop, and it enlarged and reduced by this; 1: the first crop alone."""
+    support_shift_px: float = 64.0
+    """Largest shift of the enlarged and the reduced crop, per axis, in crop pixels; 0: none."""
     shift_px: float = 64.0
     """Largest shift of the target's crop in training, per axis, in crop pixels."""
-    scale: tuple[float, float] = (0.85, 1.18)
+    scale: tuple[float, float] = (0.5, 2.0)
     """Range of the target's size in its crop in training, over the usual size: the crop's side is divided by it."""
     gray: float = 0.05
     """Probability that the target's crop loses its color."""
@@ -99,12 +101,16 @@ class Recipe:
     update_every: int = 10
     """Frames between updates."""
     update_steps: int = 1
+    hold: float = 0.1
+    """Where every score is below this, the box stays where it was, and nothing is learned from the frame."""
     buffer: int = 30
     """Crops kept beside the first frame's; the oldest leaves first."""
-    accept: float = 0.8
-    """Score from which a frame joins the buffer, and the tracker dares to learn."""
+    accept: float = 0.0
+    """Score from which a frame joins the buffer; 0: each does that is not held."""
     distractor: float = 0.7
-    """A second peak outside the box, this share of the best score, calls for an update at once."""
+    """A second peak outside the box, this fraction of the best score, calls for an update at once."""
+    rest: int = 5
+    """Frames from an update to the next one that a distractor can call for."""
     penalty_k: float = 0.04
     """Strength of the penalty on changes of size and shape."""
     window: float = 0.3
@@ -126,9 +132,9 @@ class Recipe:
 # A quarter of the crop's area, an eighth of the channels; from random weights.
 _SMALL = Recipe(
     about="", backbone="narrow", imagenet=False, head_width=32, head_depth=2, dataset="sequences",
-    datasets=("got10k",), crop_px=127, anchor_px=32, shift_px=31.0, max_gap=30, rate=0.01,
+    datasets=("got10k",), crop_px=127, anchor_px=32, shift_px=31.0, support_shift_px=31.0, max_gap=30, rate=0.01,
     pairs_per_epoch=320, detection_epochs=8, epochs=2, batch=8, lr=0.02, milestones=(1,), val_pairs=24,
-    checkpointing=False, accept=0.3,  # nothing is scored higher after so short a training
+    checkpointing=False,
 )
 
 _REAL = replace(

@@ -11,7 +11,7 @@ import torch
 from common.data import crops
 from common.metrics.trackers import Box, hann_window
 from common.run import World
-from papers.maml_tracker.data import corners, crop_around, cut, zooms
+from papers.maml_tracker.data import corners, crop_around, cut, support_crops
 from papers.maml_tracker.maml import MAML
 from papers.maml_tracker.model import Crops, Detector
 from papers.maml_tracker.recipes import Recipe
@@ -54,37 +54,39 @@ class MAMLTracker:
 
     def init(self, frame: np.ndarray, box: Box) -> None:
         self.box = tuple(float(v) for v in box)
-        around = [crop_around(box, self.recipe, zoom) for zoom in zooms(self.recipe)]
-        first = self.prepare(frame, around, [corners(crop, box) for crop in around])
+        copies = support_crops(box, self.recipe, np.random.default_rng(0))
+        first = self.prepare(frame, copies, [corners(crop, box) for crop in copies])
         self.support = SupportSet(first, self.recipe.buffer)
-        self.frame, self.updates = 0, 0
+        self.frame, self.updates, self.rested = 0, 0, self.recipe.rest
         self.learn(first, self.recipe.first_steps, self.maml.theta_0())
 
     def track(self, frame: np.ndarray) -> tuple[Box, float]:
+        """Lines 4 to 16 of the paper's Algorithm 1."""
         recipe = self.recipe
-        self.frame += 1
+        self.frame, self.rested = self.frame + 1, self.rested + 1
         crop = crop_around(self.box, recipe)
         seen = self.prepare(frame, [crop], [corners(crop, self.box)])
         last = torch.tensor([side * crop.scale for side in self.box[2:]], device=self.world.device)
-        *found, penalty, score, rival = self.detect(self.theta, seen.x, last).tolist()
+        *found, penalty, score, rival, highest = self.detect(self.theta, seen.x, last).tolist()
         if not np.isfinite([*found, penalty, score]).all():
             return self.box, 0.0
-        found = np.array(found)
-        self.box = self._move(frame, crop, found, confidence=penalty * score)
+        if highest < recipe.hold:
+            return self.box, highest
+        self.box = self._move(frame, crop, np.array(found), confidence=penalty * score)
         if recipe.online_update and score >= recipe.accept:
-            seen.box_xyxy[0] = torch.from_numpy(found)
+            seen.box_xyxy[0] = torch.from_numpy(corners(crop, self.box))
             self.support.put(seen)
-            distracted = rival >= recipe.distractor * score
-            if distracted or self.frame % recipe.update_every == 0:
-                # Among the crops is this one: where it shows a distractor, it is a hard negative.
-                support = self.support.slots if recipe.speed == "compile" else self.support.filled()
-                self.learn(support, recipe.update_steps, self.theta)
-                self.updates += 1
+        distracted = rival >= recipe.distractor * score and self.rested >= recipe.rest
+        if recipe.online_update and (self.frame % recipe.update_every == 0 or distracted):
+            # Among the crops is this one: where it shows a distractor, it is a hard negative.
+            support = self.support.slots if recipe.speed == "compile" else self.support.filled()
+            self.learn(support, recipe.update_steps, self.theta)
+            self.updates, self.rested = self.updates + 1, 0
         return self.box, score
 
     @torch.no_grad()
     def prepare(self, frame: np.ndarray, around: list[crops.Crop], boxes: list[np.ndarray]) -> Crops:
-        """Crops of one frame, sent through the offline layers."""
+        """Crops of one frame, sent through the layers that do not change online."""
         pixels = torch.stack([crops.to_tensor(cut(frame, crop)) for crop in around]).to(self.world.device)
         ones = torch.ones(len(around), device=self.world.device)
         box_xyxy = torch.from_numpy(np.stack(boxes)).float().to(self.world.device)
@@ -97,7 +99,8 @@ class MAMLTracker:
 
     @torch.no_grad()
     def _detect(self, theta, x: torch.Tensor, last_wh: torch.Tensor) -> torch.Tensor:
-        """(7,): the best box x1, y1, x2, y2; its penalty; its score; the best score of cells outside that box."""
+        """(8,): the best box x1, y1, x2, y2; its penalty; its score; the best score of cells outside that box; the
+        highest score of all."""
         with self.world.autocast():
             boxes, scores = self.maml.call(theta, Detector.predict, x)
         boxes, scores = boxes[0], scores[0]
@@ -109,7 +112,7 @@ class MAMLTracker:
         centers = (anchors[:, :2] + anchors[:, 2:]) / 2
         outside = ((centers < box[:, :2]) | (centers > box[:, 2:])).any(1)
         rival = (scores * outside).amax(0, keepdim=True)
-        return torch.cat([box[0], penalty, score, rival])
+        return torch.cat([box[0], penalty, score, rival, scores.amax(0, keepdim=True)])
 
     def _move(self, frame: np.ndarray, crop: crops.Crop, found: np.ndarray, confidence: float) -> Box:
         """The new box: at the found center, its size interpolated between the old and the found one."""

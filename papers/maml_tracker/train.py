@@ -75,6 +75,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
         k = recipe.inner_steps if step > detection_steps else 0
         if network is None or step == detection_steps + 1:  # DDP asks once which parameters will have gradients
             maml.rates.requires_grad_(k > 0 and recipe.rate_lr > 0)
+            if k:
+                maml.detector.backbone.requires_grad_(False)
             network = DistributedDataParallel(maml) if world.size > 1 else maml
         epoch = (step - 1 - detection_steps) / steps_per_epoch  # of meta-training
         for group, peak in zip(optimizer.param_groups, (recipe.lr, recipe.rate_lr)):

@@ -180,13 +180,14 @@ def _float(boxes: np.ndarray) -> torch.Tensor:
 # Pictures on disk -----------------------------------------------------------------------------------------
 
 
-class Pictures(images.Indexed):
+class Pictures(images.Images):
     """All pictures under a folder, without classes."""
 
     def __init__(self, root: Path):
         index = index_folder(root, classes=False)
-        super().__init__(index, ["any"])
-        self.sources, self.left_out = Files(root, index), index.about["left_out"]
+        files = Files(root, index)
+        super().__init__(files, np.zeros(len(files), np.int64), ["any"])
+        self.left_out = index.about["left_out"]
 
     def read(self, index: int) -> Image.Image:
         return read_picture(self.sources[index])

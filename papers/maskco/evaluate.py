@@ -161,7 +161,7 @@ def features(
             with world.autocast():
                 maps = backbone(pixels.to(world.device))
             rows.extend(maps.float().mean((2, 3)).cpu().numpy())
-    return np.stack(run.gather_objects(rows, world))
+    return np.stack(run.gather_objects(rows))
 
 
 def probe_data(recipe: Recipe, root: Path, world: World) -> tuple[images.Images, images.Images] | None:

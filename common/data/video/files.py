@@ -13,7 +13,6 @@ import stat
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,12 @@ SLACK = 2  # frames at the end that an AVI's index counts and its decoder never 
 LARGEST_PX = 36_000_000  # of a frame: 8K film is 8192 x 4320
 LONGEST = 500_000  # frames: four and a half hours
 MOST_HEADER_BYTES = 2**26  # of an .mp4
-# They open other files, or addresses, that the file names.
-PLAYLISTS = {"applehttp", "concat", "concatf", "dash", "hls", "image2", "imf", "rtsp", "sdp", "webm_dash_manifest"}
+# FFmpeg's names of the containers that are opened. Not among them: playlists and the like, which open the files and
+# addresses that they name. wav and mp3 only so that sound is called by its name.
+FORMATS = (
+    "asf,avi,dv,flv,gif,h264,hevc,ivf,m4v,matroska,mjpeg,mov,mp3,mpeg,mpegts,mpegvideo,mxf,nut,obu,ogg,rm,swf,vc1,wav,"
+    "wtv,yuv4mpegpipe"
+)
 OWN_DURATION = {"flv", "matroska", "mov"}  # others' is a guess by FFmpeg, from what is there
 
 
@@ -42,7 +45,7 @@ class VideoFile:
     """An open video: ``len`` is its number of frames, `read` decodes some of them. Close it, or use it in ``with``.
 
     ``size`` (width, height) is as it is stored, ``rate`` frames/s, ``codec`` its name; ``rotation``, in degrees
-    clockwise, is how far the frames read last had to be turned to stand upright.
+    clockwise, is how far frames are turned to stand upright, once one has been read.
 
     Raises `Unreadable` for a file that cannot be opened, is cut off, makes absurd claims, or is damaged where it is
     read. Two kinds of damage cannot be seen: .mpg, .ts, .wmv and .gif do not say how long they should be, and VP9 and
@@ -62,7 +65,7 @@ class VideoFile:
             check_sample_tables(path)
             self.container = av.open(
                 f"file:{path}", metadata_errors="replace",  # AVIs carry text of any encoding
-                options={"protocol_whitelist": "file", "format_whitelist": _formats()},
+                options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
             )
         except (OSError, ValueError, av.FFmpegError) as error:
             raise Unreadable(f"{path} is no readable video: {error}") from None
@@ -82,7 +85,7 @@ class VideoFile:
         codec = self.stream.codec_context
         codec.thread_count = 1  # loading processes are as many as there are cores
         codec.options = {"max_pixels": str(LARGEST_PX)}  # a stream may change its size on the way
-        self.size, self.codec, self.rotation = (codec.width, codec.height), codec.name, 0
+        self.size, self.codec, self.rotation, self.matrix = (codec.width, codec.height), codec.name, 0, False
         self.rate = float(self.stream.average_rate or self.stream.guessed_rate or 0)
         claimed = self.stream.frames
         if codec.width * codec.height > LARGEST_PX or claimed > LONGEST:
@@ -187,9 +190,12 @@ class VideoFile:
             return
         codec, asked = self.stream.codec_context, {self.times[number] for number in wanted}
         for key, final in self._runs(wanted, back):
+            skips = None
             for packet in self._packets(key, final):
                 # A frame nobody asked for, and no other frame refers to, need not be decoded: the pixels are the same.
-                codec.skip_frame = "NONREF" if not back and packet.pts not in asked else "DEFAULT"
+                skip = not back and packet.pts not in asked
+                if skip != skips:
+                    codec.skip_frame, skips = "NONREF" if skip else "DEFAULT", skip
                 yield from self._numbered(codec.decode(packet))
             yield from self._numbered(codec.decode(None))
 
@@ -215,8 +221,8 @@ class VideoFile:
             if place is not None:
                 return
 
-    def _numbered(self, frames: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        return ((self.rank[frame.pts], frame) for frame in frames if frame.pts in self.rank)
+    def _numbered(self, frames: Iterable[Any]) -> list[tuple[int, Any]]:
+        return [(self.rank[frame.pts], frame) for frame in frames if frame.pts in self.rank]
 
     def _runs(self, wanted: set[int], back: int) -> list[list[int]]:
         """Stretches of packets that hold the wanted frames: [number of the key frame, place of the last packet]."""
@@ -235,8 +241,9 @@ class VideoFile:
         self.container.seek(dts if dts is not None else time or 0, stream=self.stream)
 
     def _rgb(self, frame: Any) -> np.ndarray:
-        self.rotation = -frame.rotation % 360
-        return upright(self.scaler.reformat(frame, format="rgb24", threads=1).to_ndarray(), _display_matrix(frame))
+        if self.matrix is False:  # asked of one frame: it costs as much as converting the colours
+            self.matrix, self.rotation = _display_matrix(frame), -frame.rotation % 360
+        return upright(self.scaler.reformat(frame, format="rgb24", threads=1).to_ndarray(), self.matrix)
 
     def close(self) -> None:
         self.container.close()
@@ -246,14 +253,6 @@ class VideoFile:
 
     def __exit__(self, *_):
         self.close()
-
-
-@cache
-def _formats() -> str:
-    """FFmpeg's list of containers that may be opened."""
-    import av
-
-    return ",".join(sorted(av.formats_available - PLAYLISTS))
 
 
 def _display_matrix(frame: Any) -> np.ndarray | None:

@@ -83,7 +83,10 @@ def test_sets_of_a_video(data):
     assert made["support"].shape == (3, 3, 263, 263) and made["target"].shape == (3, 263, 263) and made["present"]
     for picture, truth in zip([*made["support"], made["target"]], [*made["support_box"], made["target_box"]]):
         np.testing.assert_allclose(red_box(picture.permute(1, 2, 0).numpy()), truth, atol=1.5)
-    sides = made["support_box"][:, 2] - made["support_box"][:, 0]
+    boxes = made["support_box"]
+    off = ((boxes[:, :2] + boxes[:, 2:]) / 2 - 263 / 2).abs()
+    assert off[0].max() < 1 and 3 < off[1:].max() <= 66  # the copies show the target off the middle
+    sides = boxes[:, 2] - boxes[:, 0]
     np.testing.assert_allclose(sides[1:] / sides[0], [1.08, 1 / 1.08], rtol=0.01)
     assert zooms(recipe) == (1.0, 1.08, 1 / 1.08) and zooms(dataclasses.replace(recipe, zoom=1.0)) == (1.0,)
     assert not VideoSets(recipe)([sample(box, video), sample(box, other)], np.random.default_rng(0))["present"]
@@ -96,7 +99,7 @@ def test_the_target_moves_as_far_as_the_recipe_says(data):
     shifts = ((boxes[:, :2] + boxes[:, 2:]) / 2 - 263 / 2).abs()
     sides = boxes[:, 2] - boxes[:, 0]
     assert 50 < shifts.max() <= 66 and shifts.min() < 8
-    assert 63.5 / 1.18 - 1 < sides.min() < 58 and 70 < sides.max() < 63.5 / 0.85 + 1
+    assert 63.5 / 2 - 1 < sides.min() < 35 and 115 < sides.max() < 63.5 * 2 + 1
     assert (torch.stack([each["support_box"] for each in made])[:, 0] == made[0]["support_box"][0]).all()
 
 

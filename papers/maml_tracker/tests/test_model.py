@@ -60,14 +60,14 @@ def test_cells_are_where_the_specification_says(side, grid):
 
 @pytest.mark.parametrize("backbone, grid", [(narrow, 16), (resnet18, 16), (efficientnet_lite0, 16)])
 def test_backbones_end_at_stride_8(backbone, grid):
-    offline, late, channels, *_ = backbone(False)
-    x = torch.zeros(1, 3, 127, 127)
-    assert offline.eval()(x).shape[-2:] == (grid, grid) and late.eval()(offline(x)).shape == (1, channels, grid, grid)
+    layers, channels, *_ = backbone(False)
+    assert layers.eval()(torch.zeros(1, 3, 127, 127)).shape == (1, channels, grid, grid)
 
 
 def test_the_paper_sized_grid():
     maml = build(RECIPES["retina"])
-    assert maml.detector.grid == 33 and maml.detector.features(torch.zeros(1, 3, 263, 263)).shape == (1, 128, 33, 33)
+    features = maml.detector.features(torch.zeros(1, 3, 263, 263))
+    assert maml.detector.grid == 33 and features.shape == (1, 2 * 256, 33, 33)
 
 
 # Backbones ------------------------------------------------------------------------------------------------
@@ -85,11 +85,9 @@ def test_resnet18_is_torchvisions_with_another_stride():
     x = torch.randn(2, 3, 63, 63)
     with torch.no_grad():
         expected = theirs.layer2(theirs.layer1(theirs.maxpool(theirs.bn1(theirs.conv1(x)).relu())))
-        torch.testing.assert_close(ours.offline.eval()(x), expected)
-        late = ours.late.eval()(expected)
-        torch.testing.assert_close(late.shape[-2:], expected.shape[-2:])
+        torch.testing.assert_close(ours.layers.eval()[:-1](x), expected)
         theirs.layer3[0].conv1.stride = theirs.layer3[0].downsample[0].stride = (1, 1)
-        torch.testing.assert_close(late, theirs.layer3(expected))
+        torch.testing.assert_close(ours.layers(x), theirs.layer3(expected))
 
 
 def test_lite0_has_the_packages_weights_and_its_early_features():
@@ -104,8 +102,9 @@ def test_lite0_has_the_packages_weights_and_its_early_features():
     x = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
         expected = theirs.blocks[:3](theirs.bn1(theirs.conv_stem(x)))
-        torch.testing.assert_close(ours.offline.eval()(x), expected)
-    for a, b in zip(ours.late.parameters(), theirs.blocks[3].parameters()):
+        stem, norm, blocks = ours.layers.eval()
+        torch.testing.assert_close(blocks[:3](norm(stem(x))), expected)
+    for a, b in zip(blocks[3].parameters(), theirs.blocks[3].parameters()):
         assert torch.equal(a, b)
 
 
@@ -121,11 +120,32 @@ def test_batch_normalisation_is_frozen():
     assert not any("bn" in name or "downsample.1" in name for name in detector.online())
 
 
-def test_online_are_layer3_and_the_head():
-    detector = build(RECIPES["fcos"]).detector
-    assert {name.split(".")[0] for name in detector.online()} == {"late", "head"}
-    assert {name for name, _ in detector.head.named_parameters(prefix="head")} < set(detector.online())
-    assert len(detector.online()) == 5 + 2 * (3 + 3 + 3) + 1  # layer3's convolutions, the head's, the scale
+def test_what_is_adapted_is_what_the_papers_figure_paints_green():
+    """Of each branch, all but its first convolution; the shared layers are frozen, in meta-training as in tracking."""
+    for head, count in (("retina", 2_371_845), ("fcos", 2_374_151)):  # the paper's 256 channels
+        detector = build(RECIPES[head]).detector
+        adapted = {name: p for name, p in detector.named_parameters() if name in detector.online()}
+        assert sum(p.numel() for p in adapted.values()) == count
+        others = {".".join(name.split(".")[:2]) for name, _ in detector.named_parameters() if name not in adapted}
+        assert {name for name in others if name.startswith("head")} == {"head.cls_first", "head.box_first"}
+        assert not any(name.startswith("backbone") for name in adapted)
+
+
+def test_offline_and_online_layers_together_are_the_three_convolutions_and_the_output_of_each_branch():
+    torch.manual_seed(0)
+    detector = build(replace(RECIPES["retina"], crop_px=63)).detector.eval()
+    head, images = detector.head, torch.randint(256, (2, 3, 63, 63), dtype=torch.uint8)
+    with torch.no_grad():
+        shared = detector.backbone((images / 255 - detector.mean) / detector.std)
+        maps = []
+        branches = (head.cls_first, head.cls_tower, head.cls), (head.box_first, head.box_tower, head.box)
+        for first, tower, output in branches:
+            x = shared
+            for convolution in (first[0], *(layer[0] for layer in tower)):
+                x = nn.functional.conv2d(x, convolution.weight, convolution.bias, padding=1).relu()
+            maps.append(output(x))
+            assert len(tower) == 2
+        torch.testing.assert_close(detector(images), torch.cat(maps, 1).flatten(2).transpose(1, 2))
 
 
 def test_imagenet_weights_that_do_not_exist():
@@ -138,7 +158,8 @@ def test_imagenet_weights_that_do_not_exist():
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_new_head_scores_one_percent_everywhere(kind):
-    boxes, scores = head(kind).predict(head(kind)(torch.randn(2, 8, 33, 33)))
+    ours = head(kind)
+    boxes, scores = ours.predict(ours(ours.prepare(torch.randn(2, 8, 33, 33))))
     assert boxes.shape == (2, 1089, 4)
     if kind == "fcos":
         scores = scores.square() * 2  # its centre-ness is a half

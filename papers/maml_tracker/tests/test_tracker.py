@@ -23,10 +23,12 @@ CELLS = 256
 
 
 class Scripted(MAMLTracker):
-    """A tracker whose detector answers what the test wants: one box in crop pixels, its score, a rival's score."""
+    """A tracker whose detector answers what the test wants: one box in crop pixels, its score, a rival's score, the
+    highest score of all."""
 
-    def answer(self, box_xyxy, score, rival=0.0, penalty=1.0):
-        self.detect = lambda *_: torch.tensor([*box_xyxy, penalty, score, rival])
+    def answer(self, box_xyxy, score, rival=0.0, penalty=1.0, highest=None):
+        highest = max(score, rival) if highest is None else highest
+        self.detect = lambda *_: torch.tensor([*box_xyxy, penalty, score, rival, highest])
 
 
 def tracker(kind=MAMLTracker, seed=0, **changes):
@@ -93,7 +95,8 @@ def test_the_best_box_is_chosen_by_penalised_score_and_window():
     boxes[:, 2:] += boxes[:, :2] + 5
     one.maml.call = lambda *_: (boxes[None], scores[None])
     last = torch.tensor([30.0, 24.0])
-    *box, penalty, score, rival = one.detect({}, None, last).tolist()
+    *box, penalty, score, rival, highest = one.detect({}, None, last).tolist()
+    assert highest == scores.max().item()
     hann = np.outer(np.hanning(16), np.hanning(16)).ravel()
     best, top, anchors = -1, -1.0, one.maml.detector.head.anchors
     for i in range(CELLS):
@@ -155,28 +158,43 @@ def learn_events(rows, **changes):
     return events, one.support
 
 
-def test_updates_come_regularly_and_for_distractors_but_never_when_unsure():
-    sure, unsure, distracted = (0.9, 0.0), (0.79, 0.7), (0.9, 0.7 * 0.9 + 0.01)
-    options = {"accept": 0.8, "update_every": 3, "distractor": 0.7}
-    assert learn_events([sure] * 7, **options)[0] == [3, 6]
-    assert learn_events([unsure] * 7, **options)[0] == []
-    assert learn_events([sure, distracted, unsure, sure, sure], **options)[0] == [2]
+def test_updates_come_every_u_frames_whatever_the_score_and_at_once_for_a_distractor():
+    sure, unsure, distracted = (0.9, 0.0), (0.11, 0.0), (0.9, 0.7 * 0.9 + 0.01)
+    options = {"update_every": 3, "distractor": 0.7, "rest": 2}
+    assert learn_events([sure] * 7, **options)[0] == learn_events([unsure] * 7, **options)[0] == [3, 6]
+    assert learn_events([sure, distracted, sure, sure], **options)[0] == [2, 3]
+    assert learn_events([distracted] * 7, **options)[0] == [1, 3, 5, 6]  # a crowd: after a rest, and every third frame
     assert learn_events([sure, distracted, sure], online_update=False, **options)[0] == []
-    events, support = learn_events([unsure, sure, unsure, sure], **options)
-    assert events == [] and support.entered == 2
-    assert learn_events([unsure] * 3, online_update=False, **options)[1].entered == 0
+    events, support = learn_events([sure, unsure, sure], **options)
+    assert support.entered == 3
+    events, support = learn_events([sure, unsure, sure], accept=0.8, **options)
+    assert events == [3] and support.entered == 2
+    assert learn_events([sure] * 3, online_update=False, **options)[1].entered == 0
 
 
-def test_what_joins_the_support_set_is_the_crop_with_the_predicted_box():
-    one = tracker(Scripted, accept=0.5)
+def test_where_every_score_is_below_a_tenth_the_box_stays_and_the_frame_is_skipped():
+    one = tracker(Scripted, update_every=1)
+    box = (100.0, 60.0, 40.0, 30.0)
+    one.init(noise(), box)
+    theta, elsewhere = one.theta, corners(crop_around(box, one.recipe), (120, 70, 60, 20))
+    one.answer(elsewhere, score=0.02, highest=0.0999)
+    assert one.track(noise(1)) == (box, pytest.approx(0.0999))
+    assert one.theta is theta and one.support.entered == 0 and one.updates == 0
+    one.answer(elsewhere, score=0.02, highest=0.1001)  # one that the penalty and the window kept from being chosen
+    assert one.track(noise(2))[0] != box and one.support.entered == 1 and one.updates == 1
+
+
+def test_what_joins_the_support_set_is_the_crop_with_the_interpolated_box():
+    one = tracker(Scripted)
     box = (100.0, 60.0, 40.0, 30.0)
     one.init(noise(), box)
     crop = crop_around(box, one.recipe)
     found = corners(crop, (104, 66, 50, 20))
     one.answer(found, score=0.9)
-    one.track(noise(1))  # whose own size follows slowly
+    now, _ = one.track(noise(1))
     kept = Crops(*(x[3] for x in one.support.filled()))
-    np.testing.assert_allclose(kept.box_xyxy, found, rtol=1e-5)
+    np.testing.assert_allclose(kept.box_xyxy, corners(crop, now), rtol=1e-5)
+    assert not np.allclose(kept.box_xyxy, found, rtol=1e-2)  # the size follows slowly
     pixels = crops.to_tensor(cut(noise(1), crop))[None]
     torch.testing.assert_close(kept.x, one.maml.detector.features(pixels)[0].detach())
 
@@ -193,7 +211,7 @@ def test_the_first_frame_is_learned_by_the_given_number_of_steps_and_zooms():
 
 
 def test_a_tracker_forgets_the_last_target_and_leaves_the_network_alone():
-    one = tracker(accept=0.0, update_every=2, distractor=2.0)
+    one = tracker(hold=0.0, update_every=2, distractor=2.0)
     weights = {name: value.clone() for name, value in one.maml.state_dict().items()}
 
     def follow(seed):
@@ -257,7 +275,7 @@ def test_a_few_outer_steps_make_gradient_steps_tell_the_target_from_its_distract
         optimizer.step()
     optimizer.param_groups[0]["lr"] = 1.5e-3
     gamma = multi_step_weights("uniform", 2)
-    for _ in range(30):
+    for _ in range(60):
         optimizer.zero_grad()
         for _ in range(4):
             (maml(*squares(rng, recipe), gamma) * gamma).sum().backward()

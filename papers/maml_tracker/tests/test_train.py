@@ -12,8 +12,9 @@ import torch
 from common import run
 from common.data import pairs
 from common.data.tiny.sequences import sequences
-from common.metrics.trackers import demo, trackers
-from papers.maml_tracker import cases, compare, train
+from common.metrics import trackers
+from common.metrics.trackers import demo
+from papers.maml_tracker import bench, cases, compare, train
 from papers.maml_tracker.data import VideoSets, support_set, target_set
 from papers.maml_tracker.evaluate import PAPER, build
 from papers.maml_tracker.maml import multi_step_weights
@@ -91,7 +92,10 @@ def test_stages_and_rates(tmp_path, two_videos):
     assert all(torch.equal(before[key], torch.full_like(before[key], 0.01)) for key in rates)
     assert all((after[key] >= 0).all() for key in rates)
     moved = [key for key in after if not torch.equal(after[key], before[key])]
-    assert any(key.startswith("rates") for key in moved) and any("offline" in key for key in moved)
+    assert any(key.startswith("rates") for key in moved) and any("_first" in key for key in moved)
+    assert not any("backbone" in key for key in moved)  # frozen after the detection stage, which trains it
+    run.seed_all(0)
+    assert not torch.equal(before["detector.backbone.conv1.weight"], build(SHORT).detector.backbone.conv1.weight)
 
     # Another run can begin where this one's first stage ended.
     began = dataclasses.replace(SHORT, init=str(folder / "detection.safetensors"), detection_epochs=0, epochs=1)
@@ -244,7 +248,8 @@ def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos, monkey
         assert recipe["rate"] == rates["detection"][-1] and f"seed{seed}/maml_tracker/detection" in recipe["init"]
     assert rates["detection"] == rates["fixed_rate"] and set(rates["detection"]) <= set(compare.RATES)
     part = compare.README_PARTS["compare"]([results | {"recipe": "comparison"}])
-    assert "| member | score | no steps | first frame only | loss after 0 |" in part and "| fixed_rate |" in part
+    assert "| member | score | no steps | first frame only | accept 0.3 | loss after 0 |" in part
+    assert "| fixed_rate |" in part
 
 
 @pytest.mark.slow
@@ -286,6 +291,15 @@ def test_boxes_of_other_weights_or_rates_are_not_kept(tmp_path, two_videos):
     weights["detector.head.box.bias"] += 0.5
     run.save_weights(path, weights)
     assert boxes() != second
+
+
+def test_the_ways_that_the_benchmark_times_agree():
+    recipe = dataclasses.replace(SHORT, buffer=2, inner_steps=4, head_width=32, head_depth=3)
+    timed = list(bench.everything(recipe, "cpu", torch.float32, 1))
+    assert [list(case.ways) for case in timed[:3]] == [["checkpointed", "whole graph"], ["whole graph"], ["eager"]]
+    assert all(set(run.bench.check_parity(case)) == set(case.ways) for case in timed) and len(timed) == 7
+    peaks = timed[0].about["peak_bytes"]
+    assert peaks["checkpointed"] < 0.8 * peaks["whole graph"]
 
 
 def test_a_plan_counts_both_stages_all_members_and_seeds():

@@ -16,7 +16,8 @@ from common import run
 from common.data import pairs, tracking
 from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
-from common.metrics.trackers import demo, trackers
+from common.metrics import trackers
+from common.metrics.trackers import demo
 from papers.sbt import compare, figures, loss, pretrain, train
 from papers.sbt.data import validation_pairs
 from papers.sbt.evaluate import PAPER, build, validate
