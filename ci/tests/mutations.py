@@ -77,7 +77,7 @@ def _json(content: bytes, rng: random.Random) -> bytes:
     start = lines[at][: len(lines[at]) - len(lines[at].lstrip(b"# "))]
     try:
         value = json.loads(lines[at].lstrip(b"# "))
-    except ValueError:
+    except (ValueError, RecursionError):
         return content
     lines[at] = start + json.dumps(_changed(value, rng)).encode()
     return b"\n".join(lines)

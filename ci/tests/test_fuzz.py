@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ci.tests import fuzzed_data, fuzzed_runs  # noqa: F401 (they fill READERS)
 from ci.tests.fuzzed import READERS, Reader
 from ci.tests.mutations import mutated
 from common.data.picture import Unreadable
