@@ -165,7 +165,7 @@ class Log:
 
 def read_log(folder: Path) -> list[dict[str, float]]:
     """Rows of ``log.jsonl``, one for each step that was logged; what is no row is dropped, such as a last
-    line cut short by a kill."""
+    line cut short by a kill. UnicodeDecodeError where it is no text."""
     rows: dict[int, dict[str, float]] = {}
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
