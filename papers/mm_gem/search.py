@@ -104,7 +104,7 @@ class Index:
         try:
             names = run.read_json(folder / "names.json")
             index = cls(faiss.read_index(str(folder / "vectors.faiss")), names)
-        except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"{folder} is no index of this program ({error}); make one with embed") from None
         if index.vectors.ntotal != len(names):
             raise UserError(f"{folder} has {index.vectors.ntotal} vectors, but {len(names)} names; embed anew")
