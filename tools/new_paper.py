@@ -103,6 +103,32 @@ def training_cost(recipe) -> TrainingCost:
     return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
 '''
 
+EVALUATE = '''"""Top-1 and top-5 of a run folder or a file of weights: ``python -m papers.NAME.evaluate CHECKPOINT``."""
+
+from __future__ import annotations
+
+import timm
+import torch
+
+from common import run
+from common.metrics import classification
+from papers.NAME.model import VARIANTS
+from papers.NAME.recipes import RECIPES, Recipe
+
+
+def build(recipe: Recipe, classes: int) -> torch.nn.Module:
+    """The recipe's model."""
+    if not timm.is_model(recipe.model):
+        raise run.UserError(f"timm knows no model {recipe.model!r}; ours are {', '.join(VARIANTS)}")
+    return timm.create_model(recipe.model, num_classes=classes, **recipe.model_args)
+
+
+PAPER = classification.Paper("NAME", RECIPES, build, lambda weights, _model: weights)
+
+if __name__ == "__main__":
+    run.main(lambda: classification.main(PAPER))
+'''
+
 FIGURES = '''"""Pictures of a run."""
 
 from common.run import drawing
@@ -195,16 +221,12 @@ def lay_out(folder: Path) -> None:
     (folder / "results").mkdir()
     fresh = {
         "model.py": MODEL, "__init__.py": INIT, "cases.py": CASES, "figures.py": FIGURES, "README.md": README,
-        "tests/test_model.py": TEST,
+        "tests/test_model.py": TEST, "evaluate.py": EVALUATE,
     }
     for file, text in fresh.items():
         (folder / file).write_text(rename(text, name, title), encoding="utf-8")
-    for file in ("Makefile", "requirements.txt", "__main__.py", "train.py", "demo.py", "evaluate.py"):
+    for file in ("Makefile", "requirements.txt", "__main__.py", "train.py", "demo.py"):
         text = (source / file).read_text(encoding="utf-8").replace("shiftvit", name).replace("ShiftViT", title)
-        # no authors' weights to convert yet
-        text = text.replace("import VARIANTS, checkpoint_filter_fn", "import VARIANTS")
-        text = text.replace("checkpoint_filter_fn", "lambda weights, _model: weights")
-        text = text.replace("a file of weights: ours, or the authors' as published", "a file of weights")
         (folder / file).write_text(text, encoding="utf-8")
 
     recipes = (source / "recipes.py").read_text(encoding="utf-8")

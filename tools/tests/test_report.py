@@ -141,7 +141,8 @@ def test_a_damaged_run_takes_no_other_with_it(root, name, capsys, monkeypatch):
     report.main()
     page = (root / "runs/report.html").read_text()
     assert "the good one" in page and "2 runs in" in capsys.readouterr().out
-    assert name == "half in config" or 'class="damaged"' in page
+    # what is no row of a log is left out of it, as the last line of a run that was killed
+    assert name in ("half in config", "deep log", "number") or 'class="damaged"' in page
     assert "20260101-000002" in page and page.rstrip().endswith("</html>")
 
 

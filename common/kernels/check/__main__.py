@@ -13,8 +13,9 @@ import time
 from common.kernels.shift import op as shift_op
 from common.kernels.sparse_mlp import op as sparse_mlp_op
 
-from . import cases
+from . import cases, counts, passes
 from .device import COMPILER, Device, KernelError
+from .mutants import MUTANTS, verdict
 
 OPS = {"shift": shift_op, "sparse_mlp": sparse_mlp_op}
 
@@ -41,8 +42,6 @@ def check_all() -> bool:
 
 
 def check_mutants() -> bool:
-    from .mutants import MUTANTS, verdict
-
     seen = 0
     for mutant in MUTANTS:
         found = verdict(mutant)
@@ -53,8 +52,6 @@ def check_mutants() -> bool:
 
 
 def check_counts(write: bool) -> bool:
-    from . import counts
-
     table = counts.measure()
     print(counts.text(table))
     if write:
@@ -73,9 +70,7 @@ def main() -> int:
     parser.add_argument("--passes", metavar="PACKAGE:MODEL", help="passes over memory of a network's blocks")
     args = parser.parse_args()
     if args.passes:
-        from .passes import report
-
-        return report(args.passes) or 0
+        return passes.report(args.passes) or 0
     if COMPILER is None:
         parser.error("needs g++ to execute what NVRTC makes of the kernels; install it")
     if args.mutants:

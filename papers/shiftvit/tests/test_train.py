@@ -231,5 +231,6 @@ def test_a_run_folder_of_a_stranger_builds_and_fetches_nothing(tmp_path, data, a
     config = run.read_json(folder / "config.json")
     config["recipe"]["model_args"] = args
     run.write_json(folder / "config.json", config)
-    with pytest.raises(run.UserError, match=r"could fetch|far from what the weights show|does not hold what its config"):
+    expected = r"could fetch|far from what the weights show|does not hold what its config"
+    with pytest.raises(run.UserError, match=expected):
         PAPER.load_run(folder)
