@@ -106,7 +106,7 @@ def _hold(folder: Path) -> bool:
     path = (folder / "lock").resolve()
     if fcntl is None or path in _held:
         return True
-    file = open(path, "a")  # noqa: SIM115 (it stays open as long as the process lives)
+    file = open(path, "ab")  # noqa: SIM115 (it stays open as long as the process lives)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -176,7 +176,7 @@ def git_revision() -> str:
     changes = ["status", "--porcelain", "--", ".", ":(exclude)papers/*/results/*", ":(exclude)common/*/records/*"]
     try:
         revision, changed = (
-            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run([*git, *command], capture_output=True, encoding="utf-8", check=True).stdout.strip()
             for command in (["rev-parse", "HEAD"], changes)
         )
         return revision + ("-dirty" if changed else "")
