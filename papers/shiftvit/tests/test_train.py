@@ -231,5 +231,5 @@ def test_a_run_folder_of_a_stranger_builds_and_fetches_nothing(tmp_path, data, a
     config = run.read_json(folder / "config.json")
     config["recipe"]["model_args"] = args
     run.write_json(folder / "config.json", config)
-    with pytest.raises(run.UserError, match=r"could fetch|far from what the weights show|does not hold what its config"):
+    with pytest.raises(run.UserError, match=r"could fetch|far from what the weights|does not hold what its config"):
         PAPER.load_run(folder)
