@@ -292,9 +292,13 @@ def test_where_the_target_is(tmp_path):
         for file in files:
             (folder / file).write_text("11,21,5,6\n")
         assert demo.first_box(folder / "img", None) == (10, 20, 5, 6)
-    for wrong in ("1,2,3", "1,2,0,4", "a,b,c,d", "nan,1,2,3", str(tmp_path / "missing.txt")):
+    absurd = ("m0,0,99999999,99999999,1,1", "1,2,3," + "9" * 30, "9" * 5000, "m" + "1," * 5000 + "1", "1,2,1e9,4")
+    for wrong in ("1,2,3", "1,2,0,4", "a,b,c,d", "nan,1,2,3", str(tmp_path / "missing.txt"), *absurd):
         with pytest.raises(UserError, match="--box is x,y,w,h"):
             demo.first_box(tmp_path, wrong)
+    (tmp_path / "tabs.txt").write_bytes(b"1,2,3,\xff")
+    with pytest.raises(UserError, match=r"tabs\.txt is not in UTF-8"):
+        demo.first_box(tmp_path, str(tmp_path / "tabs.txt"))
 
 
 def test_a_sequence_of_otb_that_is_a_part_of_its_folder(tmp_path, otb):
