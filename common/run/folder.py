@@ -107,7 +107,7 @@ def _hold(folder: Path) -> bool:
     path = (folder / "lock").resolve()
     if fcntl is None or path in _held:
         return True
-    file = open(path, "a")  # noqa: SIM115 (it stays open as long as the process lives)
+    file = open(path, "ab")  # noqa: SIM115 (it stays open as long as the process lives)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -337,3 +337,9 @@ def test_frames_that_cannot_be_read_are_named(tmp_path):
     path.unlink()
     with pytest.raises(OSError, match=r"cannot read .*a\.jpg"):
         tracking.read_frame(path)
+
+
+def test_a_folder_that_is_closed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may look into any
+    with pytest.raises(UserError, match=r"cannot look into .*: you have no permission"):
+        tracking.open_sequences(tmp_path)
