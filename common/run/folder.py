@@ -177,7 +177,7 @@ def git_revision() -> str:
     changes = ["status", "--porcelain", "--", ".", ":(exclude)papers/*/results/*", ":(exclude)common/*/records/*"]
     try:
         revision, changed = (
-            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run([*git, *command], capture_output=True, encoding="utf-8", check=True).stdout.strip()
             for command in (["rev-parse", "HEAD"], changes)
         )
         return revision + ("-dirty" if changed else "")

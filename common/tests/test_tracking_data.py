@@ -276,6 +276,18 @@ def test_a_damaged_list_is_named(tmp_path):
         tracking.open_sequences(tmp_path)
 
 
+def test_a_sequence_that_a_list_names_twice_does_not_count_twice(tmp_path):
+    (tmp_path / "vot" / "a").mkdir(parents=True)
+    (tmp_path / "vot/list.txt").write_text("a\na\n")
+    with pytest.raises(UserError, match=r"list\.txt lists a more than once"):
+        tracking.open_sequences(tmp_path / "vot")
+    _frames(tmp_path / "lasot/cat/cat-1/img", ["00000001.jpg"])
+    (tmp_path / "lasot/cat/cat-1/groundtruth.txt").write_text("5,6,10,10\n")
+    (tmp_path / "lasot/testing_set.txt").write_text("cat-1\n" * 7)
+    with pytest.raises(UserError, match=r"testing_set\.txt lists cat-1 more than once"):
+        tracking.open_sequences(tmp_path / "lasot", "test")
+
+
 @pytest.mark.parametrize("line", [
     "m0,0,3,2,1,9", "m0,0,1000000,1000000,1", "m0,0,-3,-2,1", "m0,0,3,2,-1,2", "m1", f"m{10**30},0,3,2,1,2",
     "1,2,3,1e9", "1,2,3,1e300", "1,2,3,4,5,1e9", "1,2,inf,4", f"1,2,3,{10**30}",
