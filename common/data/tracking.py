@@ -126,6 +126,8 @@ def open_sequences(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"no data folder {root}: {EXPECTED.format(root=root)}")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UserError(f"cannot look into {root}: you have no permission to")
     dataset, splits = _layout(root)
     if split is None and None not in splits and len(splits) == 1:
         (split,) = splits

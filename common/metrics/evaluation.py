@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from common import run
+from common.data.text import printable
 
 ConvertWeights = Callable[[Mapping[str, torch.Tensor], torch.nn.Module], Mapping[str, torch.Tensor]]
 """(state dict of a file, ours or the authors', and the network) -> state dict of the network"""
@@ -40,8 +41,9 @@ def _plain(recipe: Any) -> Any:
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints metrics, with the paper's figures where there are any."""
-    width = max(len(row["name"]) for row in rows)
-    for row in rows:
+    names = [printable(row["name"]) for row in rows]  # of sequences, too
+    width = max(map(len, names))
+    for name, row in zip(names, rows):
         published = f"   the paper: {row['paper_value']}" if row["paper_value"] is not None else ""
         note = "" if row["comparable"] or not published else " (not comparable)"
-        print(f"{row['name']:>{width}} {row['value']:8.2f} {row['unit']}{published}{note}")
+        print(f"{name:>{width}} {row['value']:8.2f} {row['unit']}{published}{note}")

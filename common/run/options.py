@@ -128,7 +128,8 @@ def main(function: Callable[[], object]) -> None:
         if text is None:
             traceback.print_exc()
         else:
-            print(f"error: {text}", file=sys.stderr, flush=True)
+            shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)  # names hold anything
+            print(f"error: {shown}", file=sys.stderr, flush=True)
         if dist.is_initialized() and dist.get_world_size() > 1:
             os._exit(1 if text is None else 2)  # the others may be waiting for this process: so would closing the group
         sys.exit(1 if text is None else 2)

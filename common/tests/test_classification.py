@@ -128,6 +128,12 @@ def test_an_evaluation_of_a_run_asks_what_its_training_asked(
     assert not evaluated(monkeypatch, tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"metrics": []}', '{"metrics": [{"comparable": 1}]}', "null"])
+def test_damaged_results_claim_nothing(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    assert not PAPER.comparable_checkpoint(tmp_path, torch.nn.Identity(), None, range(50_000))
+
+
 def test_of_files_of_weights_the_authors_alone_are_comparable(tmp_path, monkeypatch, sizes):
     file = tmp_path / "w.safetensors"
     for prefix, comparable in (("1.", False), ("head.", True)):

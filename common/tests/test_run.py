@@ -217,3 +217,12 @@ def test_multiply_adds_of_attention():
             return torch.nn.functional.scaled_dot_product_attention(x, x, x)
 
     assert run.multiply_adds(Attention(), torch.zeros(1, 2, 7, 4)) == 2 * 2 * 7 * 7 * 4
+
+
+def test_names_in_a_mistake_move_no_terminal(capsys):
+    def fails():
+        raise run.UserError("no \x1b]0;PWNED\x07 there,\nexpected caf\xe9 or \udce9")
+
+    with pytest.raises(SystemExit):
+        run.main(fails)
+    assert capsys.readouterr().err == "error: no \\x1b]0;PWNED\\x07 there,\nexpected caf\xe9 or \\udce9\n"

@@ -195,6 +195,33 @@ def test_only_the_whole_test_set_and_an_untouched_recipe_are_comparable(
     assert trained == {"otb auc": comparable, "otb fps": False, "otb fps_model": False}
 
 
+def test_earlier_results_are_told_and_can_be_left_aside(tmp_path, otb, monkeypatch, capsys):
+    run.save_weights(weights := tmp_path / "w.safetensors", WEIGHTS)
+    line = [weights, "--recipe", "plain", "--data", otb]
+    evaluate_line(monkeypatch, *line)
+    honest = capsys.readouterr().out
+    assert "earlier results" not in honest
+    (file,) = (tmp_path / "tracking" / "otb").glob("*.csv")
+    header, *rows, end = file.read_text().splitlines()
+    forged = [",".join(["0", "0", "1", "1", *row.split(",")[4:]]) for row in rows[1:]]
+    file.write_text("\n".join([header, rows[0], *forged, end, ""]))
+    evaluate_line(monkeypatch, *line)
+    forged = capsys.readouterr().out
+    assert "1 of 1 sequences taken from earlier results in" in forged
+    evaluate_line(monkeypatch, *line, "--fresh")
+    fresh = capsys.readouterr().out
+
+    def auc(printed):
+        return next(row for row in printed.splitlines() if "otb auc" in row)
+
+    assert "earlier results" not in fresh and auc(fresh) == auc(honest) != auc(forged)
+
+
+def test_data_are_looked_at_before_the_checkpoint(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no data folder"):
+        evaluate_line(monkeypatch, tmp_path / "none.pth", "--data", tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("argv, message", [
     (["missing.pth"], "no checkpoint at missing.pth"),
     (["w.safetensors"], "a file of weights needs --recipe, one of plain"),
@@ -265,9 +292,13 @@ def test_where_the_target_is(tmp_path):
         for file in files:
             (folder / file).write_text("11,21,5,6\n")
         assert demo.first_box(folder / "img", None) == (10, 20, 5, 6)
-    for wrong in ("1,2,3", "1,2,0,4", "a,b,c,d", "nan,1,2,3", str(tmp_path / "missing.txt")):
+    absurd = ("m0,0,99999999,99999999,1,1", "1,2,3," + "9" * 30, "9" * 5000, "m" + "1," * 5000 + "1", "1,2,1e9,4")
+    for wrong in ("1,2,3", "1,2,0,4", "a,b,c,d", "nan,1,2,3", str(tmp_path / "missing.txt"), *absurd):
         with pytest.raises(UserError, match="--box is x,y,w,h"):
             demo.first_box(tmp_path, wrong)
+    (tmp_path / "tabs.txt").write_bytes(b"1,2,3,\xff")
+    with pytest.raises(UserError, match=r"tabs\.txt is not in UTF-8"):
+        demo.first_box(tmp_path, str(tmp_path / "tabs.txt"))
 
 
 def test_a_sequence_of_otb_that_is_a_part_of_its_folder(tmp_path, otb):

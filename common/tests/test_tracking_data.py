@@ -253,6 +253,8 @@ def test_a_lasot_sequence_that_lacks_a_file_is_named(tmp_path):
 @pytest.mark.parametrize("file, content, message", [
     ("groundtruth.txt", b"1,2,3,1e9\n" * 20, "line 1 has a number beyond 100000 px"),
     ("groundtruth.txt", b"1,2,3,4\n" * 19 + b"1,2,inf,4\n", "line 20 has a number beyond"),
+    ("groundtruth.txt", b"1_0,2,3,4\n" * 20, "has an underscore, expected numbers"),
+    ("groundtruth.txt", b"9" * 30 + b",2,3,4\n", "line 1 has a number beyond"),
     ("groundtruth.txt", b"1,2,3,\xff\n", r"groundtruth\.txt is not in UTF-8"),
     ("absence.label", b"9" * 30 + b"\n", r"absence\.label"), ("cover.label", b"\xff", r"cover\.label is not in UTF-8"),
     ("meta_info.ini", b"\xff", r"meta_info\.ini is not in UTF-8"),
@@ -274,10 +276,65 @@ def test_a_damaged_list_is_named(tmp_path):
         tracking.open_sequences(tmp_path)
 
 
-@pytest.mark.parametrize("line", ["m0,0,3,2,1,9", "m0,0,1000000,1000000,1", "m0,0,-3,-2,1", "m0,0,3,2,-1,2", "m1"])
-def test_absurd_masks_are_refused(line):
+def test_a_sequence_that_a_list_names_twice_does_not_count_twice(tmp_path):
+    (tmp_path / "vot" / "a").mkdir(parents=True)
+    (tmp_path / "vot/list.txt").write_text("a\na\n")
+    with pytest.raises(UserError, match=r"list\.txt lists a more than once"):
+        tracking.open_sequences(tmp_path / "vot")
+    _frames(tmp_path / "lasot/cat/cat-1/img", ["00000001.jpg"])
+    (tmp_path / "lasot/cat/cat-1/groundtruth.txt").write_text("5,6,10,10\n")
+    (tmp_path / "lasot/testing_set.txt").write_text("cat-1\n" * 7)
+    with pytest.raises(UserError, match=r"testing_set\.txt lists cat-1 more than once"):
+        tracking.open_sequences(tmp_path / "lasot", "test")
+
+
+@pytest.mark.parametrize("line", [
+    "m0,0,3,2,1,9", "m0,0,1000000,1000000,1", "m0,0,-3,-2,1", "m0,0,3,2,-1,2", "m1", f"m{10**30},0,3,2,1,2",
+    "1,2,3,1e9", "1,2,3,1e300", "1,2,3,4,5,1e9", "1,2,inf,4", f"1,2,3,{10**30}",
+])
+def test_absurd_regions_are_refused(line):
     with pytest.raises(ValueError):
         tracking.box_around(line)
+
+
+def test_a_masks_box_is_that_of_its_pixels_and_takes_no_memory():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        width, height = rng.integers(1, 7, 2)
+        runs = rng.multinomial(rng.integers(width * height + 1), np.full(n := rng.integers(1, 9), 1 / n))
+        pixels = np.zeros(width * height, bool)
+        pixels[: runs.sum()] = np.repeat(np.arange(n) % 2 == 1, runs)
+        rows, columns = np.nonzero(pixels.reshape(height, width))
+        expected = [np.nan] * 4
+        if len(rows):
+            expected = [3 + columns.min(), rows.min() - 2, np.ptp(columns) + 1, np.ptp(rows) + 1]
+        found = tracking.box_around("m" + ",".join(map(str, [3, -2, width, height, *runs])))
+        np.testing.assert_array_equal(found, expected)
+    assert tracking.box_around("m0,0,100000,100000,5,9000000000") == [0, 0, 100000, 90001]  # 10 GB of pixels
+
+
+def test_a_still_images_absurd_box_is_named(tmp_path):
+    _frames(tmp_path / "train2017", ["1.jpg"])
+    content = {"images": [{"id": 1, "file_name": "1.jpg", "width": 64, "height": 48}], "categories": [],
+               "annotations": [{"id": 7, "image_id": 1, "bbox": [0, 0, 60, 9e8]}]}
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/instances_train2017.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="annotation 7 has a box beyond 100000 px"):
+        tracking.open_coco(tmp_path, "train")
+
+
+def test_data_sets_side_by_side_are_looked_through(tmp_path, capsys):
+    _got10k(tmp_path / "GOT-10k" / "train")
+    _frames(tmp_path / "OTB" / "Man" / "img", ["0001.jpg", "0002.jpg"])
+    (tmp_path / "OTB/Man/groundtruth_rect.txt").write_text("1,1,5,5\n" * 2)
+    (tmp_path / "notes").mkdir()
+    tracking.main(tmp_path)
+    printed = capsys.readouterr().out
+    assert "GOT-10k:\ntrain: 1 sequences (got10k), 20 frames" in printed and "OTB:\nall: 1 sequences (otb)" in printed
+    with pytest.raises(UserError, match=r"no tracking sequences(.|\n)*several +.*/OTB, .*/VOT"):
+        tracking.main(tmp_path / "notes")
+    with pytest.raises(UserError, match="no data folder"):
+        tracking.main(tmp_path / "nowhere")
 
 
 def test_frames_that_cannot_be_read_are_named(tmp_path):
@@ -292,3 +349,9 @@ def test_frames_that_cannot_be_read_are_named(tmp_path):
     path.unlink()
     with pytest.raises(OSError, match=r"cannot read .*a\.jpg"):
         tracking.read_frame(path)
+
+
+def test_a_folder_that_is_closed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may look into any
+    with pytest.raises(UserError, match=r"cannot look into .*: you have no permission"):
+        tracking.open_sequences(tmp_path)

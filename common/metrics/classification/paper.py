@@ -40,8 +40,10 @@ class Paper:
         """The same of an evaluation: of a run whose own results say so, or of the authors' file, on all of
         ImageNet-1K's validation images."""
         if checkpoint.is_dir():
-            results = checkpoint / "results.json"
-            published = results.exists() and run.read_json(results)["metrics"][0]["comparable"]
+            try:
+                published = run.read_json(checkpoint / "results.json")["metrics"][0]["comparable"] is True
+            except (OSError, ValueError, LookupError, TypeError):  # none yet, or damaged
+                published = False
         else:
             published = recipe.paper_top1 is not None and evaluation.is_authors_file(checkpoint, model)
         return published and len(val) == IMAGENET[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from common import run
 from common.data import tracking as data
+from common.data.text import read_text
 from common.data.tiny.sequences import sequences
 from common.data.video import FrameFolder
 from common.metrics.trackers.paper import Paper
@@ -67,9 +69,12 @@ def first_box(source: Path, box: str | None) -> Box:
         if not (source.is_dir() and found):
             raise UserError(f"where is the target in the first frame of {source}? Give --box x,y,w,h")
         box = str(found[0])
-    file = Path(box)
-    text = file.read_text().split("\n")[0] if file.is_file() else box
-    from_one = file.is_file() and (
+    file, is_file = Path(box), os.path.isfile(box)  # not Path's, which raises where the text is long
+    try:
+        text = read_text(file).split("\n")[0] if is_file else box
+    except ValueError as error:
+        raise UserError(f"cannot read the target's box: {error}") from None
+    from_one = is_file and (
         file.name.startswith("groundtruth_rect") or file.with_name("full_occlusion.txt").is_file()
     )
     try:
@@ -77,7 +82,7 @@ def first_box(source: Path, box: str | None) -> Box:
     except ValueError:
         x = y = w = h = np.nan
     if not np.isfinite([x, y, w, h]).all() or min(w, h) <= 0:
-        raise UserError(f"--box is x,y,w,h in pixels with w and h above 0, or a ground truth file; got {text!r}")
+        raise UserError(f"--box is x,y,w,h in pixels with w and h above 0, or a ground truth file; got {text[:80]!r}")
     return float(x - from_one), float(y - from_one), float(w), float(h)
 
 

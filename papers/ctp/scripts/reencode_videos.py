@@ -14,7 +14,6 @@ are named in OUT/left_out.txt.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -45,10 +44,9 @@ def main(
     """
     settings = {"short_side_px": short_side_px, "key_every": key_every, "crf": crf}
     noted = out / "settings.json"
-    if noted.exists() and json.loads(noted.read_text()) != settings:
-        raise run.UserError(f"{out} was made with {noted.read_text()}, not {settings}; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    noted.write_text(json.dumps(settings))
+    if noted.exists() and (before := run.read_json(noted)) != settings:
+        raise run.UserError(f"{out} was made with {before}, not {settings}; choose another folder")
+    run.write_json(noted, settings)
     left_out = []
     for split in ("train", "val"):
         videos = open_videos(data, split, fold=fold, missing=1)

@@ -27,7 +27,7 @@ def main(out: Path, sources: list[Path]) -> None:
         write_video(out / name, frames[:, :, : frames.shape[2] // 2 * 2], fps=25)
         lists["val" if i % 4 == 3 else "train"].append(name)
     for split, names in lists.items():
-        (out / f"{split}.txt").write_text("".join(f"{name} 0\n" for name in names * TIMES))
+        (out / f"{split}.txt").write_text("".join(f"{name} 0\n" for name in names * TIMES), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -231,6 +231,19 @@ def test_a_run_folder_of_a_stranger_builds_and_fetches_nothing(tmp_path, data, a
     config = run.read_json(folder / "config.json")
     config["recipe"]["model_args"] = args
     run.write_json(folder / "config.json", config)
-    expected = r"could fetch|far from what the weights show|does not hold what its config"
-    with pytest.raises(run.UserError, match=expected):
+    with pytest.raises(run.UserError, match=r"could fetch|far from what the weights|does not hold what its config"):
         PAPER.load_run(folder)
+
+
+@pytest.mark.parametrize("closed", ["", "train/c"])
+def test_data_without_permission_are_one_line(tmp_path, monkeypatch, closed):
+    root, plain = class_folders(tmp_path / "data"), os.scandir
+
+    def scandir(path):  # root may look into any
+        if os.fsdecode(path) == str(root / closed) or (not closed and os.fsdecode(path).startswith(str(root))):
+            raise PermissionError(13, "Permission denied", os.fsdecode(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(run.UserError, match=f"cannot l.*{closed}.*Permission denied"):
+        _train(tmp_path / "runs", root)

@@ -1,0 +1,68 @@
+"""tools/benchmarks.sh: all benchmarks that are there, whatever becomes of one of them."""
+
+import os
+import subprocess
+
+import pytest
+
+from common.run import ROOT
+
+PYTHON = """#!/bin/sh
+echo "asked: $*"
+case "$*" in *BROKEN*) exit 2 ;; esac
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    (tmp_path / "w.pth").touch()
+
+    given = {"PYTHON": str(python), "PAPER": "sbt", "CHECKPOINT": "w.pth", "DATA": "data"}
+
+    def call(*arguments, **environment):
+        done = subprocess.run(
+            [ROOT / "tools/benchmarks.sh", *arguments], cwd=tmp_path, capture_output=True, text=True,
+            env=os.environ | given | environment,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return call
+
+
+def test_it_goes_on_sums_up_and_passes_arguments_on(tmp_path, script):
+    for name in ("OTB", "GOT-10k"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    status, out, _ = script("--rule", "otb", "--baselines", OUT="res ults", RECIPE="full")
+    asked = [line for line in out.splitlines() if line.startswith("asked")]
+    assert status == 0 and len(asked) == 2
+    assert asked[1] == (
+        f"asked: -m papers.sbt.evaluate {tmp_path}/w.pth --data {tmp_path}/data/GOT-10k "
+        f"--out {tmp_path}/res ults/GOT-10k --split test --recipe full --rule otb --baselines"
+    )
+    assert f"measured: OTB GOT-10k; failed: none; not in {tmp_path}/data: LaSOT TrackingNet" in out
+
+
+def test_one_that_fails_does_not_end_it_and_is_named(tmp_path, script):
+    (tmp_path / "BROKEN").mkdir()
+    for name in ("OTB", "LaSOT"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    status, out, _ = script(CHECKPOINT="BROKEN")
+    assert status == 2 and out.count("asked") == 2 and "measured: none; failed: OTB LaSOT;" in out
+
+
+@pytest.mark.parametrize("environment, message", [
+    ({"DATA": "nowhere"}, "no folder DATA=nowhere"), ({"CHECKPOINT": "gone.pth"}, "no checkpoint at gone.pth"),
+    ({"PAPER": ""}, "PAPER=... is needed"), ({"DATA": ""}, "DATA=... is needed"),
+])
+def test_mistakes_are_one_line_with_status_2(tmp_path, script, environment, message):
+    (tmp_path / "data").mkdir()
+    status, out, error = script(**environment)
+    assert (status, out, len(error.splitlines())) == (2, "", 1) and message in error
+
+
+def test_none_at_all_is_status_2(tmp_path, script):
+    (tmp_path / "data").mkdir()
+    assert script()[0] == 2
