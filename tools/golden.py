@@ -26,7 +26,7 @@ def first_losses(paper: str) -> list[float]:
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
         (log,) = Path(runs).glob(f"{paper}/tiny/*/log.jsonl")
-        return [json.loads(line)["loss"] for line in log.read_text().splitlines()][:STEPS]
+        return [json.loads(line)["loss"] for line in log.read_text(encoding="utf-8").splitlines()][:STEPS]
 
 
 def path(paper: str) -> Path:
@@ -35,5 +35,5 @@ def path(paper: str) -> Path:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        path(name).write_text(json.dumps(first_losses(name)) + "\n")
-        print(path(name), path(name).read_text(), end="")
+        path(name).write_text(json.dumps(first_losses(name)) + "\n", encoding="utf-8")
+        print(path(name), path(name).read_text(encoding="utf-8"), end="")

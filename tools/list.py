@@ -28,7 +28,7 @@ def main() -> None:
     for paper in papers():
         module = recipes(paper)
         print(f"{paper}: {module.TITLE}\n    {module.CLAIM}")
-        requirements = (PAPERS / paper / "requirements.txt").read_text().split("\n")
+        requirements = (PAPERS / paper / "requirements.txt").read_text(encoding="utf-8").split("\n")
         if needs := [line for line in requirements if line and not line.startswith("#")]:
             print(f"    installs besides: {', '.join(needs)}")
         for name, recipe in module.RECIPES.items():

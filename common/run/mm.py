@@ -65,6 +65,8 @@ def main(paper: str, configs: Path, checkpoint: str) -> None:
     name = f"downstream_{args.config}"
     options = run.Options(data=args.data, out=args.out, resume=args.resume or None, seed=args.seed, threads=0)
     world = run.start_world(options)
+    if world.size > 1 and world.device.type == "cpu":
+        raise UserError("mmengine trains with several processes on GPUs only: leave the launcher out")
     settings = {"checkpoint": args.checkpoint, "change": args.change}
     folder = run.open_run(paper, name, settings, options, world)
     config = load(args, folder, configs, checkpoint)
