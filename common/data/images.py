@@ -198,7 +198,7 @@ def open_both(root: str | Path, *, subset: bool = False) -> tuple[Images, Images
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(printable, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def train_transform(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -101,11 +102,18 @@ class Augmented(Dataset):
             )
 
 
-class Plain(Dataset):
-    """Evaluation samples: (transformed image, label, index). Unreadable ones are an error, never left out."""
+LEFT_OUT = -1  # the label of a picture that cannot be read, where such are tolerated
 
-    def __init__(self, data: Dataset, transform: Callable):
-        self.data, self.transform = data, transform
+
+class Plain(Dataset):
+    """Evaluation samples: (transformed image, label, index). Unreadable ones are an error, never left out.
+
+    Training pictures are another matter: some of them may be unreadable. With `tolerant` a gray picture of label
+    `LEFT_OUT` stands for each, and whoever evaluates leaves those out and says how many they were.
+    """
+
+    def __init__(self, data: Dataset, transform: Callable, *, tolerant: bool = False):
+        self.data, self.transform, self.tolerant = data, transform, tolerant
 
     def __len__(self) -> int:
         return len(self.data)
@@ -114,7 +122,9 @@ class Plain(Dataset):
         try:
             image, label = self.data[index]
         except Unreadable as error:
-            raise UserError(f"cannot evaluate: {self.data.name(index)} is unreadable ({error})") from None
+            if not self.tolerant:
+                raise UserError(f"cannot evaluate: {self.data.name(index)} is unreadable ({error})") from None
+            image, label = Image.new("RGB", (64, 64), "gray"), LEFT_OUT
         return self.transform(image), label, index
 
 

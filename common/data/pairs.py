@@ -2,7 +2,7 @@
 
 ::
 
-    data = open_data(recipe, root, report)
+    data = open_data(recipe, root)
     pairs = Pairs(data.train, PairTransform(template_px=128, search_px=256), length=recipe.pairs_per_epoch, report=...)
     for batch in pairs_loader(pairs, recipe.batch, steps, seed=seed, start=start, rank=rank, world=size):
         template, search = (crops.normalize(batch[name].to(device)) for name in ("template", "search"))
@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.data import crops, tracking
 from common.data.loader import StepSampler
+from common.data.text import printable
 from common.data.tiny.sequences import sequences
 from common.run import UserError
 
@@ -48,6 +50,14 @@ class Data:
     """For losses: GOT-10k's validation split, where its training split trains and it is there."""
     test: list[tracking.Sequence]
     """For tracking: the same, or the data sets that were held out."""
+    damaged: list[str] = dataclasses.field(default_factory=list)
+    """What is wrong with each annotation that is left out of `train`."""
+
+    def name_damaged(self, report: Path) -> None:
+        """Writes those into `report`, a line each, where a run that is resumed has not done so already."""
+        known = report.read_text(encoding="utf-8").splitlines() if report.exists() else []
+        with open(report, "a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in self.damaged if line not in known)
 
     def describe(self, name: str) -> str:
         videos = sum(len(s) > 1 for found in self.train.values() for s in found)
@@ -56,13 +66,13 @@ class Data:
         return f"{name}: {videos:,} training sequences{stills}, {len(self.test)} test sequences"
 
 
-def open_data(recipe: Any, root: str | Path, report: Path | None = None) -> Data:
+def open_data(recipe: Any, root: str | Path) -> Data:
     """The data sets that `recipe.datasets` and `recipe.held_out` name: subfolders of `root` (`tracking.folders`), or,
     where one is asked for, `root` itself.
 
-    Training splits are opened, and annotations that cannot be used in training go to `report`. Where data sets are
-    held out none has splits: `datasets` are then taken whole, may name the built-in "sequences", and those held out
-    are tested on and train nothing.
+    Training splits are opened without the annotations that cannot be used. Where data sets are held out none has
+    splits: `datasets` are then taken whole, may name the built-in "sequences", and those held out are tested on and
+    train nothing.
     """
     folders = tracking.folders(root)
     if not recipe.held_out and len(recipe.datasets) == 1:
@@ -70,7 +80,7 @@ def open_data(recipe: Any, root: str | Path, report: Path | None = None) -> Data
     built_in = {"sequences"}
     if missing := ({*recipe.datasets} - built_in | {*recipe.held_out}) - {*folders}:
         raise UserError(f"{root} has no folder for {', '.join(sorted(missing))}; it has {', '.join(folders) or 'none'}")
-    train = {}
+    train, damaged = {}, []
     for name in recipe.datasets:
         if name == "sequences":
             train[name] = tracking.open_sequences(sequences(), "train")
@@ -80,7 +90,7 @@ def open_data(recipe: Any, root: str | Path, report: Path | None = None) -> Data
         elif recipe.held_out:
             train[name] = tracking.open_sequences(folders[name])
         else:
-            train[name] = tracking.open_sequences(folders[name], "train", limit=0.01, report=report)
+            train[name] = tracking.open_sequences(folders[name], "train", limit=0.01, damaged=damaged)
     if recipe.held_out:
         test = [s for name in recipe.held_out for s in tracking.open_sequences(folders[name])]
         if unknown := [s.name for s in test if len(s) > 1 and not np.isfinite(s.boxes[1:]).all(1).any()]:
@@ -88,7 +98,7 @@ def open_data(recipe: Any, root: str | Path, report: Path | None = None) -> Data
         return Data(train, [], test)
     has_val = "got10k" in train and (folders["got10k"] / "val" / "list.txt").is_file()
     val = tracking.open_sequences(folders["got10k"], "val") if has_val else []
-    return Data(train, val, val)
+    return Data(train, val, val, damaged)
 
 
 def draw_frames(sequence: tracking.Sequence, n: int, max_gap: int, rng: np.random.Generator) -> list[int]:
@@ -204,7 +214,7 @@ class Pairs(Dataset):
             self.failed[number] = True
             if self.report:
                 with open(self.report, "a", encoding="utf-8") as file:
-                    file.write(f"{error}\n")
+                    file.write(f"{printable(str(error))}\n")
         if (count := int(self.failed.sum())) > self.limit:
             raise UserError(
                 f"{count} of {len(self.sequences)} sequences have frames that cannot be read, expected at most "

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -104,11 +105,11 @@ def read_frame(path: Path) -> np.ndarray:
     try:
         return np.array(read_picture(path))
     except Unreadable as error:
-        raise Unreadable(f"cannot read {path}: {error}") from None
+        raise Unreadable(f"cannot read {printable(path)}: {error}") from None
 
 
 def open_sequences(
-    root: str | Path, split: str | None = None, *, limit: float = 0.0, report: Path | None = None
+    root: str | Path, split: str | None = None, *, limit: float = 0.0, damaged: list[str] | None = None
 ) -> list[Sequence]:
     """The sequences of a folder in one of the layouts of `EXPECTED`, in the benchmark's order.
 
@@ -117,7 +118,8 @@ def open_sequences(
     OTB, VOT, any LaSOT folder and a folder with a single split.
 
     An annotation that is damaged or does not fit its frames is an error. For training a share `limit` of the sequences
-    (at least one) may be so: they are named in `report` and left out, and the frames are not looked for until read.
+    (at least one) may be so: what is wrong with each goes to `damaged`, they are left out, and the frames are not
+    looked for until read.
 
     Raises `UserError`, with the expected trees when the folder is missing or holds none of them.
     """
@@ -143,14 +145,13 @@ def open_sequences(
         except (OSError, ValueError) as error:
             if not limit:
                 raise UserError(f"cannot use {root}: {error}") from None
-            bad.append(str(error))
-            if report:
-                with open(report, "a", encoding="utf-8") as file:
-                    file.write(f"{printable(str(error))}\n")
+            bad.append(printable(str(error)))
     if len(bad) > max(1, int(limit * len(jobs))) or not sequences:
         raise UserError(f"{len(bad)} of {len(jobs)} sequences in {root} are unusable, the last: {bad[-1]}")
     if bad:
         tqdm.write(f"{root}: left out {len(bad)} of {len(jobs)} sequences, the first: {bad[0]}")
+    if damaged is not None:
+        damaged += bad
     return sequences
 
 
@@ -175,6 +176,8 @@ def open_coco(root: str | Path, split: str, min_side_px: float = 50.0) -> list[S
         if entry.get("iscrowd") or min(entry["bbox"][2:]) <= min_side_px:
             continue
         number, image = entry["image_id"], content.images[entry["image_id"]]
+        if max(map(abs, entry["bbox"])) > MAX_SIDE_PX:
+            raise UserError(f"{file}: annotation {entry['id']} has a box beyond {MAX_SIDE_PX} px: {entry['bbox']}")
         name = f"{number:012d}-{entry['id']}" if isinstance(number, int) else f"{number}-{entry['id']}"
         box, size = np.array([entry["bbox"]], dtype=np.float64), (image["width"], image["height"])
         sequences.append(Sequence(name, "coco", (folder / image["file_name"],), box, seen, size=size))
@@ -293,15 +296,21 @@ def box_around(line: str) -> list[float]:
     pixels at a polygon's corners belong to it."""
     if line.startswith("m"):  # x, y, width, height of a part of the image, then run lengths in it, row by row, 0s first
         x, y, width, height, *runs = (int(v) for v in line[1:].split(","))
-        if min(width, height, *runs) < 0 or sum(runs) > width * height or width * height > MAX_SIDE_PX**2:
-            raise ValueError(f"a mask of {width} x {height} px with runs of {sum(runs)} in all")
-        drawn = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-        mask = np.pad(drawn, (0, width * height - len(drawn))).reshape(height, width)
-        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-        if not len(rows):
+        beyond = max(abs(x), abs(y), width, height) > MAX_SIDE_PX
+        if beyond or min(width, height, *runs) < 0 or sum(runs) > width * height:
+            raise ValueError(f"a mask of {width} x {height} px at {x}, {y} with runs of {sum(runs)} px in all")
+        pixels = [(end - run, end - 1) for end, run in zip(accumulate(runs), runs)]  # first and last of each run
+        drawn = [ends for ends, run in list(zip(pixels, runs))[1::2] if run]
+        if not drawn:
             return [np.nan] * 4
-        return [x + columns[0], y + rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1]
+        top, bottom = drawn[0][0] // width, drawn[-1][1] // width
+        left, right = min(first % width for first, _ in drawn), max(last % width for _, last in drawn)
+        if any(first // width < last // width for first, last in drawn):  # goes on at the start of the next row
+            left, right = 0, width - 1
+        return [x + left, y + top, right - left + 1, bottom - top + 1]
     values = np.array(line.split(","), dtype=np.float64)
+    if (np.abs(values) > MAX_SIDE_PX).any():
+        raise ValueError(f"{line!r} has a number beyond {MAX_SIDE_PX} px")
     if len(values) == 4:
         return values.tolist()
     if len(values) < 6 or len(values) % 2:
@@ -358,7 +367,7 @@ def _table(path: Path, columns: int) -> np.ndarray:
 def _flags(path: Path, count: int) -> np.ndarray:
     """(count,) int labels, one a line or all in one line."""
     try:
-        flags = np.array(read_text(path).replace(",", " ").split(), dtype=np.int64)
+        flags = np.array(" ".join(_lines(path)).replace(",", " ").split(), dtype=np.int64)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
     if len(flags) != count:
@@ -368,14 +377,16 @@ def _flags(path: Path, count: int) -> np.ndarray:
 
 def _lines(path: Path) -> list[str]:
     """Lines of a text file; raises ValueError if there are none."""
-    lines = read_text(path).strip().splitlines()
-    if not lines:
+    text = read_text(path).strip()
+    if not text:
         raise ValueError(f"{path} is empty")
-    return lines
+    if "_" in text:  # Python reads 1_000 as a thousand
+        raise ValueError(f"{path} has an underscore, expected numbers")
+    return text.splitlines()
 
 
 def _names(path: Path) -> list[str]:
-    """The sequences that a list names, each once."""
+    """The sequences that a list names; `UserError` if it names one twice, which would count twice."""
     try:
         names = read_text(path).split()
     except (OSError, ValueError) as error:
@@ -391,18 +402,39 @@ def _natural(path: Path) -> list:
 
 
 def main(folder: Path, /) -> None:
-    """Prints what a data folder holds; says what is expected where it holds nothing usable."""
+    """Prints what a data folder holds, or each of several that lie side by side in it; says what is expected where it
+    holds nothing usable."""
+    if _is_data_set(folder):
+        _look(folder)
+    elif beside := [path for path in folders(folder).values() if _is_data_set(path)]:
+        for path in beside:
+            print(f"{printable(path)}:")
+            _look(path)
+    else:
+        try:
+            open_sequences(folder)
+        except UserError as error:
+            raise UserError(f"{error}\n  several    {folder}/OTB, {folder}/VOT and the like, each as above") from None
+
+
+def _is_data_set(folder: Path) -> bool:
+    try:
+        return (folder / "annotations").is_dir() or bool(_layout(folder))
+    except UserError:
+        return False
+
+
+def _look(folder: Path) -> None:
     if (folder / "annotations").is_dir():
         splits = [s for s in ("train", "val") if (folder / "annotations" / f"instances_{s}2017.json").is_file()]
         found = {split: open_coco(folder, split) for split in splits or ["train"]}
     else:
-        splits = _layout(folder)[1] if folder.is_dir() else [None]
-        found = {split: open_sequences(folder, split) for split in splits}
+        found = {split: open_sequences(folder, split) for split in _layout(folder)[1]}
     for split, sequences in found.items():
         frames, shown = sum(len(s) for s in sequences), sum(int(s.visible.sum()) for s in sequences)
         print(
             f"{split or 'all'}: {len(sequences):,} sequences ({sequences[0].dataset}), {frames:,} frames, the target "
-            f"is annotated and visible in {shown:,}; the first is {sequences[0].name}"
+            f"is annotated and visible in {shown:,}; the first is {printable(sequences[0].name)}"
         )
 
 

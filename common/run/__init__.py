@@ -4,13 +4,15 @@ handed, and nothing is inherited. Imports nothing of data, kernels or metrics.
     files        whole or not at all; UserError; the cache      options      command line and exit codes
     world        processes, devices, seeds                      folder       run folder, revision, hardware
     checkpoints  weights in and out, resumption                 log          log, clock
+    recorded     recipes of others' run folders
     results      results.json, report.md                        sweep        members times seeds
     bench        timing                                         drawing      curves, galleries
     readme       the parts that programs write                  cases        what a paper tells the tools
-    timm, hf, mm the doors to timm, transformers' Trainer and mmengine's Runner
+    timm, hf, mm the doors to timm, transformers' Trainer and mmengine's Runner; model_folder, to save_pretrained's
 """
 
 from common.run.checkpoints import (
+    built,
     fit,
     load_checkpoint,
     load_run,

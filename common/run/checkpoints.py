@@ -8,18 +8,20 @@ import pickle
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.run import recorded
 from common.run.files import UserError, read_json, write_json, written_whole
 from common.run.options import Options
 from common.run.world import gather_objects
 
 Recipe = TypeVar("Recipe")
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
@@ -113,11 +115,11 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor
 
 
 def restore(
-    folder: Path, options: Options, optimizer: torch.optim.Optimizer | None = None,
-    **modules: torch.nn.Module | None,
+    folder: Path, options: Options, optimizer: torch.optim.Optimizer | None = None, *,
+    classes: Sequence[str] = (), **modules: torch.nn.Module | None,
 ) -> tuple[int, dict[str, Any]]:
     """(step, state) of the checkpoint a resumed run goes on from, loaded into `modules` and `optimizer`; (0, {}) for a
-    run that starts. Of a module that is None nothing is asked."""
+    run that starts. Of a module that is None nothing is asked. `UserError` if the run has learned other `classes`."""
     found = load_checkpoint(folder) if options.resume else None
     steps = gather_objects([found[0] if found else 0])
     if len(set(steps)) > 1:
@@ -125,6 +127,17 @@ def restore(
     if not found:
         return 0, {}
     step, weights, state = found
+    learned = state.get("classes", [])
+    if classes and learned != list(classes):
+        lacking, new = (
+            [repr(name) for name in ours if name not in theirs][:5]
+            for ours, theirs in ((learned, classes), (classes, learned))
+        )
+        differ = f"it learned {', '.join(lacking) or 'no other'}, the data have {', '.join(new) or 'none besides'}"
+        raise UserError(
+            f"cannot resume {folder} with the classes of these data: {differ if lacking or new else 'another order'}; "
+            "give the folder it was started with as --data"
+        )
     for name, module in modules.items():
         if module is not None:
             module.load_state_dict(weights[name])
@@ -136,13 +149,18 @@ def restore(
 def load_run(
     folder: Path, recipe_type: type[Recipe]
 ) -> tuple[Recipe, dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """(recipe, weights, state) of a run folder's newest whole checkpoint."""
+    """(recipe, weights, state) of a run folder's newest whole checkpoint; state["classes"] are names, or none."""
     found = load_checkpoint(folder) if (folder / "config.json").is_file() else None
     if not found:
         raise UserError(f"{folder} is no run folder with a whole checkpoint")
     _, weights, state = found
     try:
-        return recipe_type(**read_json(folder / "config.json")["recipe"]), weights, state
+        shown = [len(weights["model"]), *(side for tensor in weights["model"].values() for side in tensor.shape)]
+        fields = read_json(folder / "config.json")["recipe"]
+        recipe = recorded.recipe(recipe_type, fields, largest=max(recorded.LARGEST, *shown))
+        if not all(isinstance(name, str) for name in state.setdefault("classes", [])):
+            raise ValueError("the names of its classes are no texts")
+        return recipe, weights, state
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} is no run of this version: its config.json does not fit ({error}); use the revision in its "
@@ -157,6 +175,25 @@ def fit(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], what: str) 
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"{what}: {' '.join(str(error).split())[:600]}") from None
+
+
+def built(build: Callable[[], Network], weights: Mapping[str, torch.Tensor], what: str) -> Network:
+    """The network that `build` makes, with these weights, in eval mode. If they are not those of its tensors, by name
+    and shape, it is a `UserError` that begins with `what`, and no memory was taken for them."""
+    with torch.device("meta"):
+        network = build()
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    differ = [
+        f"{name} {list(found[name]) if name in found else 'missing'}, "
+        f"expected {list(expected[name]) if name in expected else 'nothing of that name'}"
+        for name in {**expected, **found} if found.get(name) != expected.get(name)
+    ]
+    if differ:
+        raise UserError(f"{what}: {'; '.join(differ[:5])}" + (f" and {len(differ) - 5} more" if differ[5:] else ""))
+    network = build()
+    network.load_state_dict(weights)
+    return network.eval()
 
 
 def _pack(value: Any, tensors: dict[str, torch.Tensor], path: str) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data import tracking
+from common.data import pairs, tracking
 from common.run import UserError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -195,9 +195,13 @@ def test_a_wrong_folder_is_explained(tmp_path, prepare, expected):
 def test_bad_annotations_are_left_out_of_training_up_to_a_limit(tmp_path, capsys):
     for i in range(1, 8):
         _got10k(tmp_path / "train", name=f"GOT-10k_Train_{i:06d}", labels=5 if i == 3 else 20)
-    report = tmp_path / "unusable.txt"
-    found = tracking.open_sequences(tmp_path, "train", limit=0.01, report=report)
-    assert len(found) == 6 and "000003" in report.read_text() and "left out 1 of 7" in capsys.readouterr().out
+    damaged = []
+    found = tracking.open_sequences(tmp_path, "train", limit=0.01, damaged=damaged)
+    assert len(found) == 6 and len(damaged) == 1 and "000003" in damaged[0]
+    data = pairs.Data({"got10k": found}, [], [], damaged)
+    for _ in range(2):  # as a resumed run does
+        data.name_damaged(tmp_path / "unusable.txt")
+    assert (tmp_path / "unusable.txt").read_text() == f"{damaged[0]}\n" and "left out 1 of 7" in capsys.readouterr().out
     (tmp_path / "train" / "GOT-10k_Train_000005" / "groundtruth.txt").write_text("1,2\n")
     with pytest.raises(UserError, match="2 of 7 sequences"):
         tracking.open_sequences(tmp_path, "train", limit=0.01)

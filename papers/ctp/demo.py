@@ -14,6 +14,7 @@ import torch
 import tyro
 
 from common import run
+from common.data.text import printable
 from common.data.tiny.clips import clips
 from common.data.video import open_video, write_video
 from common.run import UserError
@@ -60,7 +61,7 @@ def main() -> None:
     with torch.inference_mode():
         probabilities, guesses = model(sample[None].to(device)).mean(1).softmax(1)[0].topk(min(5, len(classes)))
     for probability, guess in zip(probabilities.tolist(), guesses.tolist()):
-        print(f"{probability:7.2%}  {classes[guess]}")
+        print(f"{probability:7.2%}  {printable(classes[guess])}")
 
 
 if __name__ == "__main__":

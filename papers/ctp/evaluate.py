@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from common import run
 from common.data import loader
+from common.data.text import printable
 from common.data.tiny.clips import clips
 from common.data.video import Clips, Videos, open_videos
 from common.metrics.classification import Accuracy
@@ -69,6 +70,16 @@ def inputs(recipe: Recipe) -> tuple[Tensor, ...]:
 def open_split(recipe: Recipe, folder: Path | None, split: str) -> Videos:
     """Videos of a split: of the folder given, or of the built-in clips for a recipe meant for them."""
     return open_videos(run.data_folder(recipe, folder, {"clips": clips}), split, fold=recipe.fold)
+
+
+def expect_all_classes(val: Videos) -> None:
+    """`UserError` names classes that no validation video has."""
+    seen = set(val.labels.tolist())
+    if missing := [printable(name) for i, name in enumerate(val.classes) if i not in seen]:
+        raise UserError(
+            f"validation has no video of {', '.join(missing[:5])}{' ...' if missing[5:] else ''}, which training has; "
+            "add some, or take --val-classes subset"
+        )
 
 
 def describe(recipe: Recipe, folder: Path | None, videos: Videos, val: Videos) -> str:
@@ -225,9 +236,11 @@ def metrics(scores: Mapping[str, float], recipe: Recipe) -> list[dict[str, Any]]
 def load_run(folder: Path) -> tuple[nn.Module, Recipe, list[str]]:
     """A run's newest model in eval mode, its recipe, and the names of its classes."""
     recipe, weights, state = run.load_run(folder, Recipe)
-    model = build(recipe, len(state["classes"]))
-    model.load_state_dict(weights["model"])
-    return model.eval(), recipe, state["classes"]
+    model = run.built(
+        lambda: build(recipe, len(state["classes"])), weights["model"],
+        f"{folder} does not hold what its config.json says",
+    )
+    return model, recipe, state["classes"]
 
 
 def load_file(path: Path, recipe: Recipe, classes: int) -> nn.Module:

@@ -27,7 +27,13 @@ from papers.ctp.recipes import Recipe
 
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, evaluates and reports one run; returns its folder."""
+    if world.amp is torch.bfloat16 and world.device.type == "cpu":
+        raise run.UserError(
+            "--precision bf16 on a CPU: the weight gradients of torch's 3-D convolutions are wrong there; leave it fp32"
+        )
     videos, val = (evaluate.open_split(recipe, options.data, split) for split in ("train", "val"))
+    if recipe.method == "recognize" and options.val_classes == "all":
+        evaluate.expect_all_classes(val)
     about = evaluate.describe(recipe, options.data, videos, val)
     if recipe.downstream:
         evaluate.downstream(recipe, init="")  # is there one?
@@ -48,7 +54,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     kind = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adamw": torch.optim.AdamW}[recipe.optimizer]
     optimizer = kind(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     schedule = scheduler(optimizer, recipe, steps_per_epoch)
-    start, state = run.restore(folder, options, optimizer, model=model)
+    start, state = run.restore(folder, options, optimizer, classes=videos.classes, model=model)
     if options.compile:
         model.compile()
     # Where they are not synchronized, running statistics are each process's own, and averaged when used or kept.

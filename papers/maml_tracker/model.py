@@ -8,9 +8,11 @@ Boxes are x1, y1, x2, y2 in pixels of the crop, which is [0, S) x [0, S).
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -27,7 +29,7 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 from torchvision.ops.misc import Conv2dNormActivation
 
 from common.data import pretrained
-from common.run import UserError
+from common.run import UserError, load_weights
 
 STRIDE = 8
 MAX_LOG_RATIO = math.log(1000 / 16)  # of a predicted side to its anchor's: torchvision's bound
@@ -82,14 +84,31 @@ def resnet18(imagenet: bool) -> Backbone:
     backbone = resnet((64, 64, 128, 256), 2, nn.BatchNorm2d)
     if imagenet:
         try:
-            weights = ResNet18_Weights.IMAGENET1K_V1.get_state_dict(progress=True, check_hash=True)
+            file = torchvision_weights(ResNet18_Weights.IMAGENET1K_V1.url)
         except OSError as error:
             raise UserError(
                 f"ResNet-18's ImageNet weights cannot be had ({error}): put {ResNet18_Weights.IMAGENET1K_V1.url} into "
                 f"{torch.hub.get_dir()}/checkpoints, or train from scratch with --no-imagenet"
             ) from None
-        load_torchvision(backbone, weights)
+        load_torchvision(backbone, load_weights(file))
     return backbone
+
+
+def torchvision_weights(url: str) -> Path:
+    """The file of torchvision's, from torch's cache or the network: that of the hash in its name, whoever put it there.
+
+    OSError if it cannot be fetched, `UserError` if it is another.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path))
+    begins = path.stem.rpartition("-")[2]  # torchvision's names end in the first digits of the hash
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(begins):
+        raise UserError(f"{path} is not torchvision's: its SHA-256 is {found[:16]}..., expected {begins}...; remove it")
+    return path
 
 
 def load_torchvision(backbone: Backbone, weights: dict[str, torch.Tensor]) -> None:
@@ -124,9 +143,10 @@ BACKBONES = {"resnet18": resnet18, "narrow": narrow, "efficientnet_lite0": effic
 
 def grid_boxes(grid: int, side_px: int, box_px: int) -> torch.Tensor:
     """(N, 4): a square of `box_px` centred on each cell; the grid lies in the middle of the crop."""
-    generator = AnchorGenerator(((box_px,),), ((1.0,),))
-    stride = torch.tensor(STRIDE)
-    (boxes,) = generator.grid_anchors([[grid, grid]], [[stride, stride]])
+    with torch.device("cpu"):  # also while the network is declared on the meta device: they are computed
+        generator = AnchorGenerator(((box_px,),), ((1.0,),))
+        stride = torch.tensor(STRIDE)
+        (boxes,) = generator.grid_anchors([[grid, grid]], [[stride, stride]])
     return boxes + STRIDE / 2 - 0.5 * (grid * STRIDE - side_px)
 
 

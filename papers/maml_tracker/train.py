@@ -28,6 +28,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     if options.compile:
         raise run.UserError("torch.compile cannot differentiate twice: train without --compile; tracking has --speed")
     root = trackers.data_folder(recipe, options.data)
+    data = pairs.open_data(recipe, root)  # before any weights are sought
     steps_per_epoch = loader.steps_per_epoch(recipe.pairs_per_epoch, recipe.batch)
     detection_steps = recipe.detection_epochs * steps_per_epoch
     steps = detection_steps + recipe.epochs * steps_per_epoch
@@ -46,7 +47,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     )
 
     folder = run.open_run("maml_tracker", name, recipe, options, world)
-    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.is_main else None)
+    if world.is_main:
+        data.name_damaged(folder / "unreadable.txt")
     start, state = run.restore(folder, options, optimizer, model=maml)
     clock = run.Clock(
         options, steps=steps, batch=recipe.batch, per_epoch=steps_per_epoch, start=start,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from PIL import Image
 
 from common import run
+from common.data.picture import Unreadable, read_picture
 from common.data.tiny.digits import digits
 from common.run import UserError
 from papers.maskco import evaluate, figures
@@ -42,8 +42,8 @@ def main() -> None:
         raise UserError(f"{checkpoint} was trained for {recipe.method}; the demo takes maskco")
     picture = args.picture or min((digits() / "val" / "7").iterdir())
     try:
-        image = Image.open(picture).convert("RGB")
-    except OSError as error:
+        image = read_picture(picture)
+    except Unreadable as error:
         raise UserError(f"{picture} is no picture: {error}") from None
     figures.regions(args.out, model.to(device), [image] * args.tries, recipe, args.seed)
     print(f"{args.out} written: red, the masked region; bright, where {checkpoint} finds what it predicts")

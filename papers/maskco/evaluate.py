@@ -8,6 +8,7 @@ CHECKPOINT is a run folder, or a file with a backbone.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,19 +150,28 @@ def trained(
 
 
 def features(
-    backbone: nn.Module, pictures: images.Images, recipe: Recipe, world: World, *, workers: int = 0
-) -> np.ndarray:
-    """(pictures, C): the map averaged over the picture's center crop."""
-    samples = loader.Plain(pictures, images.eval_transform(recipe.input_size_px, recipe.eval_crop))
-    rows: list[np.ndarray] = []
+    backbone: nn.Module, pictures: images.Images, recipe: Recipe, world: World, *, workers: int = 0,
+    tolerant: bool = False,
+) -> tuple[np.ndarray, list[int]]:
+    """(rows, C): the map averaged over the picture's center crop; and which picture each row is of: all of them, or
+    with `tolerant`, for training pictures, those that can be read."""
+    transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
+    samples = loader.Plain(pictures, transform, tolerant=tolerant)
+    rows: list[np.ndarray | None] = []
     backbone.eval()
     with torch.inference_mode():
         batches = loader.eval_loader(samples, 64, rank=world.rank, world=world.size, workers=workers)
-        for pixels, *_ in loader.progress(batches, "features", active=world.is_main):
+        for pixels, labels, _ in loader.progress(batches, "features", active=world.is_main):
             with world.autocast():
                 maps = backbone(pixels.to(world.device))
-            rows.extend(maps.float().mean((2, 3)).cpu().numpy())
-    return np.stack(run.gather_objects(rows))
+            means = maps.float().mean((2, 3)).cpu().numpy()
+            rows += [None if label == loader.LEFT_OUT else row for row, label in zip(means, labels)]
+    rows = run.gather_objects(rows)
+    readable = [i for i, row in enumerate(rows) if row is not None]
+    if len(readable) < len(rows) and world.is_main:
+        print(f"{len(rows) - len(readable)} of {len(rows)} pictures cannot be read, and are left out of the probe",
+              file=sys.stderr)
+    return np.stack([rows[i] for i in readable]), readable
 
 
 def probe_data(recipe: Recipe, root: Path, world: World) -> tuple[images.Images, images.Images] | None:
@@ -183,14 +193,15 @@ def probe_scores(
 ) -> dict[str, float]:
     """A linear classifier on a backbone as it stands: accuracy in percent, or for pictures that show several
     categories mean average precision over those that occur in both splits. Nothing but on the main process."""
-    x, x_val = (features(backbone, pictures, recipe, world, workers=workers) for pictures in (train, val))
+    x, seen = features(backbone, train, recipe, world, workers=workers, tolerant=True)
+    x_val, _ = features(backbone, val, recipe, world, workers=workers)
     if not world.is_main:
         return {}
     if not isinstance(train, data.Present):
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, train.labels)
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, train.labels[seen])
         return {"probe_top1": 100 * classifier.score(x_val, val.labels)}
     precisions = []
-    for shown, shown_val in zip(train.categories.T, val.categories.T):
+    for shown, shown_val in zip(train.categories[seen].T, val.categories.T):
         if shown_val.any() and len(set(shown)) == 2:
             classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, shown)
             precisions.append(average_precision_score(shown_val, classifier.decision_function(x_val)))
@@ -208,9 +219,11 @@ def metrics(scores: Mapping[str, float]) -> list[dict[str, Any]]:
 def load_run(folder: Path) -> tuple[nn.Module, Recipe, list[str]]:
     """A run's newest model in eval mode, its recipe, and the names of its classes."""
     recipe, weights, state = run.load_run(folder, Recipe)
-    model = build(recipe, len(state["classes"]))
-    model.load_state_dict(weights["model"])
-    return model.eval(), recipe, state["classes"]
+    model = run.built(
+        lambda: build(recipe, len(state["classes"])), weights["model"],
+        f"{folder} does not hold what its config.json says",
+    )
+    return model, recipe, state["classes"]
 
 
 @dataclass
@@ -250,9 +263,8 @@ def main() -> None:
     else:
         linear = recipe.method == "linear"
         val = images.open_images(root, "val") if linear else data.open_pictures(root, "val")
-        if linear and val.classes != classes:
-            differ = sorted({*classes} ^ {*val.classes}) or "their order"
-            raise UserError(f"{args.checkpoint} was trained on other classes than the data's: {differ}")
+        if linear:
+            val = classification.of_classes(args.checkpoint, classes, val)
         scores = trained(model.to(world.device), val, recipe, world, workers=args.workers)
     if world.is_main:
         rows = metrics(scores)

@@ -20,7 +20,7 @@ from papers.maskco.recipes import Recipe
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, evaluates and reports one classifier; returns the run's folder."""
     root = evaluate.data_folder(recipe, options.data)
-    pictures, val = (images.open_images(root, split) for split in ("train", "val"))
+    pictures, val = images.open_both(root, subset=options.val_classes == "subset")
     about = evaluate.describe(recipe, options.data, pictures, val)
     steps_per_epoch = loader.steps_per_epoch(len(pictures), recipe.batch)
     steps = recipe.epochs * steps_per_epoch
@@ -39,7 +39,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     schedule = evaluate.scheduler(optimizer, recipe, steps_per_epoch)
 
     folder = run.open_run("maskco", name, recipe, options, world)
-    start, state = run.restore(folder, options, optimizer, model=model)
+    start, state = run.restore(folder, options, optimizer, classes=pictures.classes, model=model)
     if options.compile:
         model.compile()
     network = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model

@@ -43,7 +43,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     schedule = evaluate.scheduler(optimizer, recipe, steps_per_epoch)
 
     folder = run.open_run("maskco", name, recipe, options, world)
-    start, state = run.restore(folder, options, optimizer, model=model)
+    start, state = run.restore(folder, options, optimizer, classes=pictures.classes, model=model)
     if options.compile:
         model.compile()
     # Every process has its own running statistics, as in MoCo; they are averaged where they are used or kept.

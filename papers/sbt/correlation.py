@@ -22,6 +22,8 @@ class Siamese(nn.Module):
     def __init__(self, name: str, reduction: int = 8, **kwargs):
         super().__init__()
         self.reduction = reduction
+        if not timm.is_model(name):  # one on a hub would be fetched
+            raise ValueError(f"timm knows no model {name!r}")
         probe = timm.create_model(name, features_only=True, pretrained=False, **kwargs)
         levels = [i for i, r in enumerate(probe.feature_info.reduction()) if r == reduction]
         if not levels:

@@ -64,7 +64,7 @@ def train(name: str, recipe: Pretrain, options: run.Options, world: run.World) -
     )
 
     folder = run.open_run("sbt", name, recipe, options, world)
-    start, state = run.restore(folder, options, optimizer, model=model)
+    start, state = run.restore(folder, options, optimizer, classes=data.classes, model=model)
     if options.compile:
         model.compile()
     network = DistributedDataParallel(model) if world.size > 1 else model

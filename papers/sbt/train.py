@@ -21,6 +21,7 @@ from papers.sbt.recipes import Recipe
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, tracks the test sequences and reports one run; returns its folder."""
     root = trackers.data_folder(recipe, options.data)
+    data = pairs.open_data(recipe, root)  # before any weights are sought
     steps_per_epoch = loader.steps_per_epoch(recipe.pairs_per_epoch, recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
@@ -38,7 +39,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
 
     folder = run.open_run("sbt", name, recipe, options, world)
-    data = pairs.open_data(recipe, root, folder / "unreadable.txt" if world.is_main else None)
+    if world.is_main:
+        data.name_damaged(folder / "unreadable.txt")
     samples, val = training_pairs(recipe, data, folder / "unreadable.txt"), validation_pairs(recipe, data)
     start, state = run.restore(folder, options, optimizer, model=model)
     if options.compile:

@@ -10,7 +10,7 @@ import torch
 
 from common import run
 from common.metrics import classification
-from papers.shiftvit.model import VARIANTS, checkpoint_filter_fn
+from papers.shiftvit.model import VARIANTS, ShiftViT, checkpoint_filter_fn
 from papers.shiftvit.recipes import RECIPES, Recipe
 
 
@@ -18,7 +18,12 @@ def build(recipe: Recipe, classes: int) -> torch.nn.Module:
     """The recipe's model."""
     if not timm.is_model(recipe.model):
         raise run.UserError(f"timm knows no model {recipe.model!r}; ours are {', '.join(VARIANTS)}")
-    return timm.create_model(recipe.model, num_classes=classes, **recipe.model_args)
+    model = timm.create_model(recipe.model, num_classes=classes, **recipe.model_args)
+    if isinstance(model, ShiftViT) and recipe.input_size_px < (stride := model.feature_info[-1]["reduction"]):
+        raise run.UserError(
+            f"--input-size-px {recipe.input_size_px}: {recipe.model} needs at least {stride} px, its last stride"
+        )
+    return model
 
 
 PAPER = classification.Paper("shiftvit", RECIPES, build, checkpoint_filter_fn)

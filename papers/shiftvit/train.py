@@ -53,7 +53,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
 
     folder = run.open_run("shiftvit", name, recipe, options, world)
-    start, state = run.restore(folder, options, optimizer, model=model, ema=ema and ema.module)
+    start, state = run.restore(folder, options, optimizer, classes=data.classes, model=model, ema=ema and ema.module)
     if options.compile:
         model.compile()
     network = DistributedDataParallel(model) if world.size > 1 else model

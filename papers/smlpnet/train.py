@@ -55,7 +55,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
 
     folder = run.open_run("smlpnet", name, recipe, options, world)
-    start, state = run.restore(folder, options, optimizer, model=model, ema=ema and ema.module)
+    start, state = run.restore(folder, options, optimizer, classes=data.classes, model=model, ema=ema and ema.module)
     if options.compile:
         model.compile()
     network = DistributedDataParallel(model) if world.size > 1 else model
@@ -130,7 +130,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if ema:
         scores["ema_top1"] = accuracy(ema.module, val)["top1"]
     if recipe.train_accuracy:
-        scores["train_top1"] = accuracy(model, data)["top1"]
+        scores["train_top1"] = accuracy(model, data, tolerant=True)["top1"]
         scores["gap"] = scores["train_top1"] - scores["top1"]
     if world.is_main:
         metrics = classification.metrics(scores, recipe, PAPER.comparable(name, recipe, data, val))

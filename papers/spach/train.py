@@ -57,7 +57,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
 
     folder = run.open_run("spach", name, recipe, options, world)
-    start, state = run.restore(folder, options, optimizer, model=model, ema=ema and ema.module)
+    start, state = run.restore(folder, options, optimizer, classes=data.classes, model=model, ema=ema and ema.module)
     if ema:
         ema.n_averaged.fill_(start)
     if options.compile:
@@ -133,7 +133,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if ema:
         scores["ema_top1"] = accuracy(ema.module, val)["top1"]
     if recipe.train_accuracy:
-        scores["train_top1"] = accuracy(model, data)["top1"]
+        scores["train_top1"] = accuracy(model, data, tolerant=True)["top1"]
         scores["gap"] = scores["train_top1"] - scores["top1"]
     if world.is_main:
         metrics = classification.metrics(scores, recipe, PAPER.comparable(name, recipe, data, val))

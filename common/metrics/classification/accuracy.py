@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,16 @@ class Accuracy:
 
 
 def accuracy(
-    model: torch.nn.Module, data: images.Images, recipe: Any, world: World, *, workers: int = 0, batch: int = 128
+    model: torch.nn.Module, data: images.Images, recipe: Any, world: World, *, workers: int = 0, batch: int = 128,
+    tolerant: bool = False,
 ) -> dict[str, float]:
-    """Scores (see `Accuracy.compute`) over all of `data`, prepared as the recipe says, each image once."""
-    scores = Accuracy(world.device)
-    samples = loader.Plain(data, images.eval_transform(recipe.input_size_px, recipe.eval_crop))
+    """Scores (see `Accuracy.compute`) over all of `data`, prepared as the recipe says, each image once.
+
+    One that cannot be read is an error; with `tolerant`, for training images, it is left out, and rank 0 says how many.
+    """
+    scores, left_out = Accuracy(world.device), torch.zeros((), dtype=torch.long, device=world.device)
+    transform = images.eval_transform(recipe.input_size_px, recipe.eval_crop)
+    samples = loader.Plain(data, transform, tolerant=tolerant)
     batches = loader.eval_loader(samples, batch, rank=world.rank, world=world.size, workers=workers)
     model.eval()
     with torch.inference_mode():
@@ -57,8 +63,13 @@ def accuracy(
             pixels = pixels.to(world.device, memory_format=torch.channels_last)
             with world.autocast():
                 logits = model(pixels)
-            scores.update(logits, labels.to(world.device))
-    return scores.compute(expected=len(data))
+            readable = labels != loader.LEFT_OUT
+            left_out += len(labels) - readable.sum()
+            scores.update(logits[readable], labels[readable].to(world.device))
+    missing = run.add_up(left_out).item()
+    if missing and world.is_main:
+        print(f"{missing} of {len(data)} images cannot be read, and are left out of the scores", file=sys.stderr)
+    return scores.compute(expected=len(data) - missing)
 
 
 def data_folder(recipe: Any, data: Path | None) -> Path:

@@ -12,6 +12,7 @@ import tyro
 from common import run
 from common.data import images
 from common.data.picture import Unreadable, read_picture
+from common.data.text import printable
 from common.data.tiny.digits import digits
 from common.metrics.classification.paper import Paper
 from common.run import UserError, drawing
@@ -45,6 +46,6 @@ def demo(paper: Paper) -> None:
     probabilities, guesses = logits.float().softmax(0).topk(min(5, len(classes)))
     answer = {classes[guess]: p for guess, p in zip(guesses.tolist(), probabilities.tolist())}
     for name, probability in answer.items():
-        print(f"{probability:7.2%}  {name}")
+        print(f"{probability:7.2%}  {printable(name)}")
     drawing.answer(args.out, image, answer)
     print(f"{args.out} written; {recipe.model} from {checkpoint}")

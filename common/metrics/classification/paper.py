@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import tyro
 
 from common import run
 from common.data import images
+from common.data.text import printable
 from common.metrics import evaluation
 from common.metrics.classification.accuracy import accuracy, data_folder, metrics
 from common.run import UserError
@@ -47,9 +49,11 @@ class Paper:
     def load_run(self, folder: Path) -> tuple[torch.nn.Module, Any, list[str]]:
         """A run's newest model in eval mode, its recipe, and the names of its classes."""
         recipe, weights, state = run.load_run(folder, type(next(iter(self.recipes.values()))))
-        model = self.build(recipe, len(state["classes"]))
-        model.load_state_dict(weights["model"])
-        return model.eval(), recipe, state["classes"]
+        model = run.built(
+            lambda: self.build(recipe, len(state["classes"])), weights["model"],
+            f"{folder} does not hold what its config.json says",
+        )
+        return model, recipe, state["classes"]
 
     def load_file(self, path: Path, recipe: Any, classes: int) -> torch.nn.Module:
         """The recipe's model in eval mode with the weights of a file, ours or the authors'."""
@@ -81,8 +85,7 @@ def main(paper: Paper) -> None:
         raise UserError(f"no checkpoint at {args.checkpoint}")
     if args.checkpoint.is_dir():
         model, recipe, classes = paper.load_run(args.checkpoint)
-        val = images.open_images(data_folder(recipe, args.data), "val")
-        check_classes(args.checkpoint, classes, val.classes)
+        val = of_classes(args.checkpoint, classes, images.open_images(data_folder(recipe, args.data), "val"))
     else:
         if args.recipe not in paper.recipes:
             known = ", ".join(paper.recipes)
@@ -101,17 +104,19 @@ def main(paper: Paper) -> None:
             run.write_json(args.out, about | run.environment())
 
 
-def check_classes(checkpoint: Path, trained: Sequence[str], found: Sequence[str]) -> None:
-    """`UserError` if the classes of the data are not those of a run; names the first that only one of them has."""
-    if list(trained) == list(found):
-        return
-    missing, unknown = sorted(set(trained) - set(found)), sorted(set(found) - set(trained))
-    differ = f"the data lack {_some(missing)}, and have besides {_some(unknown)}"
-    raise UserError(
-        f"{checkpoint} was trained on the classes of another folder ({len(trained)} there, {len(found)} here): "
-        f"{differ if missing or unknown else 'other order'}; give that folder with --data"
-    )
+def of_classes(checkpoint: Path, trained: Sequence[str], val: images.Images) -> images.Images:
+    """`val` numbered by the classes of a run, some of which it may lack: then that is said. `UserError` names classes
+    that the run has not learned."""
+    missing, unknown = sorted({*trained} - {*val.classes}), sorted({*val.classes} - {*trained})
+    if unknown:
+        raise UserError(
+            f"{checkpoint} was trained on the classes of another folder ({len(trained)} there, {len(val.classes)} "
+            f"here): the data lack {_some(missing)}, and have besides {_some(unknown)}; give that folder with --data"
+        )
+    if missing:
+        print(f"the data lack {_some(missing)}, of the {len(trained)} classes of the run", file=sys.stderr)
+    return images.same_classes(trained, val, subset=True)
 
 
 def _some(names: Sequence[str]) -> str:
-    return (", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")) or "none"
+    return (", ".join(map(printable, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")) or "none"

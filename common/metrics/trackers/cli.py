@@ -36,6 +36,8 @@ class Arguments:
     """Folder of results, kept and completed; default: tracking/ in the run folder, or beside the file."""
     baselines: bool = False
     """Also run the static box and template matching by normalised cross-correlation."""
+    fresh: bool = False
+    """Track all sequences anew; else those that were tracked by these weights before are taken from --out."""
     integers: bool = False
     """Hand in boxes truncated to integers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -48,9 +50,9 @@ def main(paper: Paper) -> None:
     if args.rule not in (None, *tracking.RULES):
         raise UserError(f"no rule {args.rule!r}; there are {', '.join(tracking.RULES)}")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
+    sequences = data.open_sequences(args.data, args.split) if args.data else []  # before a network is built
     loaded = paper.load(args.checkpoint, args.recipe, world)
-    root = data_folder(loaded.recipe, args.data)
-    sequences = data.open_sequences(root, args.split or (None if args.data else "val"))
+    sequences = sequences or data.open_sequences(data_folder(loaded.recipe, None), args.split or "val")
     usual = paper.protocol(dataset_of(sequences))
     protocol = replace(usual, rule=args.rule or usual.rule, integers=args.integers)
     out = args.out or (args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent) / "tracking"
@@ -59,7 +61,7 @@ def main(paper: Paper) -> None:
     rows, summaries = [], {}
     for label, tracker, settings, home in entrants(loaded, out, args.baselines):
         summary, fps = evaluate_and_score(
-            tracker, sequences, home, protocol=protocol, settings=settings, world=world
+            tracker, sequences, home, protocol=protocol, settings=settings, world=world, fresh=args.fresh
         )
         scores = (summary.scores if summary else {}) | fps
         beside = {} if label else {

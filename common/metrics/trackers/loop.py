@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from common import run
 from common.data import tracking as data
+from common.data.text import printable
 from common.metrics.trackers.files import Result, read_result, result_path, write_result
 from common.metrics.trackers.protocol import Tracker
 from common.run import UserError, World
@@ -21,26 +22,30 @@ from common.run import UserError, World
 
 def evaluate(
     tracker: Tracker, sequences: Sequence[data.Sequence], out: Path, *, settings: Mapping[str, Any],
-    world: World | None = None,
+    world: World | None = None, fresh: bool = False,
 ) -> None:
     """Runs a tracker over sequences and writes ``OUT/<dataset>/<name>.csv`` for each.
 
     Frames are read one at a time. A file appears when its sequence is finished, so a killed evaluation started again
     goes on with the first unfinished sequence. `settings` is all that the answers depend on (JSON values; for a network
-    `settings_of`, which knows its weights): a file that is damaged or was made under other settings is made anew. Under
-    torchrun the ranks share the sequences out, and all return when all files are there.
+    `settings_of`, which knows its weights): a file that is damaged or was made under other settings is made anew; with
+    `fresh` all are. How many are kept is said: nothing shows who made them. Under torchrun the ranks share the
+    sequences out, and all return when all files are there.
     """
     if not settings:
         raise ValueError("settings must say what the answers depend on: kept ones are taken for those of this tracker")
     rank, ranks = (world.rank, world.size) if world else (0, 1)
     settings = json.loads(json.dumps(settings))
     mine = sorted(sequences, key=len, reverse=True)[rank::ranks]  # the longest first: ranks finish together
-    due = [s for s in mine if not _finished(s, out, settings)]
+    due = mine if fresh else [s for s in mine if not _finished(s, out, settings)]
+    kept = sum(run.gather_objects([len(mine) - len(due)])) if world else len(mine) - len(due)
+    if kept and rank == 0:
+        print(f"{kept} of {len(sequences)} sequences taken from earlier results in {out}")
     total = sum(map(len, mine))
     with tqdm(total=total, initial=total - sum(map(len, due)), desc="tracking", unit="frame", leave=False,
               disable=None if rank == 0 else True, dynamic_ncols=True) as bar:
         for sequence in due:
-            bar.set_postfix_str(sequence.name, refresh=False)
+            bar.set_postfix_str(printable(sequence.name), refresh=False)
             boxes, scores, seconds, read_seconds, size = _track(tracker, sequence, bar)
             result = Result(boxes, scores, seconds, read_seconds, size, settings, device_of(world))
             write_result(result_path(sequence, out), result)

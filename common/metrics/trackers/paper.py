@@ -75,8 +75,8 @@ class Paper:
             raise UserError(f"no checkpoint at {checkpoint}")
         if checkpoint.is_dir():
             recipe, weights, _ = run.load_run(checkpoint, type(next(iter(self.recipes.values()))))
-            network = self.build(recipe)
-            run.fit(network, weights["model"], f"{checkpoint} is no tracker's run of this version")
+            what = f"{checkpoint} is no tracker's run of this version"
+            network = run.built(lambda: self.build(recipe), weights["model"], what)
             trained_as = run.read_json(checkpoint / "config.json").get("recipe_name")
             published = evaluation.is_untouched(trained_as, recipe, self.recipes)
         else:
@@ -104,10 +104,10 @@ def settings_of(paper: str, recipe: Any, network: torch.nn.Module, world: World)
 
 def evaluate_and_score(
     tracker: Tracker, sequences: Sequence[data.Sequence], out: Path, *, protocol: Protocol,
-    settings: Mapping[str, Any], world: World | None = None,
+    settings: Mapping[str, Any], world: World | None = None, fresh: bool = False,
 ) -> tuple[tracking.Summary | None, dict[str, float]]:
     """`evaluate`, then (scores, or None without ground truth, and `speed`); writes archive, curves and scores."""
-    evaluate(tracker, sequences, out, settings=settings, world=world)
+    evaluate(tracker, sequences, out, settings=settings, world=world, fresh=fresh)
     summary = score(sequences, out, protocol) if scorable(sequences) else None
     if world is None or world.is_main:
         archive(sequences, out, protocol)

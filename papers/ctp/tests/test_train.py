@@ -281,10 +281,10 @@ tests.run.main(tests.DOOR)
 """
 
 
-def _launch(processes, *words):
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
-    command = [str(word) for word in (sys.executable, *launch, *words)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(run.ROOT)}
+def _launch(home, processes, *words):
+    launch = ["common.run.launch", processes] if processes > 1 else []
+    command = [str(word) for word in (sys.executable, "-m", *launch, *words, "--device", "cpu")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{run.ROOT}:{home}"}
     done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -297,7 +297,7 @@ def test_two_processes_share_a_batch(tmp_path, tiny, method):
     changes += ["--method", "moco", "--queue", "32"] if method == "moco" else []
     logs = {}
     for processes in (1, 2):
-        _launch(processes, tmp_path / "still.py", "smoke", "--out", tmp_path / str(processes), *changes)
+        _launch(tmp_path, processes, "still", "smoke", "--out", tmp_path / str(processes), *changes)
         (folder,) = (tmp_path / str(processes)).glob("ctp/smoke/*")
         logs[processes] = run.read_log(folder)
     assert len(logs[1]) == len(logs[2]) == 3
@@ -309,12 +309,12 @@ def test_two_processes_share_a_batch(tmp_path, tiny, method):
 @pytest.mark.slow
 def test_two_processes_judge_a_backbone_with_stop_at(tmp_path, tiny):
     """--stop-at is the pre-training's alone: fine-tuning is longer, and both processes must see it to its end."""
-    _launch(2, "-m", "papers.ctp.train", "smoke", "--out", tmp_path, "--data", tiny, "--batch", 16, "--stop-at", 3,
-            "--downstream", "tiny_recognize")
+    _launch(tmp_path, 2, "papers.ctp.train", "smoke", "--out", tmp_path, "--data", tiny, "--batch", 16,
+            "--stop-at", 3, "--downstream", "tiny_recognize")
     (folder,) = tmp_path.glob("ctp/smoke/*")
     assert {"finetune_top1", "random finetune_top1"} <= set(_scores(folder))
-    _launch(2, "-m", "papers.ctp.train", "compare", "--out", tmp_path, "--data", tiny, "--batch", 16, "--stop-at", 2,
-            "--compare", "random", "ctp")
+    _launch(tmp_path, 2, "papers.ctp.train", "compare", "--out", tmp_path, "--data", tiny, "--batch", 16,
+            "--stop-at", 2, "--compare", "random", "ctp")
     (folder,) = tmp_path.glob("ctp/compare/*")
     assert not (folder / "results.json").exists()
 
@@ -391,3 +391,39 @@ def test_videos_are_shrunk(tmp_path):
     assert len(set(train_videos.paths)) == 3 and len(set(val.paths)) == 1 and len(val) == shrink_videos.TIMES
     with video.open_video(val.paths[0]) as small, video.open_video(sources[3]) as source:
         assert len(small) == len(source) and small.read([0]).shape == (1, 48, 58, 3)
+
+
+def _class_folders(root, tiny):
+    """train/<class>/ and val/<class>/ with a link to a video each."""
+    for split in ("train", "val"):
+        videos = video.open_videos(tiny, split)
+        for path, label in zip(videos.paths, videos.labels):
+            (root / split / videos.classes[label]).mkdir(parents=True, exist_ok=True)
+            (root / split / videos.classes[label] / path.name).symlink_to(path)
+    return root
+
+
+def test_other_classes_in_validation_are_one_line_before_training(tmp_path, tiny):
+    root = _class_folders(tmp_path / "data", tiny)
+    first, *_ = classes = sorted(path.name for path in (root / "train").iterdir())
+    (root / "val" / first).rename(tmp_path / first)
+    with pytest.raises(run.UserError, match=f"validation has no video of {first}, which training has"):
+        _train(tmp_path / "runs", root, ACTIONS)
+    (tmp_path / first).rename(root / "val" / "juggling")
+    with pytest.raises(run.UserError, match="val has classes that train has not: juggling"):
+        _train(tmp_path / "runs", root, ACTIONS)
+    assert not (tmp_path / "runs").exists()
+    (root / "val" / "juggling").rename(root / "val" / first)
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    folder = _train(tmp_path / "runs", root, ACTIONS, stop_at=1)
+    assert run.load_checkpoint(folder)[2]["classes"] == classes
+    (root / "train" / first).rename(root / "train" / "zz")
+    (root / "val" / first).rename(root / "val" / "zz")
+    with pytest.raises(run.UserError, match=f"it learned '{first}', the data have 'zz'"):
+        _train(tmp_path / "runs", root, ACTIONS, resume="auto")
+
+
+def test_bf16_on_a_cpu_is_refused(tmp_path, tiny):
+    bf16 = dataclasses.replace(WORLD, amp=torch.bfloat16)
+    with pytest.raises(run.UserError, match="--precision bf16 on a CPU: the weight gradients"):
+        train.train("smoke", SMALL, run.Options(data=tiny, out=tmp_path), bf16)

@@ -151,9 +151,9 @@ def test_two_processes_train_like_one(tmp_path, data, recipe, data_of, more):
     logs = {}
     where = ["--data", str(data)] if data_of == "sequences" else []
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.dualtfr.train", recipe, *where, *more, "--log-every", "1",
-                   "--out", str(tmp_path / str(processes))]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.dualtfr.train", recipe, *where, *more, "--log-every", "1",
+                   "--device", "cpu", "--out", str(tmp_path / str(processes))]
         subprocess.run(
             command, check=True, cwd=run.ROOT, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
@@ -291,7 +291,7 @@ def test_a_comparison_needs_a_validation_split(tmp_path, data):
 
 
 def test_members_are_the_networks_they_claim_to_be():
-    recipe = dataclasses.replace(RECIPES["ablation"], pretrained="some/run")
+    recipe = dataclasses.replace(RECIPES["ablation"], compare_init="some/run")
     members = compare.members(recipe)
     assert list(members) == list(compare.MEMBERS)
     built = {name: build(member) for name, member in members.items()}
@@ -365,7 +365,7 @@ def test_bench_times_the_parts_of_the_network(monkeypatch, tmp_path, capsys):
     (["tiny", "--resume", "/nowhere"], "not a run folder"),
     (["tiny", "--device", "cuda"], "no CUDA device"),
     (["ablation", "--compare", "cab9"], "no member 'cab9' in --compare; there are cab0, cab1"),
-    (["ablation", "--compare", "pretrained"], "needs --pretrained"),
+    (["ablation", "--compare", "pretrained"], "needs --compare-init"),
 ])
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
     if "cuda" in argv and torch.cuda.is_available():
@@ -376,3 +376,10 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
     assert exit.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
+
+
+def test_data_are_looked_at_before_weights_are_sought(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "init_weights", lambda *_: pytest.fail("weights first"))
+    with pytest.raises(run.UserError, match=r"no data folder|has no folder for"):
+        _train(tmp_path / "runs", tmp_path / "nowhere", RECIPES["got10k"])
+    assert not (tmp_path / "runs").exists()

@@ -1,6 +1,9 @@
 """Detectors: geometry, targets and losses against torchvision's parts and against loops."""
 
+import hashlib
 import math
+import os
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -10,6 +13,7 @@ from torch import nn
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
+from common import run
 from common.run import UserError
 from papers.maml_tracker.evaluate import build
 from papers.maml_tracker.model import (
@@ -22,6 +26,7 @@ from papers.maml_tracker.model import (
     load_torchvision,
     narrow,
     resnet18,
+    torchvision_weights,
 )
 from papers.maml_tracker.recipes import RECIPES
 
@@ -146,6 +151,29 @@ def test_offline_and_online_layers_together_are_the_three_convolutions_and_the_o
             maps.append(output(x))
             assert len(tower) == 2
         torch.testing.assert_close(detector(images), torch.cat(maps, 1).flatten(2).transpose(1, 2))
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_weights_in_torchs_cache_are_looked_through_and_never_run(tmp_path, monkeypatch):
+    """torch.hub checks the hash of what it downloads, not of what lies there; and it unpickles."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    path = tmp_path / "checkpoints" / url.rpartition("/")[2]
+    path.parent.mkdir()
+    path.write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(UserError, match=r"is not torchvision's: its SHA-256 is .*, expected f37072fd"):
+        resnet18(True)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    path.rename(path.with_name(f"resnet18-{digest}.pth"))
+    found = torchvision_weights(f"https://host/resnet18-{digest}.pth")
+    with pytest.raises(UserError, match="is refused: "):
+        run.load_weights(found)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_imagenet_weights_that_do_not_exist():

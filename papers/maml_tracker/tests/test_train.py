@@ -72,7 +72,7 @@ def test_resumed_equals_uninterrupted(tmp_path, two_videos):
     (step, a), (_, b) = _weights(whole), _weights(parts)
     assert step == 5 and a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     logs = [[row | {"samples_per_s": 0} for row in run.read_log(f)] for f in (whole, parts)]
-    assert logs[0] == logs[1] and len(logs[0]) == 5 + 5
+    assert logs[0] == logs[1] and ["val/after_5" in row for row in logs[0]] == [True] * 5
     assert _train(tmp_path / "sparse", two_videos, dataclasses.replace(SHORT, eval_every=3), checkpoint_every=9)
     (sparse,) = tmp_path.glob("sparse/*/*/*")
     assert [row["step"] for row in run.read_log(sparse) if "val/after_5" in row] == [3, 5]
@@ -150,9 +150,9 @@ def test_two_processes_train_like_one(tmp_path, two_videos):
     logs = {}
     size = ["--head-width", "8", "--crop-px", "63", "--anchor-px", "16", "--val-pairs", "2", "--pairs-per-epoch", "8"]
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.maml_tracker.train", "smoke", *size, "--data", two_videos,
-                   "--out", tmp_path / str(processes), "--log-every", "1"]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.maml_tracker.train", "smoke", *size, "--data", two_videos,
+                   "--out", tmp_path / str(processes), "--log-every", "1", "--device", "cpu"]
         subprocess.run(
             [str(word) for word in command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=run.ROOT,
             capture_output=True,
@@ -242,7 +242,8 @@ def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos, monkey
     rates = {"detection": [], "fixed_rate": []}
     for seed in (0, 1):  # meta-training starts from the rate that was chosen for the detector, and keeps it if told so
         for label, its in rates.items():
-            its.append(run.read_json(folder / f"seed{seed}" / f"{label}.json")["rate"])
+            (kept,) = folder.glob(f"seed{seed}/maml_tracker/{label}/*/scores.json")
+            its.append(run.read_json(kept)["rate"])
         (config,) = folder.glob(f"seed{seed}/maml_tracker/maml/*/config.json")
         recipe = run.read_json(config)["recipe"]
         assert recipe["rate"] == rates["detection"][-1] and f"seed{seed}/maml_tracker/detection" in recipe["init"]
@@ -255,8 +256,8 @@ def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos, monkey
 @pytest.mark.slow
 def test_a_comparison_of_two_processes_stops_and_goes_on(tmp_path, two_videos):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--",
-        "papers.maml_tracker.train", "comparison", "--compare", "detection", "maml", "--seeds", "0",
+        sys.executable, "-m", "common.run.launch", "2", "papers.maml_tracker.train", "comparison", "--device", "cpu",
+        "--compare", "detection", "maml", "--seeds", "0",
         "--data", two_videos, "--out", tmp_path, "--resume", "auto", "--head-width", "8", "--crop-px", "63",
         "--anchor-px", "16", "--val-pairs", "2", "--pairs-per-epoch", "4", "--batch", "4", "--detection-epochs", "2",
         "--epochs", "1",
@@ -340,3 +341,10 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
     assert exit.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
+
+
+def test_data_are_looked_at_before_weights_are_sought(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "build", lambda *_, **__: pytest.fail("weights first"))
+    with pytest.raises(run.UserError, match=r"no data folder|has no folder for"):
+        _train(tmp_path / "runs", tmp_path / "nowhere", RECIPES["retina"])
+    assert not (tmp_path / "runs").exists()

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from common import run
 from common.data.tiny.digits import digits
 from common.data.tiny.scenes import scenes
+from common.tests.squares import BROKEN, break_classes, class_folders
 from papers.maskco import cases, compare, data, demo, evaluate
 from papers.maskco.__main__ import choose
 from papers.maskco.export import export, load_backbone
@@ -227,9 +228,10 @@ def test_keys_move_once_a_step_and_before_they_are_used(tmp_path, tiny, monkeypa
 
 
 TWO = """
-import os, torch, torch.distributed as dist
+import torch, torch.distributed as dist
+from common import run
 from papers.maskco.model import MaskCo
-dist.init_process_group("gloo")
+run.join_group("gloo")
 torch.manual_seed(0)
 model = MaskCo("resnet10_narrow", output_stride=8, mph_width=16, queue=13)
 for name, module in model.named_modules():  # train mode, so that keys are shuffled; statistics as in eval mode
@@ -256,9 +258,9 @@ dist.destroy_process_group()
 """
 
 
-def _launch(*words):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(run.ROOT)}
+def _launch(home, *words):
+    command = [sys.executable, "-m", "common.run.launch", 2, *words, "--device", "cpu"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{run.ROOT}:{home}"}
     done = subprocess.run([str(w) for w in command], cwd=run.ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -266,13 +268,13 @@ def _launch(*words):
 @pytest.mark.slow
 def test_shuffled_keys_are_those_of_their_own_boxes(tmp_path):
     (tmp_path / "two.py").write_text(TWO)
-    _launch(tmp_path / "two.py")
+    _launch(tmp_path, "two")
 
 
 @pytest.mark.slow
 def test_two_processes_share_a_batch(tmp_path, tiny):
     """Batch normalisation sees half the batch each, so losses are near, not equal."""
-    _launch("-m", "papers.maskco.train", "smoke", "--out", tmp_path / "two", "--data", tiny, "--batch", 8,
+    _launch(tmp_path, "papers.maskco.train", "smoke", "--out", tmp_path / "two", "--data", tiny, "--batch", 8,
             "--queue", 40, "--log-every", 1, "--lr", 0.01)
     (folder,) = (tmp_path / "two").glob("maskco/smoke/*")
     one = _train(tmp_path / "one", tiny, replace(RECIPES["smoke"], batch=8, queue=40, lr=0.01))
@@ -405,3 +407,28 @@ def test_the_comparisons_table():
         "| coco_small: 8 | mini_moco_v2 | 30.0 % | 8.0 % | 0 |",
     ]
     assert compare.table(records[-1:]) == ""
+
+
+@pytest.mark.parametrize("how, message", BROKEN)
+def test_other_classes_in_a_classifiers_validation_are_one_line(tmp_path, how, message):
+    break_classes(root := class_folders(tmp_path / "data"), how)
+    with pytest.raises(run.UserError, match=message):
+        _train(tmp_path / "runs", root, replace(SMALL, method="linear"))
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(run.UserError, match=message):  # and so are those of pictures to probe with
+        _train(tmp_path / "runs", root, replace(SMALL, probe=str(root)))
+
+
+def test_a_training_picture_that_cannot_be_read_is_left_out_of_the_probe(tmp_path, capsys):
+    root = class_folders(tmp_path / "data")
+    train, val = data.open_labelled(root)
+    backbone = evaluate.build(SMALL, 1).backbone
+    names = [path.name for path in sorted((root / "train" / "b").iterdir())]
+    (root / "train" / "b" / names[2]).write_bytes(b"damaged")
+    rows, seen = evaluate.features(backbone, train, SMALL, WORLD, tolerant=True)
+    assert seen == [i for i in range(32) if i != 8 + 2] and len(rows) == 31
+    scores = evaluate.probe_scores(backbone, train, val, SMALL, WORLD)
+    assert "1 of 32 pictures cannot be read" in capsys.readouterr().err and 0 <= scores["probe_top1"] <= 100
+    (root / "val" / "a" / "0.png").write_bytes(b"damaged")
+    with pytest.raises(run.UserError, match="cannot evaluate"):
+        evaluate.probe_scores(backbone, train, val, SMALL, WORLD)

@@ -18,6 +18,7 @@ from common.data.tiny.digits import digits
 from common.data.tiny.sequences import sequences
 from common.metrics import trackers
 from common.metrics.trackers import demo
+from common.tests.squares import BROKEN, break_classes, class_folders
 from papers.sbt import compare, figures, loss, pretrain, train
 from papers.sbt.data import validation_pairs
 from papers.sbt.evaluate import PAPER, build, validate
@@ -105,7 +106,9 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, data):
     torch.testing.assert_close(_weights(parts), _weights(whole), rtol=0, atol=0)
     losses = [[row["loss"] for row in _steps(f)] for f in (whole, parts)]
     assert losses[0] == losses[1] and len(losses[0]) == 16
-    evaluations = [[row for row in run.read_log(f) if "val/iou" in row] for f in (whole, parts)]
+    evaluations = [
+        [row | {"samples_per_s": 0} for row in run.read_log(f) if "val/iou" in row] for f in (whole, parts)
+    ]
     assert evaluations[0] == evaluations[1] and [row["step"] for row in evaluations[0]] == [8, 16]
     assert evaluations[0][-1]["val/iou"] > 0
 
@@ -127,18 +130,19 @@ def test_accumulation_is_the_whole_batch(tmp_path, data):
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path, data):
-    overrides = ["--data", data, "--log-every", "1", "--epochs", "1"]  # no drop path, which draws on each process
+    # no drop path, which draws on each process
+    overrides = ["--data", data, "--log-every", "1", "--epochs", "1", "--device", "cpu"]
     logs, scores = {}, {}
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.sbt.train", "smoke", "--out", tmp_path / str(processes)]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.sbt.train", "smoke", "--out", tmp_path / str(processes)]
         subprocess.run(
             [str(word) for word in command + overrides], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
             cwd=run.ROOT, capture_output=True,
         )
         (folder,) = (tmp_path / str(processes)).glob("sbt/smoke/*")
         logs[processes], scores[processes] = run.read_log(folder), _scores(folder)
-    assert len(logs[1]) == len(logs[2]) == 9
+    assert len(logs[1]) == len(logs[2]) == 8  # the last with what validation says
     for one, two in zip(logs[1][:8], logs[2][:8]):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-2)
@@ -347,3 +351,18 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
     assert exit.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert message in line
+
+
+@pytest.mark.parametrize("how, message", BROKEN)
+def test_other_classes_in_the_pretrainings_validation_are_one_line(tmp_path, how, message):
+    break_classes(root := class_folders(tmp_path / "data"), how)
+    with pytest.raises(run.UserError, match=message):
+        pretrain.train("pretrain_tiny", RECIPES["pretrain_tiny"], run.Options(data=root, out=tmp_path / "runs"), WORLD)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_data_are_looked_at_before_weights_are_sought(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "init_weights", lambda *_: pytest.fail("weights first"))
+    with pytest.raises(run.UserError, match=r"no data folder|has no folder for"):
+        _train(tmp_path / "runs", tmp_path / "nowhere", RECIPES["got10k"])
+    assert not (tmp_path / "runs").exists()

@@ -15,6 +15,7 @@ from common import run
 from common.data import images
 from common.data.tiny.digits import digits
 from common.metrics import classification
+from common.tests.squares import BROKEN, break_classes, class_folders
 from papers.shiftvit.evaluate import PAPER
 from papers.shiftvit.recipes import RECIPES
 from papers.shiftvit.train import train
@@ -100,10 +101,11 @@ def test_accumulation_is_the_whole_batch(tmp_path, data):
 def test_two_processes_train_like_one(tmp_path, data):
     # Without mixup, which pairs the images of a process, and drop path, which draws on each process.
     overrides = ["--data", data, "--mixup", "0", "--cutmix", "0", "--batch", "32", "--epochs", "1", "--log-every", "1"]
+    overrides += ["--device", "cpu"]
     logs = {}
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.shiftvit.train", "smoke", "--out", tmp_path / str(processes)]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.shiftvit.train", "smoke", "--out", tmp_path / str(processes)]
         subprocess.run(
             [str(word) for word in command + overrides], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
             cwd=run.ROOT, capture_output=True,
@@ -171,6 +173,7 @@ def test_demo(tmp_path, data, monkeypatch, capsys):
     (["tiny", "--resume", "/nowhere"], "not a run folder"),
     (["tiny", "--device", "cuda"], "no CUDA device"),
     (["tiny", "--model", "shiftvit_huge"], "shiftvit_huge"),
+    (["tiny", "--input-size-px", "16"], "--input-size-px 16: shiftvit_micro needs at least 32 px"),
 ])
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
     if "cuda" in argv and torch.cuda.is_available():
@@ -191,3 +194,42 @@ def test_classes_of_the_data_must_be_those_of_the_run(tmp_path, data, monkeypatc
     monkeypatch.setattr(sys, "argv", ["evaluate", str(folder), "--data", str(tmp_path / "other")])
     with pytest.raises(run.UserError, match="trained on the classes"):
         classification.main(PAPER)
+
+
+@pytest.mark.parametrize("how, message", BROKEN)
+def test_other_classes_in_validation_are_one_line_before_training(tmp_path, how, message):
+    root = class_folders(tmp_path / "data")
+    break_classes(root, how)
+    with pytest.raises(run.UserError, match=message):
+        _train(tmp_path / "runs", root)
+    assert not (tmp_path / "runs").exists()
+    if how == "val lacks one":
+        recipe = dataclasses.replace(LIVELY, batch=16)
+        folder = _train(tmp_path / "runs", root, recipe, val_classes="subset")
+        assert run.load_checkpoint(folder)[2]["classes"] == list("abcd") and 0 <= _scores(folder)["top1"] <= 100
+
+
+def test_a_hidden_folder_is_no_class(tmp_path):
+    break_classes(root := class_folders(tmp_path / "data"), "hidden folder")
+    folder = _train(tmp_path / "runs", root, dataclasses.replace(LIVELY, batch=16), stop_at=1)
+    assert run.load_checkpoint(folder)[2]["classes"] == list("abcd")
+
+
+def test_a_run_is_not_resumed_with_other_classes(tmp_path):
+    root, recipe = class_folders(tmp_path / "data"), dataclasses.replace(LIVELY, batch=16)
+    _train(tmp_path / "runs", root, recipe, stop_at=1)
+    for split in ("train", "val"):
+        (root / split / "a").rename(root / split / "zz")  # the same number, other labels
+    with pytest.raises(run.UserError, match="it learned 'a', the data have 'zz'"):
+        _train(tmp_path / "runs", root, recipe, resume="auto")
+
+
+@pytest.mark.parametrize("args", [{"pretrained": True, "pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/y.pth"}},
+                                  {"depths": [10**7, 1, 1, 1]}, {"embed_dim": 200_000}, {"embed_dim": 640}])
+def test_a_run_folder_of_a_stranger_builds_and_fetches_nothing(tmp_path, data, args):
+    folder = _train(tmp_path / "runs", data, stop_at=1)
+    config = run.read_json(folder / "config.json")
+    config["recipe"]["model_args"] = args
+    run.write_json(folder / "config.json", config)
+    with pytest.raises(run.UserError, match=r"could fetch|far from what the weights show|does not hold what its config"):
+        PAPER.load_run(folder)

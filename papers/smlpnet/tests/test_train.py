@@ -14,6 +14,7 @@ from common import run
 from common.data import images
 from common.data.tiny.digits import digits
 from common.metrics import classification
+from common.tests.squares import class_folders
 from papers.smlpnet import cases, compare, figures
 from papers.smlpnet.evaluate import PAPER, build
 from papers.smlpnet.recipes import RECIPES
@@ -155,12 +156,21 @@ def test_a_recipes_training_can_be_planned(name):
 def test_processes_average_their_running_statistics(tmp_path, data):
     key, means = "stages.0.blocks.0.local.norm.running_mean", []
     for processes in (1, 2):
-        launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [sys.executable, *launch, "-m", "papers.smlpnet.train", "smoke", "--out", tmp_path / str(processes),
-                   "--data", data, "--batch", "32", "--stop-at", "1"]
+        launch = ["-m"] if processes == 1 else ["-m", "common.run.launch", "2"]
+        command = [sys.executable, *launch, "papers.smlpnet.train", "smoke", "--out", tmp_path / str(processes),
+                   "--data", data, "--batch", "32", "--stop-at", "1", "--device", "cpu"]
         one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([str(word) for word in command], check=True, env=one_thread, cwd=run.ROOT, capture_output=True)
         (folder,) = (tmp_path / str(processes)).glob("smlpnet/smoke/*")
         means.append(run.load_checkpoint(folder)[1]["model"][key])
     # the mean over the whole batch, not over the first process's half of it
     torch.testing.assert_close(*means, rtol=1e-4, atol=1e-6)
+
+
+def test_an_unreadable_training_picture_is_left_out_of_the_accuracy_on_them(tmp_path, capsys):
+    root = class_folders(tmp_path / "data")
+    (root / "train" / "c" / "3.png").write_bytes(b"damaged")
+    folder = _train(tmp_path / "runs", root, dataclasses.replace(LIVELY, batch=16, train_accuracy=True))
+    scores = {m["name"]: m["value"] for m in run.read_json(folder / "results.json")["metrics"]}
+    assert "1 of 32 images cannot be read, and are left out" in capsys.readouterr().err
+    assert scores["train_top1"] * 31 / 100 == pytest.approx(round(scores["train_top1"] * 31 / 100), abs=1e-6)

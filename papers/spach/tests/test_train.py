@@ -14,6 +14,7 @@ from common import run
 from common.data import images
 from common.data.tiny.digits import digits
 from common.metrics import classification
+from common.tests.squares import class_folders
 from papers.spach import cases, compare, figures
 from papers.spach.evaluate import PAPER, build
 from papers.spach.model import VARIANTS
@@ -181,3 +182,12 @@ def test_there_is_a_recipe_for_every_network_of_the_paper():
     models = {recipe.model for name, recipe in RECIPES.items() if name.startswith("imagenet_")}
     assert models == {name for name in VARIANTS if "micro" not in name}
     assert all(recipe.model_args["drop_path_rate"] == 0.1 for name, recipe in RECIPES.items() if "imagenet_" in name)
+
+
+def test_an_unreadable_training_picture_is_left_out_of_the_accuracy_on_them(tmp_path, capsys):
+    root = class_folders(tmp_path / "data")
+    (root / "train" / "c" / "3.png").write_bytes(b"damaged")
+    folder = _train(tmp_path / "runs", root, dataclasses.replace(LIVELY, batch=16, train_accuracy=True))
+    scores = {m["name"]: m["value"] for m in run.read_json(folder / "results.json")["metrics"]}
+    assert "1 of 32 images cannot be read, and are left out" in capsys.readouterr().err
+    assert scores["train_top1"] * 31 / 100 == pytest.approx(round(scores["train_top1"] * 31 / 100), abs=1e-6)
