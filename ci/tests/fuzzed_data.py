@@ -66,7 +66,7 @@ def _vot(root: Path) -> list[Path]:
     return [file(root / "list.txt", "bag\n"), file(root / "bag" / "groundtruth.txt", regions)]
 
 
-@add("tracking without a limit", lambda root: tracking.open_sequences(root, limit=0.5, report=root / "report.txt"))
+@add("tracking, tolerant", lambda root: tracking.open_sequences(root, limit=0.5))
 def _tolerant(root: Path) -> list[Path]:
     found = _got10k(root)
     for number in (2, 3):
@@ -133,7 +133,7 @@ def _conversations(root: Path) -> list[Path]:
 
 
 add("conversations, strict", _read_conversations)(_conversations)
-add("conversations", lambda root: conversations.read_conversations(root / "talk.json", report=root / "bad.txt"))(
+add("conversations", lambda root: conversations.read_conversations(root / "talk.json"))(
     _conversations
 )
 
