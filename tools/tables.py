@@ -28,6 +28,7 @@ import tyro
 
 from common.run import ROOT, SCHEMA, UserError, write_text
 from common.run import main as run_main
+from common.run.options import RENAMED
 from common.run.readme import filled, markers
 from tools.list import recipes
 
@@ -156,11 +157,24 @@ def table(records: list[Record]) -> str:
                 hardware, ", ".join(dict.fromkeys(short(r["git"]) for r in runs)),
             ])
         sources = dict.fromkeys(m["paper_source"] for m in runs[0]["metrics"] if m["paper_source"])
+        command = in_present_words(command, runs[0]["metrics"])
         notes.append(f"- {_plain(recipe)}: {_code(command)}" + "".join(f"; paper: {_plain(s)}" for s in sources))
     lines = [_row(COLUMNS), "|" + "---|" * len(COLUMNS), *map(_row, rows), ""]
     if spread:
         lines += ["±: sample standard deviation over the seeds.", ""]
     return "\n".join([*lines, *dict.fromkeys(notes), ""])
+
+
+def in_present_words(command: str, metrics: list[dict[str, Any]]) -> str:
+    """A recorded command with its options as they are called today; a number of seeds as these seeds."""
+    words = shlex.split(command)
+    for i, word in enumerate(words):
+        name = word.removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in RENAMED:
+            words[i] = "--" + RENAMED[name].replace("_", "-")
+        if word == "--seeds" and len(seeds := metrics[0].get("seeds", ())) == int(words[i + 1]):
+            words[i + 1] = " ".join(map(str, seeds))
+    return " ".join(word if " " in word and word[0].isdecimal() else shlex.quote(word) for word in words)
 
 
 def headline(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -182,3 +182,13 @@ def test_links_pipes_and_large_files_are_no_records(home, tmp_path):
     path.write_text(" " * (tables.RECORD_BYTES + 1))
     with pytest.raises(UserError, match="more than the"):
         tables.update(home, write=True)
+
+
+def test_a_recorded_command_can_be_typed_today(home):
+    command = "python -m papers.toypaper.train tiny --weights runs/x --drop-epoch 3 --seeds 2 --about 'a b' "
+    command += "--contenders a b"
+    rows = [{**metric("top1", 3.0, "%"), "seeds": [4, 5], "spread": 1.0}]
+    keep(home, record(command=command, metrics=rows))
+    tables.update(home, write=True)
+    today = "python -m papers.toypaper.train tiny --init runs/x --milestones 3 --seeds 4 5 --about 'a b' --compare a b"
+    assert f"- tiny: `{today}`" in readme(home)
