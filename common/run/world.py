@@ -111,7 +111,10 @@ def join_group(backend: str | None = None) -> None:
 
 def _store(size: int) -> dist.FileStore:
     names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
-    start = "-".join(os.environ.get(name, "") for name in names) if size > 1 else str(os.getpid())
+    # torchrun makes a folder for each of its starts; its other names may come again, and find the store of the last.
+    attempt = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parent.parent
+    parts = [*(os.environ.get(name, "") for name in names), attempt.parent.name, attempt.name]
+    start = "-".join(parts) if size > 1 else str(os.getpid())
     return dist.FileStore(str(temporary_dir("processes") / start), size)
 
 
