@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import os
+import random
 import socket
 
 import pytest
@@ -14,6 +15,13 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # `make test`: the w
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the tests that take minutes, and no others")
+    parser.addoption("--kill-seed", type=int, default=random.randrange(10**6), help="of the moments at which runs die")
+    parser.addoption("--fuzz-seed", type=int, default=random.randrange(10**6), help="of the damage done to files")
+
+
+def pytest_report_header(config):
+    seeds = (f"--{name}-seed {config.getoption(f'--{name}-seed')}" for name in ("kill", "fuzz"))
+    return f"again: {' '.join(seeds)}" if config.getoption("--long") else None
 
 
 def pytest_collection_modifyitems(config, items):

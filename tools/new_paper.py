@@ -6,12 +6,16 @@ and README as the shortest thing that passes every check. All of it is the new p
 
 from __future__ import annotations
 
+import keyword
 import re
+import shutil
 import sys
+from pathlib import Path
 
 from common import run
 from tools import golden
 from tools.list import PAPERS, papers
+from tools.tables import table
 
 MODEL = '''"""TITLE: what the network is, in a sentence.
 
@@ -42,12 +46,14 @@ class Block(nn.Module):
 class CLASS(nn.Module):
     """(B, in_chans, H, W) -> (B, num_classes)."""
 
-    def __init__(self, *, in_chans: int = 3, num_classes: int = 1000, dim: int = 32, depth: int = 2):
+    def __init__(
+        self, *, in_chans: int = 3, num_classes: int = 1000, global_pool: str = "avg", dim: int = 32, depth: int = 2
+    ):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.num_features, self.head_hidden_size = num_classes, dim, dim
         self.stem = nn.Conv2d(in_chans, dim, 4, stride=4)
         self.blocks = nn.Sequential(*(Block(dim) for _ in range(depth)))
-        self.head = ClassifierHead(dim, num_classes)
+        self.head = ClassifierHead(dim, num_classes, pool_type=global_pool)
         self.grad_checkpointing = False
 
     def forward(self, x):
@@ -97,6 +103,32 @@ def training_cost(recipe) -> TrainingCost:
     return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
 '''
 
+EVALUATE = '''"""Top-1 and top-5 of a run folder or a file of weights: ``python -m papers.NAME.evaluate CHECKPOINT``."""
+
+from __future__ import annotations
+
+import timm
+import torch
+
+from common import run
+from common.metrics import classification
+from papers.NAME.model import VARIANTS
+from papers.NAME.recipes import RECIPES, Recipe
+
+
+def build(recipe: Recipe, classes: int) -> torch.nn.Module:
+    """The recipe's model."""
+    if not timm.is_model(recipe.model):
+        raise run.UserError(f"timm knows no model {recipe.model!r}; ours are {', '.join(VARIANTS)}")
+    return timm.create_model(recipe.model, num_classes=classes, **recipe.model_args)
+
+
+PAPER = classification.Paper("NAME", RECIPES, build, lambda weights, _model: weights)
+
+if __name__ == "__main__":
+    run.main(lambda: classification.main(PAPER))
+'''
+
 FIGURES = '''"""Pictures of a run."""
 
 from common.run import drawing
@@ -106,18 +138,54 @@ def draw(folder, model, val, recipe) -> None:
     drawing.curves(folder, [["loss", "val/loss"], ["val/top1"], ["lr"]])
 '''
 
+TEST = '''"""The network, held to what the paper says of it."""
+
+import timm
+import torch
+
+from common.run.timm import export_timm
+from papers.NAME.model import Block
+
+
+def test_a_block_adds_to_what_it_is_given():
+    block, x = Block(5), torch.randn(1, 5, 7, 3)
+    torch.testing.assert_close(block(x) - x, block.conv(block.norm(x)).relu())
+    torch.nn.init.zeros_(block.conv.weight)
+    torch.nn.init.zeros_(block.conv.bias)
+    torch.testing.assert_close(block(x), x)
+
+
+def test_timm_loads_what_a_run_leaves(tmp_path):
+    model, x = timm.create_model("NAME_micro", num_classes=2), torch.randn(1, 3, 32, 32)
+    export_timm(model, tmp_path / "model", side=32, crop=1.0, classes=["a", "b"], model_args={})
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
+    torch.testing.assert_close(loaded.eval()(x), model.eval()(x))
+'''
+
 README = """# TITLE
 
 The claim in a sentence; the formula or the figure that carries it.
 
-Status: **runs**.
+Status: **runs**. No figure of the paper has been reproduced yet.
+
+## Results
 
 <!-- results:start -->
-<!-- results:end -->
+NONE<!-- results:end -->
 
 ## Quick start
 
     make reproduce PAPER=NAME
+
+trains the micro model on handwritten digits for a minute on two CPU cores and ends with a table of the metrics.
+
+    .venv/bin/python -m papers.NAME.demo picture.png     # the newest run answers; writes answer.png
+
+## Data
+
+Folders of pictures, `train/<class>/` and `val/<class>/`, or CIFAR's files:
+
+    make reproduce PAPER=NAME RECIPE=tiny DATA=FOLDER
 
 ## Details the paper does not tell
 
@@ -128,33 +196,40 @@ Status: **runs**.
 
 
 def rename(text: str, name: str, title: str) -> str:
-    return text.replace("TITLE", title).replace("NAME", name).replace("CLASS", title)
+    return text.replace("TITLE", title).replace("NAME", name).replace("CLASS", title).replace("NONE", table([]))
 
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) == 2 else ""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise run.UserError(f"NAME={name!r} must be a Python module name in lower case, such as NAME=vit_shift")
-    folder, source = PAPERS / name, PAPERS / "shiftvit"
+    folder = PAPERS / name
     if folder.exists():
         raise run.UserError(f"{folder} exists already; the papers are {', '.join(papers())}")
+    try:
+        lay_out(folder)
+    except BaseException:
+        shutil.rmtree(folder)  # half a paper would fail every check
+        raise
+    print(f"{folder}: start with model.py and README.md. It passes: make test PAPER={name}; make smoke PAPER={name}")
+
+
+def lay_out(folder: Path) -> None:
+    name, source = folder.name, PAPERS / "shiftvit"
     title = name.title().replace("_", "")
     (folder / "tests").mkdir(parents=True)
     (folder / "results").mkdir()
     fresh = {
         "model.py": MODEL, "__init__.py": INIT, "cases.py": CASES, "figures.py": FIGURES, "README.md": README,
+        "tests/test_model.py": TEST, "evaluate.py": EVALUATE,
     }
     for file, text in fresh.items():
-        (folder / file).write_text(rename(text, name, title))
-    for file in ("Makefile", "requirements.txt", "__main__.py", "train.py", "demo.py", "evaluate.py"):
-        text = (source / file).read_text().replace("shiftvit", name).replace("ShiftViT", title)
-        # no authors' weights to convert yet
-        text = text.replace("import VARIANTS, checkpoint_filter_fn", "import VARIANTS")
-        text = text.replace("checkpoint_filter_fn", "lambda weights, _model: weights")
-        text = text.replace("a file of weights: ours, or the authors' as published", "a file of weights")
-        (folder / file).write_text(text)
+        (folder / file).write_text(rename(text, name, title), encoding="utf-8")
+    for file in ("Makefile", "requirements.txt", "__main__.py", "train.py", "demo.py"):
+        text = (source / file).read_text(encoding="utf-8").replace("shiftvit", name).replace("ShiftViT", title)
+        (folder / file).write_text(text, encoding="utf-8")
 
-    recipes = (source / "recipes.py").read_text()
+    recipes = (source / "recipes.py").read_text(encoding="utf-8")
     recipes = recipes[: recipes.index("def _row")] + '''RECIPES = {
     "tiny": Recipe(
         "micro model on built-in handwritten digits", "shiftvit_micro", dataset="digits", input_size_px=32, epochs=20,
@@ -167,9 +242,8 @@ RECIPES["smoke"] = replace(
 )
 '''
     recipes = re.sub(r'TITLE = .*\nCLAIM = .*\n', f'TITLE = "{title}"\nCLAIM = "What the paper claims."\n', recipes)
-    (folder / "recipes.py").write_text(recipes.replace("shiftvit", name))
+    (folder / "recipes.py").write_text(recipes.replace("shiftvit", name), encoding="utf-8")
     golden.path(name).write_text(repr(golden.first_losses(name)) + "\n")
-    print(f"{folder}: start with model.py and README.md. It passes: make test PAPER={name}; make smoke PAPER={name}")
 
 
 if __name__ == "__main__":

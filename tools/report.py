@@ -1,7 +1,8 @@
 """One page over all runs: ``python -m tools.report`` writes runs/report.html, which needs no network and no script.
 
 It shows every folder ``<runs>/<paper>/<recipe>/<timestamp>/``, finished or not, and the records kept in
-papers/*/results. A file that cannot be read is named in the page and on stderr.
+papers/*/results. What cannot be read or drawn is named in the page and on stderr, and only regular files are read:
+what a link or pipe in a run folder leads to is not shown.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import base64
 import contextlib
 import dataclasses
 import datetime
+import io
 import json
 import math
-import mimetypes
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -21,13 +24,17 @@ from typing import Any
 
 import jinja2
 import tyro
+from PIL import Image
 
-from common.run import ROOT, Options, UserError, read_log
+from common.data.text import printable
+from common.run import ROOT, Options, UserError, read_log, write_text
 from common.run import main as run_main
 from tools.list import recipes
-from tools.tables import Record, figure, headline, read_record, short
+from tools.tables import Record, content, figure, headline, read_record, short
 
-PICTURES = {".png", ".jpg", ".jpeg", ".gif", ".webp"}
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".gif": "GIF", ".webp": "WEBP"}
+MOST = {"log.jsonl": 2**28, "config.json": 2**22, "environment.json": 2**22, "picture": 2**24}
+"""Bytes that a file of a run folder may have."""
 POINTS = 400
 """Most points of a drawn curve; longer logs keep the lowest and highest value of each stretch."""
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 190, 48, 8, 24
@@ -56,6 +63,10 @@ class Run:
     kept: bool = False
     """From papers/*/results, not from a run folder."""
     log: list[dict[str, Any]] = field(default_factory=list)
+    panels: list[dict[str, Any]] = field(default_factory=list)
+    """Its curves, drawn from the log."""
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+    """(name, data URI) of its other pictures."""
     environment: dict[str, Any] = field(default_factory=dict)
     changes: list[tuple[str, str, str]] | None = None
     """(field, the recipe's default, this run's value); None where they cannot be told."""
@@ -73,7 +84,7 @@ class Run:
     def state(self) -> str:
         if self.record:
             return verdict(self.record["metrics"][0])
-        if any("results.json" in problem for problem in self.problems):
+        if self.problems and (not self.log or any("results.json" in problem for problem in self.problems)):
             return "damaged: no result"
         steps = [row["step"] for row in self.log]
         return f"unfinished: {f'last logged step {steps[-1]}' if steps else 'no step logged'}, no result"
@@ -90,14 +101,14 @@ def main() -> None:
     out = args.out or args.runs / "report.html"
     runs = find_runs(args.runs, ROOT / "papers")
     for problem in (p for run in runs for p in run.problems):
-        print(f"damaged: {problem}", file=sys.stderr)
-    out.write_text(page(runs, args.runs))
+        print(f"damaged: {printable(problem)}", file=sys.stderr)
+    write_text(out, page(runs, args.runs).encode("utf-8", "replace").decode())
     print(f"{len(runs)} runs in {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 
 def find_runs(root: Path, papers: Path) -> list[Run]:
     """All runs under `root` and all records kept under `papers` but not among them, newest first."""
-    runs = [read_run(path) for path in sorted(root.glob("*/*/*")) if path.is_dir()]
+    runs = [read_run(path) for path in sorted(root.glob("*/*/*")) if path.is_dir() or path.is_symlink()]
     records = [run.record for run in runs]
     for path in sorted(papers.glob("*/results/*.json")):
         run = Run(path.parent.parent.name, "", path, path.stat().st_mtime, kept=True)
@@ -111,41 +122,59 @@ def find_runs(root: Path, papers: Path) -> list[Run]:
         if run.record:
             run.recipe = run.record["recipe"]
             run.environment = {key: run.record[key] for key in ("hardware", "git", "command", "time")} | run.environment
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # then the time of the folder or file stands in
+        # if not, the time of the folder or file stands in
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError, OSError):
             run.time = datetime.datetime.fromisoformat(run.environment["time"]).timestamp()
     return sorted(runs, key=lambda run: (-run.time, run.anchor))
 
 
 def read_run(path: Path) -> Run:
     """A run folder; what is damaged in it goes to `problems`."""
-    run = Run(path.parent.parent.name, path.parent.name, path, path.stat().st_mtime)
-    if (path / "results.json").exists():
-        try:
+    run = Run(path.parent.parent.name, path.parent.name, path, path.lstat().st_mtime)
+    if any(each.is_symlink() for each in (path, path.parent, path.parent.parent)):
+        run.problems.append(f"{path}: a link, and what it leads to is not shown")
+        return run
+    if os.path.lexists(path / "results.json"):
+        with _named(run):
             run.record = read_record(path / "results.json")
-        except UserError as error:
-            run.problems.append(str(error))
     run.environment = _read_object(run, "environment.json")
     config = _read_object(run, "config.json")
-    run.changes = changes(run.paper, run.recipe, config) if config else None
-    try:
-        run.log = [row for row in read_log(path) if isinstance(row, dict) and isinstance(row.get("step"), int)]
-    except (OSError, ValueError) as error:
-        run.problems.append(f"{path / 'log.jsonl'}: not readable as text: {error}")
+    with _named(run, "config.json", "not a run's settings"):
+        run.changes = changes(run.paper, run.recipe, config) if config else None
+    with _named(run, "log.jsonl", "not readable as text"):
+        if os.path.lexists(path / "log.jsonl"):
+            content(path / "log.jsonl", MOST["log.jsonl"])
+        run.log = [row for row in read_log(path) if isinstance(row.get("step"), int)]
+    with _named(run, "log.jsonl", "its curves cannot be drawn"):
+        run.panels = panels(run.log)
+    for picture in sorted(path.glob("*")):
+        if picture.suffix.lower() in PICTURES and picture.stem != "curves":  # curves are drawn from the log
+            with _named(run, picture.name, "no picture"):
+                run.pictures.append((picture.stem.replace("_", " "), data_uri(picture)))
     return run
 
 
-def _read_object(run: Run, name: str) -> dict[str, Any]:
+@contextlib.contextmanager
+def _named(run: Run, file: str = "", what: str = "") -> Iterator[None]:
+    """Whatever goes wrong with one file is the run's problem, and ends nothing: run folders come from others."""
     try:
-        value = json.loads((run.path / name).read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        run.problems.append(f"{run.path / name}: not readable as JSON: {error}")
-        return {}
-    if not isinstance(value, dict):
-        run.problems.append(f"{run.path / name}: expected an object, got {type(value).__name__}")
-        return {}
-    return value
+        yield
+    except UserError as error:
+        run.problems.append(str(error))
+    except Exception as error:
+        run.problems.append(f"{run.path / file}: {what}: {type(error).__name__}: {error}"[:400])
+
+
+def _read_object(run: Run, name: str) -> dict[str, Any]:
+    """A JSON file's object; empty where there is none or it is damaged."""
+    value: Any = {}
+    if not os.path.lexists(run.path / name):
+        return value
+    with _named(run, name, "not readable as JSON"):
+        value = json.loads(content(run.path / name, MOST[name]).decode("utf-8-sig"))
+        if not isinstance(value, dict):
+            run.problems.append(f"{run.path / name}: expected an object, got {type(value).__name__}")
+    return value if isinstance(value, dict) else {}
 
 
 def changes(paper: str, recipe: str, config: dict[str, Any]) -> list[tuple[str, str, str]] | None:
@@ -252,25 +281,37 @@ def _thin(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return [p for s in stretches for p in sorted({min(s, key=lambda p: p[1]), max(s, key=lambda p: p[1])})]
 
 
-def pictures(run: Run) -> list[tuple[str, str]]:
-    """(name, data URI) of a run's pictures; its curves are drawn from the log instead."""
-    paths = [p for p in sorted(run.path.glob("*")) if p.suffix.lower() in PICTURES and p.stem != "curves"]
-    return [
-        (path.stem.replace("_", " "),
-         f"data:{mimetypes.guess_type(path.name)[0]};base64,{base64.b64encode(path.read_bytes()).decode()}")
-        for path in paths
-    ]
+def data_uri(path: Path) -> str:
+    """A picture as an address that holds it; ValueError or OSError if it is none, or too large for a page."""
+    data = content(path, MOST["picture"])
+    with Image.open(io.BytesIO(data), formats=[PICTURES[path.suffix.lower()]]) as image:
+        image.verify()
+        return f"data:{image.get_format_mimetype()};base64,{base64.b64encode(data).decode()}"
 
 
 def page(runs: list[Run], root: Path) -> str:
-    """The HTML page."""
+    """The HTML page. A run that cannot be shown stands in it as damaged."""
+    return _page([_shown(run, root) for run in runs], root)
+
+
+def _shown(run: Run, root: Path) -> Run:
+    try:
+        _page([run], root)
+        return run
+    except Exception as error:  # figures that are no figures, such as a spread below 0
+        problem = f"{run.path}: cannot be shown: {type(error).__name__}: {error}"[:400]
+        print(f"damaged: {printable(problem)}", file=sys.stderr)
+        return Run(run.paper, run.path.parent.name, run.path, run.time, kept=run.kept, problems=[problem])
+
+
+def _page(runs: list[Run], root: Path) -> str:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     jinja = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return jinja.get_template("report.html.jinja").render(
         runs=runs, root=root, overview=overview(runs), now=datetime.datetime.now().astimezone(),
-        figure=figure, short=short, verdict=verdict, panels=panels, pictures=pictures,
+        figure=figure, short=short, verdict=verdict,
         size=(WIDTH, HEIGHT), left=LEFT, base=HEIGHT - BOTTOM,
     )
 

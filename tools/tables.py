@@ -12,7 +12,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import shlex
+import stat
 import statistics
 import sys
 from collections.abc import Mapping
@@ -29,6 +31,8 @@ from common.run import main as run_main
 from common.run.readme import filled, markers
 from tools.list import recipes
 
+RECORD_BYTES = 2**20
+"""Most that a results.json may have."""
 COLUMNS = ("recipe", "data", "metric", "paper", "ours", "seeds", "comparable", "hardware", "revision")
 # Options that tell runs of one setting apart without changing what is measured.
 _PER_RUN = {"--seed", "--out", "--resume"}
@@ -107,15 +111,30 @@ def read_record(path: Path) -> Record:
     def refuse(constant: str):
         raise ValueError(f"expected finite numbers, got {constant}")
 
+    def finite(number: str) -> float:
+        return float(number) if math.isfinite(float(number)) else refuse(number)
+
     try:
-        record = json.loads(path.read_text(), parse_constant=refuse)
-    except (OSError, ValueError) as error:
+        record = json.loads(content(path, RECORD_BYTES).decode("utf-8-sig"), parse_constant=refuse, parse_float=finite)
+        json.dumps(record, ensure_ascii=False).encode()  # half a character cannot be written into a page
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(SCHEMA).iter_errors(record))
     if error:
         field = error.json_path.removeprefix("$").lstrip(".")
         raise UserError(f"{path}: {f'field {field}: ' if field else ''}{error.message[:300]}")
     return record
+
+
+def content(path: Path, most: int) -> bytes:
+    """A file's bytes. ValueError for a link, a pipe, anything else that is no regular file, or more than `most` bytes:
+    run folders come from others, and what is read here is shown to everybody."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("a link, pipe or folder, not a file")
+    if found.st_size > most:
+        raise ValueError(f"{found.st_size:,} bytes, more than the {most:,} of any such file")
+    return path.read_bytes()
 
 
 def table(records: list[Record]) -> str:
@@ -137,7 +156,7 @@ def table(records: list[Record]) -> str:
                 hardware, ", ".join(dict.fromkeys(short(r["git"]) for r in runs)),
             ])
         sources = dict.fromkeys(m["paper_source"] for m in runs[0]["metrics"] if m["paper_source"])
-        notes.append(f"- {recipe}: `{command}`" + "".join(f"; paper: {source}" for source in sources))
+        notes.append(f"- {_plain(recipe)}: {_code(command)}" + "".join(f"; paper: {_plain(s)}" for s in sources))
     lines = [_row(COLUMNS), "|" + "---|" * len(COLUMNS), *map(_row, rows), ""]
     if spread:
         lines += ["±: sample standard deviation over the seeds.", ""]
@@ -174,7 +193,10 @@ def short(revision: str) -> str:
 
 def _setting(record: Record) -> tuple[str, str, str, str]:
     """What must be equal for two records to share a row."""
-    words = shlex.split(record["command"])
+    try:
+        words = shlex.split(record["command"])
+    except ValueError:  # quotes that never end
+        words = record["command"].split()
     if "-m" in words:  # the interpreter's path is the machine's own
         words = ["python", *words[words.index("-m"):]]
     kept, drop = [], False
@@ -199,7 +221,19 @@ def _seeds(found: list[tuple[Record, dict[str, Any]]]) -> str:
 
 
 def _row(cells) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """A text as one line that is neither HTML nor a marker."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def _code(text: str) -> str:
+    """A command as one line of code, whatever backticks and markers are in it."""
+    text = " ".join(text.split()).replace("<!--", "<! --")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}"
 
 
 if __name__ == "__main__":

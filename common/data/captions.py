@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from torch.utils.data import Dataset
 from common.data.coco import Coco, read_coco
 from common.data.index import index_shards, read_part
 from common.data.picture import Unreadable, read_picture
-from common.data.text import printable, read_text
+from common.data.text import inside, printable, read_text
 from common.run import UserError
 
 EXPECTED = """expected
@@ -157,6 +158,12 @@ def _annotations(
         named = ([name for name in names if name.startswith(word)] for word in SPLIT_ALIASES[split])
         names = next((some for some in named if some), [])
     found = [(root / name, read_coco(home / f"{kind}_{name}.json", fields, sizes=sizes)) for name in names]
+    for folder, content in found:
+        for number, image in content.images.items():
+            try:
+                inside(root, os.path.join(folder.name, image["file_name"]))
+            except ValueError as error:
+                raise UserError(f"{home}/{kind}_{folder.name}.json: image {number!r}: {error}") from None
     if not table.exists():
         return found
     try:

@@ -9,7 +9,6 @@ the kind of question, for evaluation.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from common.data.picture import read_picture
-from common.run import UserError
+from common.data.text import inside, printable, read_json
+from common.run import UserError, write_text
 
 IMAGE = "<image>"
 ROLES = {"human": "user", "gpt": "assistant"}
@@ -56,36 +56,40 @@ class Conversations(Dataset):
 
     def name(self, index: int) -> str:
         row = self.rows[index]
-        return f"{row.name} ({', '.join(map(str, row.images)) or 'text only'})"
+        return printable(f"{row.name} ({', '.join(map(str, row.images)) or 'text only'})")
 
 
 def read_conversations(
     path: str | Path, images: str | Path | None = None, *, strict: bool = False, report: Path | None = None,
-    limit: float = 0.01,
+    limit: float = 0.01, most_images: int | None = None,
 ) -> list[Conversation]:
     """The conversations of a file; image names are relative to `images`, by default the file's folder.
 
-    A malformed entry is written to `report` and left out, until more than `limit` (a share of the file) are; then, or
-    at the first one with `strict` (for evaluation), a `UserError` names it.
+    An entry that is malformed, or has more than `most_images`, is written to `report` and left out, until more than
+    `limit` (a share of the file) are; then, or at the first one with `strict` (for evaluation), a `UserError` names it.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no conversation file at {path}")
     try:
-        entries = json.loads(path.read_text())
+        entries = read_json(path)
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from None
+        raise UserError(str(error)) from None
     if not isinstance(entries, list) or not entries:
         found = "an empty one" if entries == [] else type(entries).__name__
         raise UserError(f"{path}: expected a list of conversations, found {found}")
     rows, bad = [], []
     for number, entry in enumerate(entries):
         try:
-            rows.append(parse(entry, Path(images or path.parent)))
+            row = parse(entry, Path(images or path.parent))
+            if most_images is not None and len(row.images) > most_images:
+                raise ValueError(f"id {row.name}: {len(row.images)} images; expected {most_images} at most")
+            rows.append(row)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            bad.append(f"entry {number}: {error if isinstance(error, ValueError) else f'malformed, {error!r}'}")
-    if bad and report:
-        report.write_text("\n".join(bad) + "\n")
+            reason = error if isinstance(error, ValueError) else f"malformed, {error!r}"
+            bad.append(printable(f"entry {number}: {reason}"))
+    if bad and report and not report.exists():  # a resumed run knows them
+        write_text(report, "\n".join(bad) + "\n")
     if len(bad) > (0 if strict else max(1, limit * len(entries))) or not rows:
         raise UserError(f"{path}: {len(bad)} of {len(entries)} conversations cannot be read, the first {bad[0]}")
     return rows
@@ -103,6 +107,8 @@ def parse(entry: dict[str, Any], images: Path) -> Conversation:
         here = text.count(IMAGE)
         if here and expected == "gpt":
             raise ValueError(f"id {entry.get('id')}: {IMAGE} in an answer; it marks where a question has its image")
+        if expected == "gpt" and not text.strip():
+            raise ValueError(f"id {entry.get('id')}: an empty answer")
         marks += here
         content = [{"type": "image"}] * here + [{"type": "text", "text": text.replace(IMAGE, "").strip()}]
         messages.append({"role": ROLES[expected], "content": content})
@@ -111,4 +117,4 @@ def parse(entry: dict[str, Any], images: Path) -> Conversation:
     if marks != len(files):
         raise ValueError(f"id {entry.get('id')}: {len(files)} images, but {marks} marks {IMAGE} in the questions")
     name, category = str(entry.get("id", "")), str(entry.get("category", ""))
-    return Conversation(name, tuple(images / file for file in files), tuple(messages), category)
+    return Conversation(name, tuple(inside(images, file) for file in files), tuple(messages), category)

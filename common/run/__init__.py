@@ -8,7 +8,7 @@ handed, and nothing is inherited. Imports nothing of data, kernels or metrics.
     results      results.json, report.md                        sweep        members times seeds
     bench        timing                                         drawing      curves, galleries
     readme       the parts that programs write                  cases        what a paper tells the tools
-    timm, hf, mm the doors to timm, transformers' Trainer and mmengine's Runner
+    timm, hf, mm the doors to timm, transformers' Trainer and mmengine's Runner; model_folder, to save_pretrained's
 """
 
 from common.run.checkpoints import (

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -79,7 +80,7 @@ def check_parity(case: Case) -> dict[str, float]:
                 rounding = max(torch.finfo(got.dtype).eps, 1e-4)
                 right = (got - want).norm() <= FARTHER * (theirs - want).norm() + rounding * want.norm() + 1e-6 * whole
             if not right:
-                raise UserError(f"{case.name}: {name} tensor {i} is off by {difference:.2g} of its largest; not timed")
+                raise UserError(f"{case.name}: {name}, tensor {i} is off by {difference:.2g} of its largest; not timed")
     return off
 
 
@@ -91,16 +92,20 @@ def _tensors(result: object) -> list[Tensor]:
 # Times ------------------------------------------------------------------------------------------------------
 
 
-def measure(case: Case, seconds: float, turns: int = TURNS) -> dict[str, Any]:
-    """Times the ways, `seconds` each in all; at least one execution a turn."""
-    ways = dict(case.ways) | ({} if case.copied is None else {COPY: lambda *_: case.copied.clone()})
-    names, clock = list(ways), _clock()
+def measure(case: Case, seconds: float, turns: int = TURNS, graphs: bool = False) -> dict[str, Any]:
+    """Times the ways, `seconds` each in all; at least one execution a turn. `graphs`: each as a CUDA graph."""
+    calls = {name: partial(way, *case.inputs) for name, way in case.ways.items()}
+    if case.copied is not None:
+        calls[COPY] = case.copied.clone
+    if graphs:
+        calls = {name: in_cuda_graph(call) for name, call in calls.items()}
+    names, clock = list(calls), _clock()
 
     def timed(name: str, repeats: int) -> float:
         _synchronize()
         began = clock()
         for _ in range(repeats):
-            ways[name](*case.inputs)
+            calls[name]()
         _synchronize()
         return (clock() - began) / repeats
 
@@ -126,6 +131,20 @@ def measure(case: Case, seconds: float, turns: int = TURNS) -> dict[str, Any]:
             "bytes_per_s_over_copy": {n: quartiles([scale * t for t in taken[COPY]], taken[n]) for n in case.ways},
         }
     return record
+
+
+def in_cuda_graph(call: Callable[[], object]) -> Callable[[], object]:
+    """The call's launches without Python between them: small maps take the GPU less time than Python the calls."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compilation, cuDNN's choices, the allocator: none of it may happen while recording
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def _clock() -> Callable[[], float]:
@@ -207,6 +226,8 @@ class Arguments:
     batch: int = 0
     """0: what the subject is made for."""
     threads: int = torch.get_num_threads()
+    graphs: bool = False
+    """Time CUDA graphs: the GPU's time without Python's."""
     seconds: float = 0.5
     """Spent on each way at least."""
 
@@ -230,11 +251,11 @@ def main(
         for case in subjects[subject](device, dtype, args.batch or (128 if cuda else batch[subject])):
             if args.only in case.name:
                 check_parity(case)
-                records.append(measure(case, args.seconds))
+                records.append(measure(case, args.seconds, graphs=args.graphs))
                 print(table(records[-1:]).splitlines()[-1], flush=True)
         if records and not args.only:
             home = folder if isinstance(folder, Path) else folder[subject]
-            stamp = f"{dtype}, {args.threads} thread{'s' * (args.threads > 1)}"
+            stamp = f"{dtype}, {args.threads} thread{'s' * (args.threads > 1)}{', CUDA graphs' * args.graphs}"
             write_record(home, subject, device, records, table(records), stamp=stamp, load=load)
 
 

@@ -28,10 +28,15 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield part
         with open(part, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(part, 0o666 & ~_UMASK)  # safetensors makes files that nobody else can read
+        open_as_umask(part)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def open_as_umask(file: Path) -> None:
+    """Gives a file the mode that any other would have: safetensors makes files that nobody else can read."""
+    os.chmod(file, 0o666 & ~_UMASK)
 
 
 def write_text(path: Path, text: str) -> None:

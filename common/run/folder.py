@@ -19,7 +19,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -227,7 +226,22 @@ def now() -> str:
 
 def command(argv: Sequence[str]) -> str:
     """A command as another person would type it: without this machine's interpreter and folders."""
-    text = " ".join(["python", *map(shlex.quote, argv[1:])])
-    text = re.sub(r" --(out|resume)[ =]\S+", "", text)
-    text = re.sub(r" --data[ =]\S+", " --data DATA", text)
-    return re.sub(r" --([\w-]+)[ =]/\S+", lambda found: f" --{found[1]} {found[1].replace('-', '_').upper()}", text)
+    words, rest = ["python"], list(argv[1:])
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            words.append(shlex.quote(word))
+            continue
+        folder = {"--out": "", "--resume": "", "--data": "DATA"}.get(name)
+        if not equals:
+            value = rest[0] if rest else ""
+        if folder is None and value.startswith("/"):
+            folder = name.removeprefix("--").replace("-", "_").upper()
+        if folder is None:
+            words.append(shlex.quote(word))
+            continue
+        words += [name, folder] if folder else []
+        if not equals:
+            del rest[:1]
+    return " ".join(words)

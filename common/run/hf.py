@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import sys
 import time
 import zipfile
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
@@ -63,7 +63,7 @@ def arguments(
         per_device_train_batch_size=math.ceil(batch / world.size / chunks), bf16=world.amp is not None,
         use_cpu=world.device.type == "cpu", seed=options.seed, torch_compile=options.compile,
         dataloader_num_workers=options.workers, remove_unused_columns=False, logging_steps=options.log_every,
-        logging_nan_inf_filter=False, save_strategy="no", save_total_limit=2, eval_strategy="no", report_to="none",
+        logging_nan_inf_filter=False, save_strategy="no", eval_strategy="no", report_to="none",
         disable_tqdm=True, **prescribed,
     )
 
@@ -78,7 +78,8 @@ def deepspeed_config(paper: Path, name: str) -> str | None:
     except ImportError:
         message = f"this recipe needs deepspeed (make setup PAPER={paper.name}); to do without: --deepspeed ''"
         raise UserError(message) from None
-    run.join_group()  # also of one process: DeepSpeed would look for MPI
+    os.environ.setdefault("LOCAL_RANK", "0")  # without a launcher there is one process: DeepSpeed would look for MPI
+    run.join_group()
     deepspeed.init_distributed()  # joins our group; else ZeRO-3 takes itself for alone while weights are loaded
     return str(paper / "scripts" / f"{name}.json")
 
@@ -103,6 +104,14 @@ class Progress(transformers.TrainerCallback):
         )
         self.log = run.Log(folder, world, steps=steps, start=start)
 
+    def owes_scores(self) -> bool:
+        """Whether an evaluation is due after this step that was not made: also by a run that ended before it."""
+        clock = self.clock
+        if not clock.eval_every or not clock.eval_due:
+            return False
+        rows = run.read_log(self.log.folder) if self.world.is_main else []
+        return self.world.agree(not any("val/loss" in row for row in rows if row["step"] == clock.step))
+
     def on_train_begin(self, args, state, control, **_):
         leaving.training(True)
         self.clock.tick = time.perf_counter()
@@ -121,7 +130,6 @@ class Progress(transformers.TrainerCallback):
         last = clock.left or clock.step in (clock.steps, self.options.stop_at)
         control.should_log |= last
         control.should_save |= clock.save_due
-        control.should_evaluate = clock.eval_every > 0 and clock.eval_due
         control.should_training_stop |= last
         self.log.step(clock.step)
 
@@ -140,18 +148,26 @@ class Progress(transformers.TrainerCallback):
         self.clock.tick = time.perf_counter()
 
 
+def _checkpoints(home: Path) -> list[Path]:
+    """The oldest first. Whatever else lies beside them, such as somebody's copy, is not ours."""
+    found = home.iterdir() if home.is_dir() else ()
+    found = [p for p in found if re.fullmatch(r"checkpoint-\d+", p.name) and p.is_dir() and not p.is_symlink()]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
 def _newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run; a damaged one is named and passed over."""
-    home = folder / "checkpoints"
-    found = [p for p in home.iterdir() if re.fullmatch(r"checkpoint-\d+", p.name)] if home.is_dir() else []
-    for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+    for path in reversed(_checkpoints(folder / "checkpoints")):
         try:
-            run.read_json(path / COMPLETE_MARKER)["wall_s"]
-            run.read_json(path / "trainer_state.json")["global_step"]
+            float(run.read_json(path / COMPLETE_MARKER)["wall_s"])
+            step = transformers.TrainerState.load_from_json(str(path / "trainer_state.json")).global_step
+            if path.name != f"checkpoint-{step}":
+                raise ValueError(f"it is of step {step}")
             with safe_open(path / "model.safetensors", "pt"):
                 pass
-            for file in path.glob("*.pt"):
-                zipfile.ZipFile(file).close()
+            if not any(path.glob("global_step*")):  # DeepSpeed's optimizer
+                for name in ("optimizer.pt", "scheduler.pt"):
+                    zipfile.ZipFile(path / name).close()
             return path
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, zipfile.BadZipFile) as error:
             print(f"passing over {path}: {error}", file=sys.stderr)
@@ -171,6 +187,8 @@ class Trainer(transformers.Trainer):
         """Trains from the newest checkpoint on; whether the last step was reached, and not --stop-at before it."""
         checkpoint, clock, log = self.progress.checkpoint, self.progress.clock, self.progress.log
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.progress.owes_scores():  # where only they were left to do
+            self.evaluate()
         log.close(clock.farewell(Path(self.args.output_dir).parent) if clock.stopped else "")
         return not clock.stopped
 
@@ -178,6 +196,9 @@ class Trainer(transformers.Trainer):
         return self.batches  # shared out between the ranks already
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == self.progress.clock.start and self.progress.owes_scores():
+            self.evaluate()
+            run.seed_all(self.args.seed, self.state.global_step + 1, self.progress.world.rank)  # as if nothing had been
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite():
             raise UserError(
@@ -209,13 +230,29 @@ class Trainer(transformers.Trainer):
             )
         self.model.load_state_dict(weights, strict=False)
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # asked to evaluate, it would do so before it saves
+        if self.progress.owes_scores():
+            self.evaluate()
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        home, world = Path(self.args.output_dir), self.progress.world
+        folder = home / f"checkpoint-{self.state.global_step}"
+        if world.is_main and folder.exists():  # left by the interrupted run that this one resumed
+            shutil.rmtree(folder)
+        world.wait()
         super()._save_checkpoint(model, trial)
-        if dist.is_initialized():
-            dist.barrier()  # every rank has written its part
-        if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        world.wait()  # every rank has written its part
+        if world.is_main:
             run.write_json(folder / COMPLETE_MARKER, {"wall_s": self.progress.clock.wall_s})
+            for old in _checkpoints(home)[:-2]:
+                shutil.rmtree(old)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """All randomness of a step follows from its number."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """See `_save_rng_state`."""
 
 
 def shape(parameter: torch.nn.Parameter) -> torch.Size:

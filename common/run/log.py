@@ -164,11 +164,12 @@ class Log:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Rows of ``log.jsonl``, one for each step that was logged; a last line cut short by a kill is dropped."""
+    """Rows of ``log.jsonl``, one for each step that was logged; what is no row is dropped, such as a last
+    line cut short by a kill. UnicodeDecodeError where it is no text."""
     rows: dict[int, dict[str, float]] = {}
     with contextlib.suppress(FileNotFoundError):
         for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+            with contextlib.suppress(json.JSONDecodeError, RecursionError, KeyError, TypeError):
                 row = json.loads(line)
                 rows.setdefault(row["step"], {}).update(row)
     return list(rows.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import sys
 import time
 import traceback
@@ -146,7 +147,7 @@ def mendable(error: BaseException) -> str | None:
         return str(error).rsplit("UserError: ", 1)[-1].strip()  # a loader's worker puts its traceback before it
     if isinstance(error, OSError) and error.errno in MENDABLE:
         return f"{error.strerror}: {error.filename or 'the disk of the run folder, or of the cache'}"
-    if "No space left on device" in str(error):  # safetensors' and torch's own errors
+    if re.search("No space left on device|unexpected pos|file write failed", str(error)):  # safetensors', torch's own
         return f"no space left on the device: {error}"
     if isinstance(error, RuntimeError) and "bus error" in str(error).lower():
         return "the loader's processes ran out of shared memory (/dev/shm): make it larger, or --workers 0"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,9 @@ def sweep(
 ) -> Path:
     """Trains every member with every seed and reports; returns the sweep's folder.
 
-    `scores` of a finished run, asked once, on all ranks; of them the keys of `columns` are reported, the first
-    first. `fixed` gives further rows that know no seed, such as baselines. `picture` draws into the folder it is given,
-    from the runs of each member.
+    `scores` of a finished run, asked once, on all ranks, and kept in its folder; of them the keys of `columns` are
+    reported, the first first. `fixed` gives further rows that know no seed, such as baselines. `picture` draws into the
+    folder it is given, from the runs of each member.
     """
     folder = open_run(paper, name, recipe, options, world)
     seeds = seeds_of(options)
@@ -74,7 +75,7 @@ def sweep(
             if not world.agree(finished(home)):  # --stop-at
                 return folder
             runs[label].append(home)
-            found[label].append(_kept(out / f"{label}.json", lambda home=home, label=label: scores(home, label), world))
+            found[label].append(_kept(home / "scores.json", partial(scores, home, label), world))
     extra = fixed(folder) if fixed else {}
     if world.is_main:
         records = [read_json(home / "results.json") for homes in runs.values() for home in homes]

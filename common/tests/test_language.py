@@ -223,6 +223,20 @@ def test_captions_that_are_not_utf8_are_unreadable(tmp_path):
         captions.CaptionShards([tmp_path / "a.tar"])[0]
 
 
+@pytest.mark.parametrize("name", ["../../outside.png", "/etc/passwd"])
+def test_annotations_name_pictures_of_their_own_folder(root, tmp_path, name):
+    for kind, read in (("captions", captions.read_captions), ("instances", captions.read_regions)):
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        content = json.loads((root / "annotations" / f"{kind}_train.json").read_text())
+        content["images"][2]["file_name"] = name
+        (tmp_path / "annotations" / f"{kind}_train.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"{kind}_train.json: image \d+: .* lies outside"):
+            read(tmp_path, "train")
+        content["images"][2]["file_name"] = str(tmp_path / "train" / "000002.png")  # whole, but of the folder
+        (tmp_path / "annotations" / f"{kind}_train.json").write_text(json.dumps(content))
+        assert read(tmp_path, "train")
+
+
 def test_missing_caption_folder_and_split(tmp_path, root):
     with pytest.raises(UserError, match="no data folder"):
         captions.read_captions(tmp_path / "none", "train")
@@ -316,6 +330,12 @@ BAD = [
     ({"conversations": [{"from": "gpt", "value": "x"}]}, "not 'human'"),
     ({"conversations": [{"from": "human", "value": 3}]}, "malformed"),
     (_entry("hm?", "see <image>", "and?", "no"), "id 3: <image> in an answer"),
+    (_entry("hm?", "  "), "id 3: an empty answer"),
+    (_entry("<image> hm?", "yes", image="../a.png"), r"\.\./a\.png lies outside"),
+    (_entry("<image> hm?", "yes", image="a/../../a.png"), "lies outside"),
+    (_entry("<image> hm?", "yes", image="/dev/stdin"), "/dev/stdin lies outside"),
+    (_entry("<image><image> hm?", "yes", image=["a.png", "b.png"]), "id 3: 2 images; expected 1 at most"),
+    ({"id": "\x1b]0;x", "conversations": []}, r"id \\x1b\]0;x: 0 turns"),
 ]
 
 
@@ -323,15 +343,21 @@ BAD = [
 def test_malformed_conversations(tmp_path, entry, message):
     good = _entry("Hello", "Hi")
     with pytest.raises(UserError, match=message):
-        _read(tmp_path, [good, entry], strict=True)
+        _read(tmp_path, [good, entry], strict=True, most_images=1)
     report = tmp_path / "bad.txt"
-    assert len(_read(tmp_path, [good, entry], report=report)) == 1, "one may be left out in training"
-    assert report.read_text().startswith("entry 1: ")
+    for _ in range(2):
+        rows = _read(tmp_path, [good, entry], report=report, most_images=1)
+        assert len(rows) == 1, "one may be left out in training"
+        (line,) = report.read_text().splitlines()
+        assert line.startswith("entry 1: ")
     with pytest.raises(UserError, match=r"2 of 3 conversations cannot be read, the first entry 1"):
-        _read(tmp_path, [good, entry, entry])
+        _read(tmp_path, [good, entry, entry], most_images=1)
 
 
-@pytest.mark.parametrize("content, message", [("{", "no JSON"), ("{}", "found dict"), ("[]", "found an empty one")])
+@pytest.mark.parametrize("content, message", [
+    ("{", "no whole JSON file"), ("[" * 99999, "no whole JSON file"), ("{}", "found dict"),
+    ("[]", "found an empty one"),
+])
 def test_wrong_conversation_files(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=message):

@@ -1,5 +1,7 @@
 """Pretrained parts from installed packages: converted once, and what they were."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -20,6 +22,20 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(pretrained, "SMOLLM2", ("no_such_module", "no-such-package", "x"))
     with pytest.raises(UserError, match=r"no-such-package are not installed; install them with: .* -m pip install"):
         pretrained.smollm2()
+
+
+def test_a_damaged_package_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(pretrained, "_packaged", lambda module, package, pattern: tmp_path / Path(pattern).name)
+    for content in (b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 40, b"no such file", b""):
+        (tmp_path / pretrained.SMOLLM2[2]).write_bytes(content)
+        with pytest.raises(UserError, match=r"gguf is damaged \(.*\); install them with: .* --force") as found:
+            pretrained.smollm2()
+        assert "\n" not in str(found.value)
+    (tmp_path / Path(pretrained.LITE0[2]).name).write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"is refused|is truncated or not a checkpoint"):
+        pretrained.efficientnet_lite0()
+    assert not list((tmp_path / "cache").rglob(".*.part"))
 
 
 @_needs(pretrained.LITE0)

@@ -170,6 +170,9 @@ def test_a_recorded_command_names_no_folder_of_this_machine():
     typed = "python -m papers.p.train tiny --probe /data/z --weights runs/p/w --start=/data/w"
     expected = "python -m papers.p.train tiny --probe PROBE --weights runs/p/w --start START"
     assert run.command(shlex.split(typed)) == expected
+    typed = "python -m papers.p.train tiny '--data=/my data' --out 'a b' --about 'two words' --data \"it's here\" --x"
+    expected = "python -m papers.p.train tiny --data DATA --about 'two words' --data DATA --x"
+    assert run.command(shlex.split(typed)) == expected
 
 
 def test_a_mistake_found_by_a_loading_process_is_one_line_too(capsys):

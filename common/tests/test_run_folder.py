@@ -177,6 +177,12 @@ def test_what_a_person_can_mend_is_one_line(capsys):
     with pytest.raises(SystemExit) as exit:
         run.main(full)
     assert exit.value.code == 2 and capsys.readouterr().err == "error: No space left on device: /disk/x\n"
+    def full_in_torch():
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3951872 vs 3951760")
+
+    with pytest.raises(SystemExit) as exit:
+        run.main(full_in_torch)
+    assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: no space left on the device: ")
     with pytest.raises(SystemExit) as exit:
         run.main(lambda: {}["x"])
     assert exit.value.code == 1 and "KeyError" in capsys.readouterr().err

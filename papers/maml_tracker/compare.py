@@ -58,7 +58,7 @@ def compare(
     def train_member(label: str, member: Recipe, own: run.Options, world: run.World) -> Path:
         if label != "detection":
             (first,) = (own.out / "maml_tracker" / "detection").glob("*/detection.safetensors")
-            rate = run.read_json(own.out / "detection.json")["rate"]  # as run.sweep keeps the scores
+            rate = run.read_json(first.parent / "scores.json")["rate"]  # as run.sweep keeps them
             member = replace(member, init=str(first), rate=rate)
         return train(label, member, own, world, report=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,7 +15,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from common.data import pretrained
 from common.data.tiny.scenes import word_tokenizer
-from common.run import UserError
+from common.run import UserError, model_folder
 from papers.mm_gem.model import MMGEMConfig, MMGEMModel
 from papers.mm_gem.processing import MMGEMProcessor
 from papers.mm_gem.recipes import Recipe
@@ -60,15 +61,12 @@ def folder(name: str) -> str:
 
 def processor(recipe: Recipe) -> MMGEMProcessor:
     """The recipe's image processor and tokenizer."""
-    try:
-        if recipe.vision == "tiny":
-            side = {"height": TINY_SIDE_PX, "width": TINY_SIDE_PX}
-            images = transformers.CLIPImageProcessor(size=side, crop_size=side)
-        else:
-            images = transformers.AutoImageProcessor.from_pretrained(folder(recipe.vision))
-        tokenizer = word_tokenizer() if recipe.llm == "tiny" else AutoTokenizer.from_pretrained(folder(recipe.llm))
-    except (OSError, ValueError) as error:  # what transformers and the hub's client raise
-        raise _cannot_load(recipe, error) from None
+    if recipe.vision == "tiny":
+        side = {"height": TINY_SIDE_PX, "width": TINY_SIDE_PX}
+        images = transformers.CLIPImageProcessor(size=side, crop_size=side)
+    else:
+        images = _load(transformers.AutoImageProcessor, recipe.vision, "--vision")
+    tokenizer = word_tokenizer() if recipe.llm == "tiny" else _load(AutoTokenizer, recipe.llm, "--llm")
     return MMGEMProcessor(images, tokenizer, max_text_length=recipe.max_text_length)
 
 
@@ -89,8 +87,8 @@ def config(
 
 def blueprint(recipe: Recipe) -> MMGEMConfig:
     """The config of the recipe's model without weights, the two special tokens counted."""
-    text = CONFIGS.get(recipe.llm) or AutoConfig.from_pretrained(recipe.llm)
-    vision = TOWERS.get(recipe.vision) or AutoConfig.from_pretrained(recipe.vision)
+    text = CONFIGS.get(recipe.llm) or _load(AutoConfig, recipe.llm, "--llm")
+    vision = TOWERS.get(recipe.vision) or _load(AutoConfig, recipe.vision, "--vision")
     found = config(recipe, text, getattr(vision, "vision_config", vision), None).to_dict()
     found["text_config"]["vocab_size"] += 2
     return MMGEMConfig(**found)
@@ -101,17 +99,15 @@ def model(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype = torch.
     whole model that `recipe.init` names."""
     if recipe.init:
         return continued(recipe, processor, dtype)
-    try:  # random parts by their classes: from_config scatters them for ZeRO-3, and then initializes CLIP's wrongly
-        llm = (
-            transformers.LlamaForCausalLM(copy.deepcopy(CONFIGS["tiny"])) if recipe.llm == "tiny"
-            else transformers.AutoModelForCausalLM.from_pretrained(folder(recipe.llm), dtype=dtype)
-        )
-        vision = (
-            transformers.CLIPVisionModel(copy.deepcopy(TOWERS["tiny"])) if recipe.vision == "tiny"
-            else load_vision_tower(folder(recipe.vision), dtype)
-        )
-    except (OSError, ValueError) as error:  # what transformers and the hub's client raise
-        raise _cannot_load(recipe, error) from None
+    # Random parts by their classes: from_config scatters them for ZeRO-3, and then initializes CLIP's wrongly.
+    llm = (
+        transformers.LlamaForCausalLM(copy.deepcopy(CONFIGS["tiny"])) if recipe.llm == "tiny"
+        else _load(transformers.AutoModelForCausalLM, recipe.llm, "--llm", dtype=dtype)
+    )
+    vision = (
+        transformers.CLIPVisionModel(copy.deepcopy(TOWERS["tiny"])) if recipe.vision == "tiny"
+        else load_vision_tower(recipe.vision, dtype)
+    )
     add_tokens(llm, len(processor.tokenizer))
     return MMGEMModel(config(recipe, llm.config, vision.config, processor), vision, llm)
 
@@ -123,7 +119,7 @@ def continued(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype) -> 
     path = path / "model" if (path / "model").is_dir() else path
     if not (path / "config.json").is_file():
         raise UserError(f"--init {path} holds no model: expected config.json and model.safetensors of a finished run")
-    model, info = MMGEMModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    model, info = model_folder.load(MMGEMModel, path, dtype=dtype, output_loading_info=True)
     if wrong := {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}:
         raise UserError(f"--init {path} does not fit: {wrong}")
     for name in ("grid", "joint_width", "standardize"):
@@ -159,11 +155,11 @@ def _gathered(parameters: list[torch.nn.Parameter]) -> AbstractContextManager:
 
 def load_vision_tower(name: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
     """A pretrained vision encoder; of a model that also has a text half, such as CLIP, its vision half."""
-    whole = AutoConfig.from_pretrained(name)
+    whole = model_folder.checked(_load(AutoConfig, name, "--vision"))
     if not hasattr(whole, "vision_config"):
-        return transformers.AutoModel.from_pretrained(name, dtype=dtype)
+        return _load(transformers.AutoModel, name, "--vision", dtype=dtype)
     kind = transformers.MODEL_MAPPING[type(whole.vision_config)]
-    return kind.from_pretrained(name, config=whole.vision_config, dtype=dtype)
+    return _load(kind, name, "--vision", config=whole.vision_config, dtype=dtype)
 
 
 def choose_trained(model: MMGEMModel, recipe: Recipe) -> None:
@@ -209,8 +205,5 @@ def on_meta(recipe: Recipe) -> tuple[Pass, tuple[Tensor, ...]]:
         return Pass(model), (torch.zeros(1, TEXT_TOKENS, dtype=torch.long), torch.empty(1, 3, side, side))
 
 
-def _cannot_load(recipe: Recipe, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0]
-    return UserError(
-        f"cannot load {recipe.llm} and {recipe.vision}: {reason}; give local folders with --llm and --vision"
-    )
+def _load(kind: Any, name: str, option: str, **kwargs: Any) -> Any:
+    return model_folder.load(kind, folder(name), f"; give a local folder with {option}", **kwargs)

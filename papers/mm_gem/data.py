@@ -17,10 +17,11 @@ from common import run
 from common.data import captions
 from common.data.captions import NoSplit, Region, read_regions
 from common.data.loader import Augmented, StepSampler, steps_per_epoch
-from common.data.picture import read_picture
+from common.data.picture import Unreadable, read_picture
+from common.data.text import printable
 from common.data.tiny.scenes import scenes
 from common.run import UserError
-from papers.mm_gem.processing import Box, MMGEMProcessor
+from papers.mm_gem.processing import Box, MMGEMProcessor, nothing_in
 from papers.mm_gem.recipes import BUILT_IN, Recipe
 
 Captioned = captions.Captions | captions.CaptionShards
@@ -45,12 +46,16 @@ class Rows(Dataset):
             image, texts = self.images[index]
             return (image, None, random.choice(texts)), None
         region = self.regions[index - len(self.images)]
-        return (read_picture(region.image), corners(region), region.phrase), None
+        image, box = read_picture(region.image), corners(region)
+        if wrong := nothing_in(box, image) or (not region.phrase.strip() and "an empty phrase"):
+            raise Unreadable(wrong)
+        return (image, box, region.phrase), None
 
     def name(self, index: int) -> str:
         if index < len(self.images):
             return self.images.name(index)
-        return str(self.regions[index - len(self.images)].image)
+        region = self.regions[index - len(self.images)]
+        return f"{printable(region.image)} (box {list(region.box_xywh_px)})"
 
 
 class Mixture(Sampler):

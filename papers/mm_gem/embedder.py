@@ -9,7 +9,6 @@ from typing import Protocol
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoModel, AutoProcessor, BatchFeature
@@ -18,11 +17,12 @@ from common import run
 from common.data.images import Images
 from common.data.loader import progress
 from common.data.picture import Unreadable, read_picture
-from common.run import UserError, World
+from common.data.text import printable
+from common.run import UserError, World, model_folder
 from common.run.hf import quiet
 from papers.mm_gem.data import Captioned
 from papers.mm_gem.model import MMGEMModel
-from papers.mm_gem.processing import Box, MMGEMProcessor
+from papers.mm_gem.processing import Box, MMGEMProcessor, nothing_in
 
 BATCH = 64  # most images, regions or texts at a time
 
@@ -36,19 +36,25 @@ class Pictures(Protocol):
 
 
 class Files:
-    """`Pictures` of image files; an unreadable one is a `UserError`."""
+    """`Pictures` of image files; an unreadable one is a `UserError`, and so is one in which one of its `boxes` lies
+    outside."""
 
-    def __init__(self, files: Sequence[Path]):
-        self.files = files
+    def __init__(self, files: Sequence[Path], boxes: Sequence[Sequence[Box]] | None = None):
+        self.files, self.boxes = files, boxes
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Image.Image:
+        name = printable(self.files[index])
         try:
-            return read_picture(self.files[index])
+            picture = read_picture(self.files[index])
         except Unreadable as error:
-            raise UserError(f"{self.files[index]} is unreadable ({error})") from None
+            raise UserError(f"{name} is unreadable ({error})") from None
+        for box in self.boxes[index] if self.boxes else ():
+            if wrong := nothing_in(box, picture):
+                raise UserError(f"{name}: {wrong}")
+        return picture
 
 
 class Chosen:
@@ -155,15 +161,9 @@ class Embedder:
 
 def load(folder: Path | None, world: World, workers: int = 0) -> Embedder:
     """A saved model, in eval mode, and its processor; None: the newest run's. `UserError` for a folder without one."""
-    folder = folder or run.newest("mm_gem")
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds no model: expected config.json and *.safetensors of save_pretrained")
+    folder = model_folder.model_folder(folder or run.newest("mm_gem"))
     quiet()
-    try:
-        model = AutoModel.from_pretrained(folder, dtype="auto").to(world.device).eval()
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    model = model_folder.load(AutoModel, folder, dtype="auto")
     if not isinstance(model, MMGEMModel):
         raise UserError(f"{folder} holds a {type(model).__name__}, not an MM-GEM model")
-    return Embedder(model, AutoProcessor.from_pretrained(folder), world, workers)
+    return Embedder(model.to(world.device).eval(), model_folder.load(AutoProcessor, folder), world, workers)

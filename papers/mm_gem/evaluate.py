@@ -27,10 +27,12 @@ from torch import Tensor
 from common import run
 from common.data import images as image_sets
 from common.data.captions import Region
+from common.data.picture import Unreadable
+from common.data.text import printable
 from common.data.tiny.scenes import COLORS, SHAPES
 from common.metrics import captions as metrics
 from common.metrics.retrieval import recall_at
-from common.run import UserError
+from common.run import UserError, model_folder
 from papers.mm_gem.data import Captioned, corners, data_folder, open_captions, regions_if_there
 from papers.mm_gem.embedder import Chosen, Embedder, Files, Pictures, load
 from papers.mm_gem.processing import Box
@@ -112,16 +114,25 @@ class Validation:
 
     @classmethod
     def of(cls, images: Captioned, regions: Sequence[Region], most: int) -> Validation:
-        """At most so many images, evenly spread, with all their regions."""
+        """At most so many images, evenly spread, with all their regions; `UserError` if there is nothing to read of
+        one."""
         most = min(most, len(images))
         rows = [len(images) * i // most for i in range(most)]
         names = [images.name(i) for i in rows]
+        try:
+            truths = [images.captions(i) for i in rows]
+        except Unreadable as error:
+            raise UserError(f"cannot evaluate: {error}") from None
         members = defaultdict(list)
         for region in regions:
             members[region.image].append(region)
-        kept = {file: its for file, its in members.items() if str(file) in set(names)}
+        chosen = set(names)
+        kept = {file: its for file, its in members.items() if printable(file) in chosen}
+        for file, its in kept.items():
+            if not all(region.phrase.strip() for region in its):
+                raise UserError(f"cannot evaluate: {printable(file)} has a box with an empty phrase")
         return cls(
-            names, Chosen(images, rows), [images.captions(i) for i in rows], list(kept),
+            names, Chosen(images, rows), truths, list(kept),
             [[corners(region) for region in its] for its in kept.values()],
             [region for its in kept.values() for region in its],
         )
@@ -138,7 +149,7 @@ def evaluate(
         v = embedder.images(shown.pictures)
         results.append(retrieve(embedder, shown, recipe, v))
         if shown.regions:
-            r = embedder.regions(Files(shown.files), shown.boxes)
+            r = embedder.regions(Files(shown.files, shown.boxes), shown.boxes)
             results.append(classify(embedder, shown, recipe, v, r))
             results.append(retrieve_regions(embedder, shown, r))
         results.append(retrieve_long_texts(embedder, shown, recipe, v))
@@ -190,7 +201,7 @@ def classify(
     phrases = sorted({region.phrase for region in shown.regions})
     kinds = defaultdict(set)
     for region in shown.regions:
-        kinds[str(region.image)].add(region.phrase)
+        kinds[printable(region.image)].add(region.phrase)
     classes = [phrase.removeprefix("a ") for phrase in phrases]
     vectors = named_classes(embedder, classes, SCENES if recipe.dataset == "scenes" else SEVEN)
     scores: Scores = {}
@@ -225,8 +236,8 @@ def caption(embedder: Embedder, shown: Validation, recipe: Recipe) -> tuple[Scor
 def caption_regions(embedder: Embedder, shown: Validation, recipe: Recipe) -> tuple[Scores, dict[str, Any]]:
     """Captions of boxes against their phrases."""
     captions = embedder.describe(
-        Files(shown.files), shown.boxes, beams=recipe.beams, new_tokens=20 if recipe.dataset == "scenes" else 32,
-        what="describing regions",
+        Files(shown.files, shown.boxes), shown.boxes, beams=recipe.beams,
+        new_tokens=20 if recipe.dataset == "scenes" else 32, what="describing regions",
     )
     phrases = [[region.phrase] for region in shown.regions]
     scores = {
@@ -265,16 +276,6 @@ class Arguments:
     """Processes that read images."""
 
 
-def recipe_of(checkpoint: Path, name: str | None) -> Recipe:
-    """The named recipe, or that of a run folder."""
-    path = checkpoint / "config.json"
-    if name is None and path.is_file() and "recipe" in (found := run.read_json(path)):
-        return Recipe(**found["recipe"])
-    if name not in RECIPES:
-        raise UserError(f"a model folder needs --recipe, one of {', '.join(RECIPES)}; got {name!r}")
-    return RECIPES[name]
-
-
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.mm_gem.evaluate", description="Scores of a checkpoint.")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
@@ -288,7 +289,7 @@ def main() -> None:
         hits = zero_shot(embedder.images(Chosen(data, range(len(data)))), data.labels, vectors)
         scores = {f"zero-shot, {len(data.classes)} classes": _percent(hits)}
     else:
-        recipe = recipe_of(args.checkpoint, args.recipe)
+        recipe = model_folder.recipe_of(args.checkpoint, args.recipe, RECIPES)
         embedder, root = load(args.checkpoint, world, args.workers), data_folder(recipe, args.data)
         scores, _ = evaluate(embedder, open_captions(root, "val"), regions_if_there(root, "val"), recipe)
     for name, (value, unit) in scores.items():

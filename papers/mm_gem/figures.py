@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
+from common.data.picture import read_picture
 from common.run import drawing
 from common.run.drawing import evenly_spaced
 
@@ -50,13 +51,13 @@ def hits(path: Path, outputs: dict[str, Any], queries: Sequence[int]) -> None:
 
 def boxed(file: str | Path, box: Sequence[float]) -> np.ndarray:
     """A picture with a box drawn into it."""
-    picture = Image.open(file).convert("RGB")
+    picture = read_picture(file)
     ImageDraw.Draw(picture).rectangle(tuple(box), outline="magenta", width=max(1, picture.width // 100))
     return np.asarray(picture)
 
 
 def _picture(file: str | Path) -> np.ndarray:
-    return np.asarray(Image.open(file).convert("RGB"))
+    return np.asarray(read_picture(file))
 
 
 def _wrapped(text: str, width: int = 24) -> str:

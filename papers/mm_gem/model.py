@@ -14,7 +14,6 @@ space.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,13 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import roi_align
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from common.run import UserError, gather, gather_with_gradient, processes
+from common.run.model_folder import part_config
 
 MAX_SCALE = 100.0  # 1 / tau stays below
 
@@ -67,8 +67,8 @@ class MMGEMConfig(PreTrainedConfig):
     duplicates: bool = False
 
     def __post_init__(self, **kwargs):
-        self.text_config = _config(self.text_config, "llama")
-        self.vision_config = _config(self.vision_config, "clip_vision_model")
+        self.text_config = part_config(self.text_config, "llama")
+        self.vision_config = part_config(self.vision_config, "clip_vision_model")
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
         if self.objectives not in ("both", "embedding", "generation"):
@@ -78,13 +78,6 @@ class MMGEMConfig(PreTrainedConfig):
                 f"max_text_length={self.max_text_length} with {self.grid**2} visual tokens and [CAP] exceeds the LLM's "
                 f"{limit} positions"
             )
-
-
-def _config(given: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
-    if isinstance(given, PreTrainedConfig):
-        return copy.deepcopy(given)  # the whole model resets the attention of configs it holds; a part keeps its own
-    given = dict(given or {})
-    return CONFIG_MAPPING[given.pop("model_type", default)].from_dict(given)
 
 
 @dataclass

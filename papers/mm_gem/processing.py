@@ -72,8 +72,8 @@ class MMGEMProcessor(ProcessorMixin):
         size = self.image_processor.size
         x, y = size["width"] / image.width, size["height"] / image.height
         left, top, right, bottom = box
-        if min(right, image.width) <= max(left, 0) or min(bottom, image.height) <= max(top, 0):
-            raise UserError(f"box {list(box)} holds nothing of the image of {image.width} x {image.height} px")
+        if outside := nothing_in(box, image):
+            raise UserError(outside)
         return [float(index), left * x, top * y, right * x, bottom * y]
 
     def texts(self, texts: Sequence[str], padding_side: str = "right") -> dict[str, torch.Tensor]:
@@ -104,6 +104,14 @@ class MMGEMProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values", "boxes"]
+
+
+def nothing_in(box: Box, image: Image.Image) -> str:
+    """What is wrong with a box that holds nothing of its image; empty if it holds something."""
+    left, top, right, bottom = box
+    if min(right, image.width) > max(left, 0) and min(bottom, image.height) > max(top, 0):
+        return ""
+    return f"box {list(box)} holds nothing of the image of {image.width} x {image.height} px"
 
 
 AutoProcessor.register(MMGEMConfig, MMGEMProcessor)

@@ -23,6 +23,7 @@ from common import run
 from common.data.index import SUFFIXES
 from common.data.loader import progress
 from common.data.picture import Unreadable, read_picture
+from common.data.text import printable
 from common.run import UserError, drawing
 from papers.mm_gem.embedder import BATCH, Embedder, Files, load
 
@@ -90,12 +91,15 @@ class Index:
         """(name, cosine similarity), the nearest first."""
         if len(query_D) != self.vectors.d:
             raise UserError(f"the index has vectors of width {self.vectors.d}, the model {len(query_D)}")
-        values, rows = (x[0].tolist() for x in self.vectors.search(query_D[None].numpy(), count))
-        return [(self.names[row], value) for row, value in zip(rows, values) if row >= 0]  # -1: no more were found
+        try:
+            values, rows = (x[0].tolist() for x in self.vectors.search(query_D[None].numpy(), count))
+            return [(self.names[row], value) for row, value in zip(rows, values) if row >= 0]  # -1: no more were found
+        except (RuntimeError, MemoryError, IndexError) as error:
+            raise UserError(f"the index is damaged ({type(error).__name__}: {error}); embed anew") from None
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        _faiss().write_index(self.vectors, str(folder / "vectors.faiss"))
+        with run.written_whole(folder / "vectors.faiss") as part:
+            _faiss().write_index(self.vectors, str(part))
         run.write_json(folder / "names.json", list(self.names))
 
     @classmethod
@@ -103,9 +107,13 @@ class Index:
         faiss = _faiss()
         try:
             names = run.read_json(folder / "names.json")
-            index = cls(faiss.read_index(str(folder / "vectors.faiss")), names)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"{folder} is no index of this program ({error}); make one with embed") from None
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("names.json is no list of names")
+            # An index may name another file to read its vectors from: at most one beside it.
+            index = cls(faiss.read_index(str(folder / "vectors.faiss"), faiss.IO_FLAG_ONDISK_SAME_DIR), names)
+        except (OSError, ValueError, RuntimeError, MemoryError, IndexError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise UserError(f"{folder} is no index of this program ({reason}); make one with embed") from None
         if index.vectors.ntotal != len(names):
             raise UserError(f"{folder} has {index.vectors.ntotal} vectors, but {len(names)} names; embed anew")
         return index
@@ -125,7 +133,7 @@ def embed(embedder: Embedder, files: Sequence[Path], kind: str = "Flat") -> Inde
         if pictures:
             vectors.append(embedder.images(pictures))
     if unreadable:
-        print(f"{len(unreadable)} files are no readable pictures, such as {unreadable[0]}")
+        print(f"{len(unreadable)} files are no readable pictures, such as {printable(unreadable[0])}")
     if not names:
         raise UserError("no readable picture to embed")
     return Index.of(torch.cat(vectors), names, kind)
@@ -147,7 +155,7 @@ def main() -> None:
     query = embedder.images(Files([Path(args.query)])) if is_file else embedder.texts([args.query])
     found = index.nearest(query[0], args.count)
     for name, similarity in found:
-        print(f"{similarity:6.3f}  {name}")
+        print(f"{similarity:6.3f}  {printable(name)}")
     try:
         pictures = [np.asarray(read_picture(name)) for name, _ in found]
     except Unreadable as error:

@@ -17,7 +17,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common import run
 from common.data.loader import steps_per_epoch
-from common.run import UserError
+from common.run import UserError, model_folder
 from common.run.hf import Progress, Trainer, arguments, count, deepspeed_config, quiet, shape
 from papers.mm_gem import build, figures
 from papers.mm_gem.data import (
@@ -30,7 +30,7 @@ from papers.mm_gem.data import (
     train_loader,
 )
 from papers.mm_gem.embedder import load
-from papers.mm_gem.evaluate import evaluate
+from papers.mm_gem.evaluate import Validation, evaluate
 from papers.mm_gem.processing import MMGEMProcessor
 from papers.mm_gem.recipes import Recipe
 
@@ -87,6 +87,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     root = data_folder(recipe, options.data)
     rows = Rows(open_captions(root, "train"), open_regions(root, "train") if recipe.region_fraction else [])
     held_out = open_captions(root, "val"), regions_if_there(root, "val")
+    Validation.of(*held_out, recipe.eval_rows)  # an empty caption is found now, not at the end
     per_epoch = steps_per_epoch(len(rows.images), recipe.batch)
     steps = recipe.steps or recipe.epochs * per_epoch
     run.accumulation(recipe.batch, world, 0)  # the batch must be shared out evenly
@@ -163,8 +164,7 @@ def export(
     model.load_state_dict(weights)
     if recipe.tune == "lora":
         model.language_model = model.language_model.merge_and_unload()
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    model_folder.save(folder / "model", model, processor)
 
 
 def multiply_adds(recipe: Recipe) -> int:

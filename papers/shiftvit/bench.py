@@ -2,17 +2,20 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from common import run
 from common.kernels import bench
 from common.kernels.shift import reference, shift, shift_add
+from common.run.bench import Case, main
 from papers.shiftvit.model import ShiftBlock, ShiftStage
 
 
-def cases(device: str, dtype: torch.dtype, batch: int, model: str = "shiftvit_light_tiny") -> Iterator[bench.Case]:
+def cases(device: str, dtype: torch.dtype, batch: int, model: str = "shiftvit_light_tiny") -> Iterator[Case]:
     """A block of each stage, and the network."""
     torch.manual_seed(0)
     net = timm.create_model(model, drop_path_rate=0.0)  # its random masks would differ between the forms
@@ -68,4 +71,5 @@ class FusedStage(ShiftStage):
 
 
 if __name__ == "__main__":
-    bench.main({"shiftvit": cases}, cpu_batch={"shiftvit": 4})
+    records = Path(__file__).parent / "results" / "bench"
+    run.main(lambda: main("papers.shiftvit.bench", {"shiftvit": cases}, records, {"shiftvit": 4}))

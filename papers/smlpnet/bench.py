@@ -2,18 +2,21 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common import run
 from common.kernels import bench
 from common.kernels.sparse_mlp import reference
+from common.run.bench import Case, main
 from papers.smlpnet.model import SparseMLP
 
 
-def cases(device: str, dtype: torch.dtype, batch: int, model: str = "smlpnet_tiny") -> Iterator[bench.Case]:
+def cases(device: str, dtype: torch.dtype, batch: int, model: str = "smlpnet_tiny") -> Iterator[Case]:
     """A block of each stage, and the network."""
     torch.manual_seed(0)
     net = timm.create_model(model, drop_path_rate=0.0)  # its random masks would differ between the forms
@@ -50,4 +53,5 @@ def with_mixing(module: nn.Module, function: Callable[..., Tensor]) -> nn.Module
 
 
 if __name__ == "__main__":
-    bench.main({"smlpnet": cases}, cpu_batch={"smlpnet": 4})
+    records = Path(__file__).parent / "results" / "bench"
+    run.main(lambda: main("papers.smlpnet.bench", {"smlpnet": cases}, records, {"smlpnet": 4}))

@@ -2,10 +2,9 @@
 
 from .baseline import VisualTokensConfig, VisualTokensForConditionalGeneration
 from .model import VLoRAConfig, VLoRAForConditionalGeneration
-from .official import load_official
 from .processing import VLoRAProcessor
 
 __all__ = [
     "VLoRAConfig", "VLoRAForConditionalGeneration", "VLoRAProcessor", "VisualTokensConfig",
-    "VisualTokensForConditionalGeneration", "load_official",
+    "VisualTokensForConditionalGeneration",
 ]

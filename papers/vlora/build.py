@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, LlamaConfi
 from common import run
 from common.data import pretrained
 from common.data.tiny.scenes import word_tokenizer
-from common.run import UserError
+from common.run import model_folder
 from papers.vlora import official
 from papers.vlora.baseline import VisualTokensConfig, VisualTokensForConditionalGeneration
 from papers.vlora.model import VLoRAConfig, VLoRAForConditionalGeneration
@@ -98,22 +98,18 @@ def _map_shape(vision: PreTrainedConfig) -> dict[str, int]:
 
 def blueprint(recipe: Recipe, image_token_id: int = 3) -> Any:
     """The config of the recipe's model without its weights."""
-    text = CONFIGS.get(recipe.llm) or AutoConfig.from_pretrained(recipe.llm)
-    vision = TOWERS.get(recipe.vision) or AutoConfig.from_pretrained(recipe.vision)
+    text = CONFIGS.get(recipe.llm) or _load(AutoConfig, recipe.llm, "--llm")
+    vision = TOWERS.get(recipe.vision) or _load(AutoConfig, recipe.vision, "--vision")
     return config(recipe, text, getattr(vision, "vision_config", vision), image_token_id)
 
 
 def _load(kind: Any, name: str, option: str, **kwargs: Any) -> Any:
-    try:
-        return kind.from_pretrained(folder(name), **kwargs)
-    except (OSError, ValueError) as error:  # what transformers and the hub's client raise
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"cannot load {name}: {reason}; give a local folder with {option}") from None
+    return model_folder.load(kind, folder(name), f"; give a local folder with {option}", **kwargs)
 
 
 def load_vision_tower(name: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
     """A pretrained vision tower; of a model that also has a text half, such as CLIP, its vision half."""
-    whole = _load(AutoConfig, name, "--vision")
+    whole = model_folder.checked(_load(AutoConfig, name, "--vision"))
     if not hasattr(whole, "vision_config"):
         return _load(transformers.AutoModel, name, "--vision", dtype=dtype)
     kind = transformers.MODEL_MAPPING[type(whole.vision_config)]

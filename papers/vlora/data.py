@@ -23,7 +23,7 @@ from common.data.loader import Augmented, steps_per_epoch
 from common.data.picture import Unreadable
 from common.data.tiny.scenes import scenes
 from common.run import UserError
-from papers.vlora.processing import VLoRAProcessor
+from papers.vlora.processing import IGNORED, VLoRAProcessor
 from papers.vlora.recipes import BUILT_IN, RECIPES, SAMPLES, Recipe
 
 Messages = list[dict[str, Any]]  # a conversation as transformers' chat templates take it
@@ -45,8 +45,18 @@ class CaptionDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[list[Image.Image], Messages]:
         image, texts = self.data[index]
-        text = random.choice(texts) if self.pick else texts[0]
-        return [image], caption_messages(self.prompt, text)
+        texts = self.spoken(texts, index)
+        return [image], caption_messages(self.prompt, random.choice(texts) if self.pick else texts[0])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.spoken(self.data.captions(index), index)
+
+    def spoken(self, texts: Sequence[str], index: int) -> tuple[str, ...]:
+        """Captions without the mark of an image, which some of the web's hold; `Unreadable` if nothing is left."""
+        found = tuple(filter(None, (text.replace(conversations.IMAGE, "").strip() for text in texts)))
+        if not found:
+            raise Unreadable(f"{self.name(index)} has an empty caption")
+        return found
 
     def name(self, index: int) -> str:
         return self.data.name(index)
@@ -73,7 +83,8 @@ Samples = ChatDataset | CaptionDataset
 
 
 class Encoded(Dataset):
-    """(PIL images, `processor.encode`d conversation) of either; with `strict` an unreadable image is an error."""
+    """(PIL images, `processor.encode`d conversation) of either. A row that nothing can be learned from within
+    `max_length` tokens is `Unreadable`, like an image; with `strict` that is an error."""
 
     def __init__(self, data: Samples, processor: VLoRAProcessor, max_length: int, strict: bool = False):
         self.data, self.processor, self.max_length, self.strict = data, processor, max_length, strict
@@ -84,18 +95,23 @@ class Encoded(Dataset):
     def __getitem__(self, index: int):
         try:
             images, messages = self.data[index]
+            row = self.processor.encode(messages, self.max_length)
+            marks = int((row["input_ids"] == self.processor.image_token_id).sum())
+            if marks != len(images):
+                raise Unreadable(f"{len(images)} images, but {marks} marks within {self.max_length} tokens")
+            if (row["labels"] == IGNORED).all():
+                raise Unreadable(f"no word of an answer within {self.max_length} tokens")
         except Unreadable as error:
             if self.strict:
                 raise UserError(f"cannot evaluate: {self.name(index)} is unreadable ({error})") from None
             raise
-        return images, self.processor.encode(messages, self.max_length)
+        return images, row
 
     def name(self, index: int) -> str:
         return self.data.name(index)
 
 
 def caption_messages(prompt: str, text: str) -> Messages:
-    text = text.replace(conversations.IMAGE, "").strip()  # some of the web's captions hold the mark itself
     question = [{"type": "image"}, {"type": "text", "text": prompt}]
     return [{"role": "user", "content": question}, assistant_message(text)]
 
@@ -134,7 +150,7 @@ def open_dataset(root: Path, split: str, recipe: Recipe, report: Path | None = N
         path = only[0] if len(only) == 1 else path
     if not path.exists():
         raise NoSplit(f"{root} has no conversations for {split!r}: {EXPECTED.format(root=root)}")
-    rows = conversations.read_conversations(path, root, strict=split != "train", report=report)
+    rows = conversations.read_conversations(path, root, strict=split != "train", report=report, most_images=1)
     return ChatDataset(conversations.Conversations(rows))
 
 

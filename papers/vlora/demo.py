@@ -94,13 +94,20 @@ def main() -> None:
 
 
 def questions(given: str | None) -> Iterator[str]:
-    """The one that is given, or what is typed; without a terminal, what the scenes are described by."""
-    if given or not sys.stdin.isatty():
-        yield given or DESCRIBE
+    """The one that is given, or what is typed or comes from a pipe; if nothing does, what scenes are described by."""
+    if given:
+        yield given
         return
-    print("ask about the picture; an empty line ends")
-    while question := input("> ").strip():
-        yield question
+    typed = sys.stdin.isatty()
+    if typed:
+        print("ask about the picture; an empty line ends")
+    asked = 0
+    with contextlib.suppress(EOFError):
+        while question := input("> " if typed else "").strip():
+            yield question
+            asked += 1
+    if not typed and not asked:
+        yield DESCRIBE
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from common import run
 from common.data.loader import progress
 from common.data.picture import Unreadable, read_picture
 from common.metrics import captions as metrics
-from common.run import UserError, World
+from common.run import UserError, World, model_folder
 from papers.vlora.data import (
     CaptionDataset,
     ChatDataset,
@@ -56,20 +56,22 @@ class Question:
 
 def load(folder: Path, device: torch.device) -> tuple[VisionLanguageModel, VLoRAProcessor]:
     """A saved model, in eval mode, and its processor. `UserError` for a folder that holds none."""
-    folder = folder / "model" if (folder / "model").is_dir() else folder
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds no model: expected config.json and *.safetensors of save_pretrained")
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(device).eval()
-    return model, AutoProcessor.from_pretrained(folder)
+    folder = model_folder.model_folder(folder)
+    model = model_folder.load(AutoModelForImageTextToText, folder, dtype="auto")
+    if not isinstance(model, VisionLanguageModel):
+        raise UserError(f"{folder} holds a {type(model).__name__}, not a VLoRA model or the token baseline")
+    return model.to(device).eval(), model_folder.load(AutoProcessor, folder)
 
 
 def questions(data: Samples, most: int) -> list[Question]:
     """What is asked: the last turn of conversations, or the captions of images; evenly spread if there are too many."""
     rows = evenly_spread(len(data), most)
     if isinstance(data, CaptionDataset):
-        return [
-            Question(i, tuple(caption_messages(data.prompt, "")[:1]), "caption", data.data.captions(i)) for i in rows
-        ]
+        prompt = tuple(caption_messages(data.prompt, "")[:1])
+        try:
+            return [Question(i, prompt, "caption", data.captions(i)) for i in rows]
+        except Unreadable as error:
+            raise UserError(f"cannot evaluate: {error}") from None
     found = (data.data.rows[i] for i in rows)
     return [Question(row.images, row.messages[:-1], row.category or "all", (row.answer,)) for row in found]
 
@@ -96,7 +98,8 @@ def pictures(question: Question, data: Samples) -> list[Image.Image]:
             return [data.data[question.images][0]]
         return [read_picture(path) for path in question.images]
     except Unreadable as error:
-        raise UserError(f"cannot evaluate: {question.images} is unreadable ({error})") from None
+        name = data.name(question.images) if isinstance(data, CaptionDataset) else ", ".join(map(str, question.images))
+        raise UserError(f"cannot evaluate: {name} is unreadable ({error})") from None
 
 
 class Pictures(Dataset):
@@ -149,7 +152,9 @@ def losses(
     labels = batch.pop("labels")[:, 1:]
     with world.autocast():
         logits = model(**batch).logits[:, :-1].float()
-    each = F.cross_entropy(logits.mT, labels, ignore_index=IGNORED, reduction="none")
+    # Flat: the loss of a map of labels has no deterministic form on a GPU.
+    each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    each = each.view_as(labels)
     return (each.sum(1) / (labels != IGNORED).sum(1)).cpu()
 
 
@@ -265,22 +270,12 @@ class Arguments:
     """Processes that read images."""
 
 
-def recipe_of(checkpoint: Path, name: str | None) -> Recipe:
-    """The recipe of a run folder, or the named one."""
-    path = checkpoint / "config.json"
-    if path.is_file() and "recipe" in (found := run.read_json(path)):
-        return Recipe(**found["recipe"])
-    if name not in RECIPES:
-        raise UserError(f"a model folder needs --recipe, one of {', '.join(RECIPES)}; got {name!r}")
-    return RECIPES[name]
-
-
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.vlora.evaluate", description="Scores of a checkpoint.")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
     if not args.checkpoint.is_dir():
         raise UserError(f"no run or model folder at {args.checkpoint}")
-    recipe = recipe_of(args.checkpoint, args.recipe)
+    recipe = model_folder.recipe_of(args.checkpoint, args.recipe, RECIPES)
     model, processor = load(args.checkpoint, world.device)
     root = data_folder(recipe, args.data)
     held_out, train = open_dataset(root, "val", recipe), open_if_there(root, "train", recipe)

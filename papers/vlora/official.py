@@ -15,7 +15,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import local_torch_dtype
 
 from common import run
-from common.run import UserError
+from common.run import UserError, model_folder
 from papers.vlora.model import VLoRAConfig, VLoRAForConditionalGeneration
 from papers.vlora.processing import TEMPLATES, VLoRAProcessor
 
@@ -151,18 +151,18 @@ def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.vlora.official", description=main.__doc__)
     files = sorted(args.checkpoint.glob("*.safetensors")) or sorted(args.checkpoint.glob("*.bin"))
     if not files:
-        raise UserError(f"{args.checkpoint} holds neither *.safetensors nor *.bin")
+        found = "holds neither *.safetensors nor *.bin" if args.checkpoint.is_dir() else "is no folder"
+        raise UserError(f"{args.checkpoint} {found}; expected what huggingface.co/feipengma/VLoRA-7b-v1 has")
     weights: dict[str, torch.Tensor] = {}
     for file in files:
         weights |= run.load_weights(file)
     model = load_official("vlora_7b", weights)
     side = CLIP_L_336["image"]
     images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
+    tokenizer = model_folder.load(AutoTokenizer, args.checkpoint)
     processor = VLoRAProcessor(images, tokenizer, chat_template=TEMPLATES["vicuna_v1"])
     model.config.image_token_id = processor.image_token_id
-    model.save_pretrained(args.out)
-    processor.save_pretrained(args.out)
+    model_folder.save(args.out, model, processor)
     print(f"{len(weights):,} tensors converted; {args.out} loads with AutoModelForImageTextToText and AutoProcessor")
 
 

@@ -16,10 +16,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from common import run
 from common.data.loader import steps_per_epoch
+from common.run import model_folder
 from common.run.hf import Progress, Trainer, arguments, count, deepspeed_config, quiet
 from papers.vlora import build, figures
 from papers.vlora.data import Encoded, data_folder, describe, evenly_spread, open_dataset, open_if_there, train_loader
-from papers.vlora.evaluate import evaluate, load
+from papers.vlora.evaluate import evaluate, load, questions
 from papers.vlora.processing import VLoRAProcessor
 from papers.vlora.recipes import Recipe
 
@@ -31,6 +32,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     quiet()
     root = data_folder(recipe, options.data)
     held_out = open_if_there(root, "val", recipe)
+    if held_out:
+        questions(held_out, recipe.eval_rows)  # an empty caption is found now, not at the end
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
     processor = build.processor(recipe)
     folder = run.open_run("vlora", name, recipe, options, world)
@@ -74,6 +77,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if held_out:
         encoded = Encoded(held_out, processor, recipe.max_length, strict=True)
         watched = Subset(encoded, evenly_spread(len(held_out), VALIDATION_SAMPLES))
+        for _ in watched:  # what cannot be read is found now, not after an epoch
+            pass
     trainer = Trainer(
         batches, progress, model=model, args=args, data_collator=processor.collate, eval_dataset=watched
     )
@@ -93,12 +98,14 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         scores, samples = evaluate(*load(folder, world.device), held_out, recipe, world, data, options.workers)
     if world.is_main:
         scores["training loss"] = [row["loss"] for row in run.read_log(folder) if "loss" in row][-1], "nats"
-        run.write_json(folder / "answers.json", samples)
         run.finish(
             folder, "vlora", name, options, data=describe(recipe, options.data, len(data), len(samples)),
             metrics=[run.metric(key, value, unit) for key, (value, unit) in scores.items()], params=params,
             flops=multiply_adds(recipe), wall_s=progress.clock.wall_s, throughput=progress.clock.rate,
-            peak_mem_bytes=peak, then={"pictures": lambda: figures.draw(folder, held_out, samples)},
+            peak_mem_bytes=peak, then={
+                "answers": lambda: run.write_json(folder / "answers.json", samples),
+                "pictures": lambda: figures.draw(folder, held_out, samples),
+            },
         )
     return folder
 
@@ -113,8 +120,7 @@ def export(
     if recipe.tune == "lora":
         model.language_model = model.language_model.merge_and_unload()
     run.save_weights(folder / "connection.safetensors", build.connection(model, recipe).state_dict())
-    model.save_pretrained(folder / "model")
-    processor.save_pretrained(folder / "model")
+    model_folder.save(folder / "model", model, processor)
 
 
 def multiply_adds(recipe: Recipe) -> int:

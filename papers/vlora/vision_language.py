@@ -5,17 +5,16 @@ Shapes: B rows of a batch, L tokens of a row, V visual features of width D per i
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
 from common.run import UserError
+from common.run.model_folder import part_config
 
 
 class VisionLanguageConfig(PreTrainedConfig):
@@ -42,17 +41,10 @@ class VisionLanguageConfig(PreTrainedConfig):
     image_token_id: int = -200  # LLaVA's
 
     def __post_init__(self, **kwargs):
-        self.text_config = _config(self.text_config, "llama")
-        self.vision_config = _config(self.vision_config, "clip_vision_model")
+        self.text_config = part_config(self.text_config, "llama")
+        self.vision_config = part_config(self.vision_config, "clip_vision_model")
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
-
-
-def _config(given: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
-    if isinstance(given, PreTrainedConfig):
-        return copy.deepcopy(given)  # of a model in use: ours would reset its attention, and it would lose its mask
-    given = dict(given or {})
-    return CONFIG_MAPPING[given.pop("model_type", default)].from_dict(given)
 
 
 class VisionLanguageModel(PreTrainedModel, GenerationMixin):

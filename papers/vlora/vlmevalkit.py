@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
+from common.data.picture import read_picture
 from common.run import Options, UserError, start_world
 from papers.vlora.evaluate import answer, load
 
@@ -51,7 +51,7 @@ class VLoRA(BaseModel):
         paths = [part["value"] for part in message if part["type"] == "image"][:1]
         text = "\n".join(part["value"] for part in message if part["type"] == "text")
         content = [{"type": "image"}] * len(paths) + [{"type": "text", "text": text}]
-        images = [Image.open(path).convert("RGB") for path in paths]
+        images = [read_picture(path) for path in paths]
         turns = [{"role": "user", "content": content}]
         (reply,) = answer(
             self.model, self.processor, [images], [turns], self.world, self.max_new_tokens, **self.options

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -78,6 +79,107 @@ def test_unfinished_and_damaged_runs_are_told(root, capsys, monkeypatch):
         assert "20260101-000002/results.json: not readable as JSON" in text
         assert "20260101-000003/results.json: field seed: 'one' is not of type 'integer'" in text
         assert "20260101-000004/log.jsonl: not readable as text" in text
+
+
+DEEP = "[" * 100_000
+LONG = "1" + "0" * 400
+
+
+def of_log(*rows: str):
+    return lambda folder: (folder / "log.jsonl").write_text("\n".join(rows))
+
+
+def of_metric(**change):
+    return lambda folder: write_json(folder / "results.json", record(metrics=[metric("top1", 90.0, "%") | change]))
+
+
+def as_text(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def as_link(name: str, target):
+    def make(folder):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
+
+    return make
+
+
+def as_pipe(name: str):
+    def make(folder):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return make
+
+
+HOSTILE = {
+    "deep log": of_log('{"step": 1, "a": ' + DEEP), "deep config": as_text("config.json", DEEP),
+    "deep results": as_text("results.json", DEEP), "no recipe": as_text("config.json", '{"recipe": null}'),
+    "list recipe": as_text("config.json", '{"recipe": [1]}'), "long step": of_log(f'{{"step": {LONG}, "loss": 1}}'),
+    "long loss": of_log(f'{{"step": 1, "loss": {LONG}}}'), "number": of_log("5"),
+    "wide": of_log('{"step": 1, "loss": 1e308}', '{"step": 2, "loss": -1e308}'),
+    "tiny": of_log('{"step": 1, "loss": 5e-324}', '{"step": 2, "loss": 0}'),
+    "spread below 0": of_metric(spread=-1.0), "long memory": lambda folder: write_json(
+        folder / "results.json", record(peak_mem_bytes=int(LONG))),
+    "long flops": lambda folder: write_json(folder / "results.json", record(flops=int(LONG))),
+    "infinite spread": as_text("results.json", json.dumps(record()).replace('"value"', '"spread": 1e999, "value"')),
+    "half a character": as_text("results.json", json.dumps(record(data="\ud800"))),
+    "half in config": as_text("environment.json", '{"command": "\\ud800"}'),
+    "folder picture": lambda folder: (folder / "x.png").mkdir(), "text picture": as_text("x.png", "secret"),
+    "dangling picture": as_link("x.png", "/nowhere"), "endless log": as_link("log.jsonl", "/dev/zero"),
+    "pipe picture": as_pipe("x.png"), "pipe results": as_pipe("results.json"), "pipe log": as_pipe("log.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_damaged_run_takes_no_other_with_it(root, name, capsys, monkeypatch):
+    add(root, "toypaper/tiny/20260101-000001", record(data="the good one"), log=[{"step": 1, "loss": 2.0}])
+    HOSTILE[name](add(root, "shiftvit/tiny/20260101-000002", log=[{"step": 1, "loss": 2.0}]))
+    monkeypatch.setattr(report, "ROOT", root)
+    monkeypatch.setattr("sys.argv", ["report", "--runs", str(root / "runs")])
+    report.main()
+    page = (root / "runs/report.html").read_text()
+    assert "the good one" in page and "2 runs in" in capsys.readouterr().out
+    # what is no row of a log is left out of it, as the last line of a run that was killed
+    assert name in ("half in config", "deep log", "number") or 'class="damaged"' in page
+    assert "20260101-000002" in page and page.rstrip().endswith("</html>")
+
+
+def test_nothing_is_shown_through_a_link(root):
+    Image.new("RGB", (2, 2)).save(root / "private.png")
+    (root / "private.jsonl").write_text('{"step": 7, "private": 1}')
+    folder = add(root, results=record())
+    as_link("x.png", root / "private.png")(folder)
+    as_link("log.jsonl", root / "private.jsonl")(folder)
+    Image.new("RGB", (2, 2)).save(add(root, "elsewhere/tiny/20260101-000009") / "y.png")
+    (root / "runs/toypaper/tiny/20260101-000001").symlink_to(root / "runs/elsewhere/tiny/20260101-000009")
+    (root / "runs/linked").symlink_to(root / "runs/elsewhere")
+    page = html(root)
+    assert page.count("data:image/png") == 1  # the one in its own place
+    assert "<strong>private" not in page and "x.png: no picture: ValueError: a link" in page
+    assert page.count("a link, and what it leads to is not shown") == 4  # two runs, above and in their places
+
+
+def test_the_last_good_page_stays_when_a_new_one_fails(root, monkeypatch):
+    add(root, results=record())
+    (root / "runs/report.html").write_text("good")
+    monkeypatch.setattr("sys.argv", ["report", "--runs", str(root / "runs")])
+    monkeypatch.setattr(report, "ROOT", root)
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        report.main()
+    assert (root / "runs/report.html").read_text() == "good"
+
+
+def test_runs_of_earlier_versions_are_shown(root):
+    old, new = record(), record(threads=1, recipe="other")
+    add(root, "toypaper/tiny/20260101-000000", old, [{"step": 1, "images_per_s": 3.0}],
+        config={"recipe": {"base_lr": 1}})
+    add(root, "toypaper/other/20260101-000001", new, [{"step": 1, "samples_per_s": 4.0, "val/loss": 1.0}],
+        environment={"threads": 1, "before": [{"git": "a"}]})
+    shown = words(html(root))
+    assert "images_per_s 3 at step 1" in shown and "samples_per_s 4 at step 1" in shown and "Damaged" not in shown
 
 
 def test_names_are_escaped(root):

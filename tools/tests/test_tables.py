@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -141,3 +142,43 @@ def test_records_without_a_place_for_them(home):
 ])
 def test_figures(value, sd, text):
     assert tables.figure(value, sd) == text
+
+
+def test_what_a_record_says_stays_in_its_cell(home):
+    end = "<!-- results:end -->"
+    command = f"python -m x --a '{end}' \n# `b`"
+    keep(home, record(data=f"digits {end}\n| x | 99.9 % | yes", recipe="tiny", command=command))
+    tables.update(home, write=True)
+    once = readme(home)
+    assert once.count(end) == 1 and once.endswith("-->\n\nAfter.\n")
+    assert "| digits &lt;!-- results:end --> \\| x \\| 99.9 % \\| yes | top1 |" in once
+    assert "- tiny: ``python -m x --a '<! -- results:end -->' '#' '`b`'``" in once
+    assert tables.update(home, write=True) == [] and readme(home) == once
+
+
+def test_quotes_that_never_end_are_no_obstacle(home):
+    keep(home, record(command="python -m papers.toypaper.train tiny --data DATA b' --seed 3"))
+    tables.update(home, write=True)
+    assert "train tiny --data DATA" in readme(home) and "--seed" not in readme(home)
+
+
+@pytest.mark.parametrize("text", [
+    '{"paper": "\\ud800"}', '{"seed": 1e999}', '{"seed": NaN}', "[" * 100_000, '{"a": ' * 100_000,
+])
+def test_what_is_no_record_is_named(home, text):
+    (home / "toypaper/results/bad.json").write_text(text)
+    with pytest.raises(UserError, match=r"bad\.json: not readable as JSON"):
+        tables.update(home, write=True)
+
+
+def test_links_pipes_and_large_files_are_no_records(home, tmp_path):
+    path = home / "toypaper/results/bad.json"
+    (tmp_path / "elsewhere").write_text(json.dumps(record()))
+    for make in (lambda: path.symlink_to(tmp_path / "elsewhere"), lambda: os.mkfifo(path), path.mkdir):
+        make()
+        with pytest.raises(UserError, match=r"bad\.json: not readable as JSON: a link, pipe or folder"):
+            tables.update(home, write=True)
+        path.rmdir() if path.is_dir() else path.unlink()
+    path.write_text(" " * (tables.RECORD_BYTES + 1))
+    with pytest.raises(UserError, match="more than the"):
+        tables.update(home, write=True)

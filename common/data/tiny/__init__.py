@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -21,10 +22,11 @@ def written_once(name: str, write: Callable[[Path], None], about: str, root: Pat
     part = root.with_name(f".{root.name}.{os.getpid()}.part")  # every process may be at it
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    write(part)
-    (part / "README.txt").write_text(about + "\n", encoding="utf-8")
     try:
-        part.rename(root)
-    except OSError:  # another process wrote the same set meanwhile
-        shutil.rmtree(part)
+        write(part)
+        (part / "README.txt").write_text(about + "\n", encoding="utf-8")
+        with contextlib.suppress(OSError):  # another process wrote the same set meanwhile
+            part.rename(root)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return root

@@ -4,7 +4,7 @@
 KERNEL_BACKEND picks auto (default), reference or cuda; see `common.kernels.cuda.wanted`.
 """
 
-from math import ceil
+from math import ceil, gcd, prod
 from pathlib import Path
 
 import torch
@@ -19,10 +19,13 @@ WORDS = {2: "unsigned short", 4: "unsigned int", 8: "unsigned long long"}  # by 
 C_TYPES = {torch.float64: "double", torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
 ADDS = [(a, a) for a in C_TYPES] + [(torch.float32, torch.float16), (torch.float32, torch.bfloat16)]
 
+LARGEST_LAUNCH = 2**30  # elements: `dense` counts them in 32 bits
+
 _TYPES = [f"{word}, void" for word in WORDS.values()] + [f"{C_TYPES[a]}, {C_TYPES[b]}" for a, b in ADDS]
 KERNELS = [
     *(f"dense<{types}, {channels_last}>" for types in _TYPES for channels_last in ("false", "true")),
     *(f"strided<{types}>" for types in _TYPES),
+    *(f"in_place_planes<{word}>" for word in WORDS.values()),
     *(f"in_place<{word}>" for word in (*WORDS.values(), "uint4")),
 ]
 
@@ -34,7 +37,7 @@ def shift(x: Tensor, n_div: int, step: int = 1) -> Tensor:
     opposite shift. ValueError when x has no four axes or n_div < 1.
     """
     _check(x, n_div)
-    if _exporting():
+    if _decomposed():
         return reference.shift_by_padding(x, n_div, step)
     if _unregistered(x):
         return reference.shift(x, n_div, step)
@@ -53,7 +56,7 @@ def shift_add(x: Tensor, residual: Tensor, n_div: int, step: int = 1) -> Tensor:
             f"shift_add needs two tensors of one shape on one device, got x {tuple(x.shape)} on {x.device} "
             f"and residual {tuple(residual.shape)} on {residual.device}"
         )
-    if _exporting():
+    if _decomposed():
         return reference.shift_by_padding(x + residual, n_div, step)
     dtype = torch.promote_types(x.dtype, residual.dtype)
     if residual.dtype == dtype != x.dtype:
@@ -66,7 +69,7 @@ def shift_(x: Tensor, n_div: int, step: int = 1) -> Tensor:
     _check(x, n_div)
     if torch.is_grad_enabled() and x.requires_grad:
         raise RuntimeError("shift_ overwrites a tensor that requires grad; use shift, or call under torch.no_grad()")
-    if _exporting():
+    if _decomposed():
         return x.copy_(reference.shift_by_padding(x, n_div, step))
     if _unregistered(x):
         return reference.shift_(x, n_div, step)
@@ -81,8 +84,10 @@ def _check(x: Tensor, n_div: int) -> None:
         raise ValueError(f"n_div={n_div} must be at least 1: a group has C // n_div channels")
 
 
-def _exporting() -> bool:
-    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+def _decomposed() -> bool:
+    """Compiled code sees pad, slice and cat, because the compiler makes them part of the passes before and after,
+    where an operator would cost a pass of its own (README). Only KERNEL_BACKEND=cuda insists on the operator."""
+    return cuda.plain() or (torch.compiler.is_compiling() and not cuda.required())
 
 
 def _unregistered(x: Tensor) -> bool:
@@ -153,28 +158,61 @@ def _shift_cuda(x: Tensor, residual: Tensor | None, n_div: int, step: int) -> Te
         types = f"{WORDS[x.element_size()]}, void"
     else:
         types = f"{C_TYPES[x.dtype]}, {C_TYPES[residual.dtype]}"
-    vector = 16 // x.element_size()
-    inputs = [x] if residual is None else [x, residual]
-    aligned = all(t.data_ptr() % (vector * t.element_size()) == 0 for t in inputs)
-    if aligned and all(t.is_contiguous() for t in inputs):
-        name = f"dense<{types}, false>"
-    elif aligned and all(t.is_contiguous(memory_format=torch.channels_last) for t in inputs):
-        name = f"dense<{types}, true>"
-    else:
-        name, vector = f"strided<{types}>", 1
+    layout, images = _vectors(x, residual)
+    name = f"strided<{types}>" if layout is None else f"dense<{types}, {str(layout == torch.channels_last).lower()}>"
     kernel = cuda.load(SOURCE, name, x.device)
     if kernel is None:
         return None
 
     out = torch.empty_like(x)
-    _, C, H, W = x.shape
-    pointers = [out.data_ptr(), x.data_ptr(), 0 if residual is None else residual.data_ptr()]
-    args = [*pointers, x.numel(), C, H, W, C // n_div, _clamp(step, x)]
-    if name.startswith("strided"):
+    B, C, H, W = x.shape
+    group = C // n_div
+    if layout is None:
+        args = [out, x, residual, x.numel(), C, H, W, group, _clamp(step, max(x.shape))]
         args += [*out.stride(), *x.stride(), *(x if residual is None else residual).stride()]
-    if x.numel():
-        cuda.launch(kernel, ceil(x.numel() / (256 * vector)), 256, args, x.device)
+        if x.numel() and not cuda.launch(kernel, ceil(x.numel() / 256), 256, args, x.device):
+            return None
+        return out
+    channel = 1 if layout == torch.channels_last else H * W  # neighbouring elements of one channel
+    cycle, run = C * channel, max(1, group * channel)
+    W, plane, step_w, step_h, *by_sides = _move_args(x, step)
+    geometry = [cycle, run, min(4 * group * channel, cycle), W, plane, step_w, step_h]
+    geometry += [_divisor(cycle), _divisor(run), *by_sides]
+    for first in range(0, B, images):
+        parts = [t if images >= B or t is None else t[first : first + images] for t in (out, x, residual)]
+        vectors = parts[0].numel() * x.element_size() // 16
+        if not cuda.launch(kernel, ceil(vectors / 256), 256, [*parts, vectors, *geometry], x.device):
+            return None
     return out
+
+
+def _vectors(x: Tensor, residual: Tensor | None) -> tuple[torch.memory_format | None, int]:
+    """The layout in which x and residual are dense and in whole 16-byte vectors, or None; images in one launch."""
+    tensors = [x] if residual is None else [x, residual]
+    per_vector = 16 // min(t.element_size() for t in tensors)
+    B, *image = x.shape
+    images = LARGEST_LAUNCH // max(1, prod(image))
+    images = B if images >= B else images // per_vector * per_vector
+    if not x.numel() or not images or any(t.data_ptr() % (16 // x.element_size() * t.element_size()) for t in tensors):
+        return None, 0
+    if x.numel() * x.element_size() % 16 == 0 and all(t.is_contiguous() for t in tensors):
+        return torch.contiguous_format, images
+    last = all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
+    if last and x.size(1) * x.element_size() % 16 == 0:
+        return torch.channels_last, images
+    return None, 0
+
+
+def _move_args(x: Tensor, step: int) -> list[int]:
+    """W, plane, step_w, step_h, by_W, by_plane of the kernels"""
+    H, W = x.shape[2:]
+    return [W, H * W, _clamp(step, W), _clamp(step, H) * W, _divisor(W), _divisor(H * W)]
+
+
+def _divisor(d: int) -> int:
+    """n // d = (high half of n * multiplier + n) >> shift, for n below 2^31: multiplier + 2^32 shift"""
+    shift = (d - 1).bit_length()
+    return (shift << 32) + (((1 << shift) - d << 32) // d + 1)
 
 
 def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
@@ -187,8 +225,19 @@ def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
     if not x.numel() or not moving or not step:
         return True
 
+    per_vector = 16 // x.element_size()
+    planes = per_vector // gcd(per_vector, H * W)  # the fewest that are whole vectors
+    whole = x.is_contiguous() and x.data_ptr() % 16 == 0 and C * H * W % per_vector == 0
+    if whole and group % planes == 0 and moving % planes == 0 and planes * H * W <= LARGEST_LAUNCH:
+        kernel = cuda.load(SOURCE, f"in_place_planes<{WORDS[x.element_size()]}>", x.device)
+        if kernel is None:
+            return False
+        vectors, blocks = planes * H * W // per_vector, moving // planes
+        args = [x, vectors, C * H * W, blocks, group // planes, *_move_args(x, step)]
+        return cuda.launch(kernel, B * blocks, min(256, 32 * ceil(vectors / 128)), args, x.device)
+
     sn, sc, si, sj = x.stride()
-    per_word = 16 // x.element_size() if sc == 1 else 1
+    per_word = per_vector if sc == 1 else 1
     if x.data_ptr() % 16 or any(k % per_word for k in (group, moving, sn, si, sj)):
         per_word = 1
     word_bytes = per_word * x.element_size()
@@ -199,15 +248,18 @@ def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
     width = min(words, 64 // word_bytes) if sc == 1 else 1  # neighbouring channels of a pixel: 64 bytes
     threads = min(256, 32 * ceil(width * ceil(H * W / 8) / 32))
     strides = [sn // per_word, sc, si // per_word, sj // per_word]
-    args = [x.data_ptr(), words, width, H, W, group // per_word, _clamp(step, x), *strides]
-    cuda.launch(kernel, B * ceil(words / width), threads, args, x.device)
-    return True
+    args = [x, words, width, H, W, group // per_word, _clamp(step, max(x.shape)), *strides]
+    return cuda.launch(kernel, B * ceil(words / width), threads, args, x.device)
 
 
 def _want_cuda(x: Tensor) -> bool:
-    # the kernels count along one axis in 32 bits
-    return cuda.wanted(x.device) and x.element_size() in WORDS and max(x.shape) < 2**29
+    if not cuda.wanted(x.device):
+        return False
+    if x.element_size() in WORDS and max(x.shape) < 2**29:  # the kernels count along one axis in 32 bits
+        return True
+    cuda.refuse(f"shift has no kernel for {x.dtype} of {tuple(x.shape)}: 2, 4 or 8 bytes, axes below 2^29")
+    return False
 
 
-def _clamp(step: int, x: Tensor) -> int:
-    return max(-max(x.shape), min(step, max(x.shape)))
+def _clamp(step: int, size: int) -> int:
+    return max(-size, min(step, size))

@@ -18,11 +18,11 @@ SOURCE = Path(__file__).with_name("sparse_mlp.cu")
 C_TYPES = {torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
 KERNELS = [
     f"{name}<{dtype}, {side}>"
-    for name in ("axial_mix", "axial_unmix", "axial_gram")
+    for name in ("axial_mix", "axial_backward")
     for dtype in C_TYPES.values()
     for side in (16, 32, 64)
 ]
-THREADS, TILE, LARGEST_SIDE = 128, 32, 64  # as in the .cu file: threads of a block, channels of a tile, side
+THREADS, TILE, LARGEST_SIDE = 256, 32, 64  # as in the .cu file: threads of a block, channels of a tile, side
 
 
 def sparse_mlp(
@@ -41,8 +41,7 @@ def sparse_mlp(
         z, row_weight, row_bias, col_weight, col_bias, fuse_weight = (
             t.to(dtype) for t in (z, row_weight, row_bias, col_weight, col_bias, fuse_weight)
         )
-    exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
-    if exporting or not cuda.wanted(z.device) or z.dtype not in C_TYPES:
+    if cuda.plain() or not cuda.wanted(z.device) or not _fits(z):
         # On a CPU autograd of plain PyTorch is faster than the operators below: it keeps what it has anyway.
         return reference.sparse_mlp(z, row_weight, row_bias, col_weight, col_bias, fuse_weight)
     layout = _layout(z)
@@ -70,10 +69,10 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if reference.channels_last(x) else torch.contiguous_format
 
 
-def _like(x: Tensor, channels: int) -> Tensor:
-    """An empty tensor with x's shape but `channels`."""
+def _like(x: Tensor, channels: int, layout: torch.memory_format | None = None) -> Tensor:
+    """An empty tensor with x's shape but `channels`, in x's layout or another."""
     shape = (x.size(0), channels, *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_layout(x))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout or _layout(x))
 
 
 def _tiles(channels: int) -> int:
@@ -84,35 +83,41 @@ def _padded(x: Tensor) -> int:
     return next(side for side in (16, 32, LARGEST_SIDE) if side >= max(x.shape[2:]))
 
 
-def _kernel(name: str, *tensors: Tensor, dense: bool = True):
-    """The kernel for these tensors, or None. Images have their channels side by side and their pixels in order;
-    dense: with nothing between two pixels."""
-    x = tensors[0]
-    if x.dtype not in C_TYPES or not cuda.wanted(x.device) or max(x.shape[2:]) > LARGEST_SIDE or not x.numel():
+def _fits(z: Tensor) -> bool:
+    """Whether the kernels take z; where they do not, and nothing may fall back, RuntimeError."""
+    _, C, H, W = z.shape
+    if not z.numel() or (z.dtype in C_TYPES and C % 8 == 0 and max(H, W) <= LARGEST_SIDE and 3 * C * H * W < 2**31):
+        return True
+    cuda.refuse(
+        f"sparse_mlp has no kernel for {z.dtype} of {tuple(z.shape)}: 16 bits, channels a multiple of 8, "
+        f"sides up to {LARGEST_SIDE}"
+    )
+    return False
+
+
+def _kernel(name: str, z: Tensor):
+    """The kernel for z, or None: the reference takes over."""
+    if not cuda.wanted(z.device) or not z.numel() or not _fits(z):
         return None
-    for t in tensors:
-        if t.dtype != x.dtype:
-            return None
-        if t.ndim == 4:
-            _, C, H, W = t.shape
-            pixel = t.stride(3)
-            in_order = t.stride() == (H * W * pixel, 1, W * pixel, pixel)
-            if not in_order or C % 8 or pixel % 8 or t.data_ptr() % 16 or (dense and pixel != C):
-                return None
-    return cuda.load(SOURCE, f"{name}<{C_TYPES[x.dtype]}, {_padded(x)}>", x.device)
+    return cuda.load(SOURCE, f"{name}<{C_TYPES[z.dtype]}, {_padded(z)}>", z.device)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x as the kernels read it: channels side by side, pixels in order, 16-byte addresses."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    return x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.channels_last)
 
 
 @torch.library.custom_op("kernels::axial_mix", mutates_args=())
 def _mix(z: Tensor, A: Tensor, a: Tensor, D: Tensor, d: Tensor) -> Tensor:
     B, C, H, W = z.shape
-    tensors = [z, *(t.contiguous() for t in (A, a, D, d))]
-    kernel = _kernel("axial_mix", *tensors)
-    if kernel is None:
-        return reference.mix(z, A, a, D, d).contiguous(memory_format=_layout(z))
-    u = _like(z, 3 * C)
-    args = [*(t.data_ptr() for t in (u, *tensors)), C, H, W]
-    cuda.launch(kernel, 2 * B * _tiles(C), THREADS, args, z.device)
-    return u
+    layout = _layout(z)
+    if kernel := _kernel("axial_mix", z):
+        u = _like(z, 3 * C, torch.channels_last)
+        args = [u, _dense(z), *(t.contiguous() for t in (A, a, D, d)), C, H, W]
+        if cuda.launch(kernel, 2 * B * _tiles(C), THREADS, args, z.device):
+            return u.contiguous(memory_format=layout)
+    return reference.mix(z, A, a, D, d).contiguous(memory_format=layout)
 
 
 @_mix.register_fake
@@ -127,89 +132,70 @@ def _save_mix(ctx, inputs, output):
 
 def _mix_backward(ctx, g):
     u, A, D = ctx.saved_tensors
-    dz = _unmix(g, A, D) if ctx.needs_input_grad[0] else None
-    gradients = _gram(g, u[:, : u.size(1) // 3]) if any(ctx.needs_input_grad[1:]) else [None] * 4
-    return dz, *gradients
+    dz, packed = _backward(g, u[:, : u.size(1) // 3], A, D)
+    return dz, *_unpack(packed, *dz.shape[2:])
 
 
 _mix.register_autograd(_mix_backward, setup_context=_save_mix)
 
 
-@torch.library.custom_op("kernels::axial_unmix", mutates_args=())
-def _unmix(g: Tensor, A: Tensor, D: Tensor) -> Tensor:
-    B, C, H, W = g.size(0), g.size(1) // 3, *g.shape[2:]
-    tensors = [g, A.t().contiguous(), D.t().contiguous()]
-    kernel = _kernel("axial_unmix", *tensors)
-    if kernel is None:
-        return reference.unmix(g, A, D).contiguous(memory_format=_layout(g))
-    dz = _like(g, C)
-    args = [*(t.data_ptr() for t in (dz, *tensors)), C, H, W]
-    cuda.launch(kernel, B * _tiles(C), THREADS, args, g.device)
-    return dz
-
-
-@_unmix.register_fake
-def _(g, A, D):
-    return _like(g, g.size(1) // 3)
-
-
-def _save_unmix(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _unmix_backward(ctx, h):
-    g, A, D = ctx.saved_tensors
-    dA, _, dD, _ = _gram(g, h)
-    return _mix(h, A, A.new_zeros(A.size(0)), D, D.new_zeros(D.size(0))), dA, dD
-
-
-_unmix.register_autograd(_unmix_backward, setup_context=_save_unmix)
-
-
-@torch.library.custom_op("kernels::axial_gram", mutates_args=())
-def _gram(g: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op("kernels::axial_backward", mutates_args=())
+def _backward(g: Tensor, z: Tensor, A: Tensor, D: Tensor) -> tuple[Tensor, Tensor]:
+    """g: the gradient of mix's output -> that of z, in g's layout, and those of A, a, D and d one after the other"""
+    layout = _layout(g)
     B, C, H, W = z.shape
-    kernel = _kernel("axial_gram", g, z, dense=False)
-    if kernel is None or not reference.channels_last(g):
-        return reference.gram(g, z)
-    blocks = min(B * _tiles(C), 528)  # four on each of 132 SMs; more would only make more partial sums
-    sizes = [W * W, W, H * H, H]
-    partial = torch.empty(blocks * LARGEST_SIDE // _padded(z), sum(sizes), device=z.device)
-    args = [partial.data_ptr(), g.data_ptr(), z.data_ptr(), z.stride(3), B, C, H, W]
-    cuda.launch(kernel, blocks, THREADS, args, z.device)
-    dA, da, dD, dd = (part.to(z.dtype, copy=True) for part in partial.sum(0).split(sizes))
+    if kernel := _kernel("axial_backward", z):
+        pixel = z.stride(3)  # a third of mix's output serves as it lies
+        in_order = z.stride() == (H * W * pixel, 1, W * pixel, pixel)
+        x = z if in_order and pixel % 8 == 0 and z.data_ptr() % 16 == 0 else _dense(z)
+        dz = _like(g, C, torch.channels_last)
+        blocks = min(B * _tiles(C), 264)  # two on each of 132 SMs; more would only make more partial sums
+        partial = torch.empty(blocks * LARGEST_SIDE // _padded(z), W * W + W + H * H + H, device=z.device)
+        args = [dz, partial, _dense(g), x, A.contiguous(), D.contiguous(), pixel if x is z else C, B, C, H, W]
+        if cuda.launch(kernel, blocks, THREADS, args, z.device):
+            return dz.contiguous(memory_format=layout), partial.sum(0).to(z.dtype)
+    packed = torch.cat([t.flatten() for t in reference.gram(g, z)])
+    return reference.unmix(g, A, D).contiguous(memory_format=layout), packed
+
+
+@_backward.register_fake
+def _(g, z, A, D):
+    H, W = z.shape[2:]
+    return _like(g, z.size(1)), z.new_empty(W * W + W + H * H + H)
+
+
+def _unpack(packed: Tensor, H: int, W: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dA, da, dD, dd = packed.split([W * W, W, H * H, H])
     return dA.view(W, W), da, dD.view(H, H), dd
 
 
-@_gram.register_fake
-def _(g, z):
-    H, W = z.shape[2:]
-    return tuple(z.new_empty(shape) for shape in ((W, W), (W,), (H, H), (H,)))
-
-
-def _save_gram(ctx, inputs, output):
+def _save_backward(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _gram_backward(ctx, hA, ha, hD, hd):
-    g, z = ctx.saved_tensors
-    C = z.size(1)
-    moved = torch.cat([torch.zeros_like(z), g[:, C:]], dim=1)
-    mixed = _mix(z, hA, ha, hD, hd)
-    return torch.cat([torch.zeros_like(z), mixed[:, C:]], dim=1), _unmix(moved, hA, hD)
+def _backward_backward(ctx, h, packed):
+    g, z, A, D = ctx.saved_tensors
+    C, H, W = z.shape[1:]
+    hA, ha, hD, hd = _unpack(packed, H, W)
+    none = torch.zeros_like(z)
+    dg = _mix(h, A, A.new_zeros(W), D, D.new_zeros(H))
+    dg = dg + torch.cat([none, _mix(z, hA, ha, hD, hd)[:, C:]], dim=1)
+    dz, _ = _backward(torch.cat([none, g[:, C:]], dim=1), z, hA, hD)
+    dA, _, dD, _ = _unpack(_backward(g, h, A, D)[1], H, W)
+    return dg, dz, dA, dD
 
 
-_gram.register_autograd(_gram_backward, setup_context=_save_gram)
+_backward.register_autograd(_backward_backward, setup_context=_save_backward)
 
 
-# For torch's FLOP counter: every entry of C channels meets a matrix along the width and one along the height.
-@register_flop_formula([torch.ops.kernels.axial_mix, torch.ops.kernels.axial_unmix])
-def _flops(x_shape, *_, out_shape=None, **__) -> int:
-    B, _C, H, W = x_shape
-    return 2 * B * min(x_shape[1], out_shape[1]) * H * W * (H + W)
-
-
-@register_flop_formula(torch.ops.kernels.axial_gram)
-def _gram_flops(_g_shape, z_shape, *_, **__) -> int:
+# For torch's FLOP counter: every entry of C channels meets a matrix along the width and one along the height, backward
+# once for z and once for the matrices.
+@register_flop_formula(torch.ops.kernels.axial_mix)
+def _flops(z_shape, *_, **__) -> int:
     B, C, H, W = z_shape
     return 2 * B * C * H * W * (H + W)
+
+
+@register_flop_formula(torch.ops.kernels.axial_backward)
+def _backward_flops(_g_shape, z_shape, *_, **__) -> int:
+    return 2 * _flops(z_shape)

@@ -1,27 +1,36 @@
 import pytest
 import torch
 
-from . import emulator
+from common.kernels.check.device import COMPILER, Device
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
-GXX = pytest.mark.skipif(emulator.COMPILER is None, reason="needs g++ to run the CUDA source on the CPU")
+GXX = pytest.mark.skipif(COMPILER is None, reason="needs g++ to execute PTX on the CPU")
 
 
 @pytest.fixture(scope="module")
-def emulated(request, tmp_path_factory):
-    """The kernels of the test module's OP as CPU code."""
-    op = request.module.OP
-    return emulator.Emulator(op.SOURCE, op.KERNELS, tmp_path_factory.mktemp("emulator"))
+def checker(request):
+    """Executes and checks the PTX of the kernels of the test module's OP."""
+    pytest.importorskip("cuda.bindings", reason="needs cuda-core")
+    return Device(request.module.OP.KERNELS)
 
 
-@pytest.fixture(params=["cpu", pytest.param("emulated", marks=GXX), pytest.param("cuda", marks=GPU)])
+@pytest.fixture
+def ptx(checker, monkeypatch):
+    """Plugged in, and nothing falls back: CPU tensors, launch code, the kernels' PTX."""
+    monkeypatch.setenv("KERNEL_BACKEND", "cuda")
+    checker.order = 0
+    with checker.plugged_in():
+        yield checker
+
+
+@pytest.fixture(params=["cpu", pytest.param("ptx", marks=GXX), pytest.param("cuda", marks=GPU)])
 def device(request, monkeypatch):
-    """Where tensors live. `emulated`: on the CPU, but through launch code and CUDA source. `cuda`: no fallback."""
+    """Where tensors live. With `ptx`, on the CPU, and with `cuda` nothing falls back to the reference."""
     if request.param == "cuda":
         monkeypatch.setenv("KERNEL_BACKEND", "cuda")
         return "cuda"
-    if request.param == "emulated":
-        monkeypatch.setattr(request.module.OP, "cuda", request.getfixturevalue("emulated"))
+    if request.param == "ptx":
+        request.getfixturevalue("ptx")
     return "cpu"
 
 

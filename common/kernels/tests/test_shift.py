@@ -1,6 +1,6 @@
 """The shift against a one-hot depthwise convolution, the authors' numbers, and PyTorch's own checks of an operator.
 
-A test with a `device` runs on the reference, on the CUDA source compiled for the CPU, and on a GPU if there is one.
+A test with a `device` runs on the reference, on the kernels' PTX executed on the CPU, and on a GPU if there is one.
 """
 
 import itertools
@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.kernels.check.device import ORDERS
 from common.kernels.shift import op as OP
 from common.kernels.shift import reference, shift, shift_, shift_add
 from common.tests import parity
@@ -144,16 +145,23 @@ def test_gradients(step, device):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape,n_div", [((2, 48, 40, 24), 6), ((1, 20, 61, 47), 4), ((1, 8, 1, 4500), 2)])
-def test_in_place_has_no_race(shape, n_div, layout, emulated, monkeypatch):
-    """Images of several chunks; a result that depends on the order of threads is a race."""
-    monkeypatch.setattr(OP, "cuda", emulated)
+def test_in_place_over_several_chunks(shape, n_div, layout, ptx):
     for dtype in (torch.float32, torch.bfloat16):
         x = make(shape, dtype, layout)
         for step in (1, -30):
             want = reference.shift(x, n_div, step)
-            for order in (0, 1, 2):
-                monkeypatch.setattr(emulated, "order", order)
+            for ptx.order in ORDERS:
                 same(shift_(x.clone(), n_div, step), want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_large_tensor_takes_several_launches(layout, ptx, monkeypatch):
+    x, residual = (make((20, 16, 4, 4), torch.bfloat16, layout, seed=s) for s in (0, 1))
+    monkeypatch.setattr(OP, "LARGEST_LAUNCH", 9 * 16 * 4 * 4)
+    before = sum(ptx.launched.values())
+    same(shift(x, 4), oracle(x, 4, 1))
+    same(shift_add(x, residual, 4), oracle(x + residual, 4, 1))
+    assert sum(ptx.launched.values()) == before + 2 * 3  # eight images each, so that they begin on 16-byte addresses
 
 
 def test_gradients_are_separate_tensors():
@@ -266,6 +274,6 @@ def test_bad_inputs():
         shift_(x, 4)
 
 
-def test_every_kernel_was_emulated(emulated):
+def test_every_kernel_was_executed(checker):
     """Last: the tests above have sent every instantiation through the launch code."""
-    assert set(emulated.launched) == set(OP.KERNELS)
+    assert set(checker.launched) == set(OP.KERNELS)

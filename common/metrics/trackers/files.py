@@ -58,7 +58,7 @@ def read_result(path: Path) -> Result:
         if end != "# end" or table.shape != (header["frames"], 7):
             raise ValueError("not whole")
         return Result(table[:, :4], *table.T[4:], tuple(header["size"]), header["settings"], header["hardware"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is no result file: {error}") from None
 
 

@@ -242,7 +242,8 @@ def test_the_comparison_goes_on_where_it_was_killed(tmp_path, two_videos, monkey
     rates = {"detection": [], "fixed_rate": []}
     for seed in (0, 1):  # meta-training starts from the rate that was chosen for the detector, and keeps it if told so
         for label, its in rates.items():
-            its.append(run.read_json(folder / f"seed{seed}" / f"{label}.json")["rate"])
+            (kept,) = folder.glob(f"seed{seed}/maml_tracker/{label}/*/scores.json")
+            its.append(run.read_json(kept)["rate"])
         (config,) = folder.glob(f"seed{seed}/maml_tracker/maml/*/config.json")
         recipe = run.read_json(config)["recipe"]
         assert recipe["rate"] == rates["detection"][-1] and f"seed{seed}/maml_tracker/detection" in recipe["init"]

@@ -159,3 +159,29 @@ def test_a_step_at_full_scale_starts_from_the_export(name, resnet50, tmp_path):
     assert 0 < loss < 20
     assert not torch.equal(model.backbone.conv1.weight, exported["conv1.weight"])
     assert {row["name"] for row in mm.metrics(runner.test())} == SCORES[name]
+
+
+@pytest.mark.slow
+def test_a_training_is_resumed_from_a_checkpoint_without_code(tmp_path, monkeypatch):
+    coco(tmp_path / "data")
+    arguments = ["train", "mask_rcnn_small", "--data", str(tmp_path / "data"), "--out", str(tmp_path), "--change",
+                 "pictures=2", "train_cfg.max_iters=3", "train_cfg.val_interval=4", "param_scheduler.1.T_max=3",
+                 "default_hooks.checkpoint.interval=2", "default_hooks.checkpoint.max_keep_ckpts=3",
+                 "default_hooks.visualization.draw=False"]
+    monkeypatch.setattr("sys.argv", arguments)
+    run.main(lambda: mm.main("maskco", train.CONFIGS, train.CHECKPOINT))
+    (folder,) = (tmp_path / "maskco/downstream_mask_rcnn_small").iterdir()
+    first = run.read_json(folder / "results.json")
+    for name in ("iter_3.pth", "results.json"):  # as if killed after step 2
+        (folder / name).unlink()
+    (folder / "last_checkpoint").write_text("iter_2.pth")
+    saved = torch.load(folder / "iter_2.pth", weights_only=True)
+    saved["message_hub"]["runtime_info"]["wall_s"] += 1000
+    torch.save(saved, folder / "iter_2.pth")
+    monkeypatch.setattr("sys.argv", [*arguments, "--resume", "auto"])
+    run.main(lambda: mm.main("maskco", train.CONFIGS, train.CHECKPOINT))
+    assert list((tmp_path / "maskco/downstream_mask_rcnn_small").iterdir()) == [folder]
+    again = run.read_json(folder / "results.json")
+    assert again["wall_s"] > 1000 and first["wall_s"] < 1000
+    saved = torch.load(folder / "iter_3.pth", weights_only=True)
+    assert saved["meta"]["iter"] == 3 and {int(step["step"]) for step in saved["optimizer"]["state"].values()} == {3}

@@ -1,4 +1,4 @@
-"""Detection and segmentation (see common/downstream.py): ``python -m papers.shiftvit.downstream.train NAME``."""
+"""Detection and segmentation (see common/run/mm.py): ``python -m papers.shiftvit.downstream.train NAME``."""
 
 from pathlib import Path
 

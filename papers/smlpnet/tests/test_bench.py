@@ -2,14 +2,14 @@
 
 import torch
 
-from common.kernels import bench
+from common.run.bench import check_parity
 from papers.smlpnet.bench import cases
 
 
 def test_all_forms_agree():
     names = set()
     for case in cases("cpu", torch.float32, 2, "smlpnet_micro"):
-        case.rows = {name: row for name, row in case.rows.items() if "torch.compile" not in name}
-        bench.check_parity(case)
+        case.ways = {name: way for name, way in case.ways.items() if "torch.compile" not in name}
+        check_parity(case)
         names.add(case.name)
     assert len(names) == 5 * 2 * 2  # four blocks and the network, training and inference, two layouts

@@ -14,10 +14,12 @@ from transformers import AutoProcessor, CLIPImageProcessor
 
 from common import run
 from common.data import conversations
+from common.data.loader import Augmented
+from common.data.picture import Unreadable
 from common.data.tiny.scenes import scenes, word_tokenizer
 from common.run import UserError
 from papers.vlora import VLoRAConfig, build, evaluate
-from papers.vlora.data import TrainingBatches, describe, kinds, open_dataset, open_if_there
+from papers.vlora.data import Encoded, TrainingBatches, describe, kinds, open_dataset, open_if_there
 from papers.vlora.processing import IGNORED, SYSTEM, TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import RECIPES
 
@@ -196,6 +198,51 @@ def test_results_name_the_data_that_were_given(tmp_path, monkeypatch):
     assert describe(full, tmp_path, 665_298, 0).startswith("LLaVA-1.5 mixture: 665,298 training")
     for recipe, folder in ((full, tmp_path), (full, Path()), (tiny, tmp_path)):
         assert describe(recipe, folder, 1000, 0) == f"{tmp_path.name}: 1,000 training, 0 validation samples"
+
+
+def test_what_nothing_can_be_learned_from_is_a_bad_sample(tmp_path):
+    """A mark or an answer that max_length cuts off, an empty caption: named and passed over, in evaluation an error."""
+    root = scenes(3, 2, 32, root=tmp_path / "scenes")
+    long = {"id": "late", "image": "train/000001.png", "conversations": [
+        {"from": "human", "value": "What color is it?"}, {"from": "gpt", "value": "red"},
+        {"from": "human", "value": "<image>\nWhat shape is it?"}, {"from": "gpt", "value": "circle"},
+    ]}
+    talks = json.loads((root / "conversations_train.json").read_text())
+    (root / "conversations_train.json").write_text(json.dumps([long, *talks]))
+    data, processor = open_dataset(root, "train", RECIPES["tiny"]), _processor()
+    whole = Encoded(data, processor, 128)
+    assert len(whole) == 1 + len(talks) and len(whole[0][0]) == 1
+    with pytest.raises(Unreadable, match="1 images, but 0 marks within 12 tokens"):
+        Encoded(data, processor, 12)[0]
+    with pytest.raises(Unreadable, match="no word of an answer within 4 tokens"):
+        Encoded(data, processor, 4)[1]
+    with pytest.raises(UserError, match=r"cannot evaluate: late \(.*000001.png\) is unreadable \(1 images, but"):
+        Encoded(data, processor, 12, strict=True)[0]
+    passed = Augmented(Encoded(data, processor, 12), list, report=tmp_path / "unreadable.txt")
+    assert torch.equal(passed[0, 1][1]["input_ids"], Encoded(data, processor, 12)[1][1]["input_ids"])
+    assert (tmp_path / "unreadable.txt").read_text().startswith("late (")
+
+    path = root / "annotations" / "captions_val.json"
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        if entry["image_id"] == content["images"][1]["id"]:
+            entry["caption"] = " <image> "
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"cannot evaluate: .*val/\d+.png has an empty caption"):
+        evaluate.questions(open_dataset(root, "val", RECIPES["tiny_pretrain"]), 100)
+
+
+def test_a_row_of_two_images_is_left_out_and_named(tmp_path, root):
+    talks = json.loads((root / "conversations_train.json").read_text())
+    talks[5] |= {"image": ["train/000001.png", "train/000002.png"]}
+    talks[5]["conversations"][0]["value"] = "<image><image>\nSame?"
+    (tmp_path / "conversations_train.json").write_text(json.dumps(talks))
+    data = open_dataset(tmp_path, "train", RECIPES["tiny"], report=tmp_path / "unreadable.txt")
+    assert len(data) == len(talks) - 1
+    assert (tmp_path / "unreadable.txt").read_text().startswith("entry 5: id ")
+    (tmp_path / "conversations_train.json").rename(tmp_path / "conversations_val.json")
+    with pytest.raises(UserError, match=r"1 of 40 conversations cannot be read, the first entry 5: .*2 images"):
+        open_dataset(tmp_path, "val", RECIPES["tiny"])
 
 
 # Evaluation -----------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from transformers import initialization as init
 
 from common.run import UserError
 from common.tests import parity
-from papers.vlora import VLoRAForConditionalGeneration, load_official
-from papers.vlora.official import CLIP_L_336, GENERATOR_7B, VARIANTS, VICUNA_7B, config, convert
+from papers.vlora import VLoRAForConditionalGeneration
+from papers.vlora.official import CLIP_L_336, GENERATOR_7B, VARIANTS, VICUNA_7B, config, convert, load_official
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CASES = ["case_a", "case_b", "case_c", "case_d"]
