@@ -243,7 +243,7 @@ RECIPES["smoke"] = replace(
 '''
     recipes = re.sub(r'TITLE = .*\nCLAIM = .*\n', f'TITLE = "{title}"\nCLAIM = "What the paper claims."\n', recipes)
     (folder / "recipes.py").write_text(recipes.replace("shiftvit", name), encoding="utf-8")
-    golden.path(name).write_text(repr(golden.first_losses(name)) + "\n")
+    golden.path(name).write_text(repr(golden.first_losses(name)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

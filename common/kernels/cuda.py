@@ -164,7 +164,7 @@ def compile(source: Path, names: Sequence[str], arch: str) -> Binary:
     """
     from cuda.bindings import nvrtc
 
-    code = source.read_text()
+    code = source.read_text(encoding="utf-8")
     key = hashlib.sha256(repr((code, tuple(names), arch, OPTIONS, nvrtc.nvrtcVersion()[1:])).encode()).hexdigest()
     cached = _cache_file(f"{source.stem}-{arch}-{key[:32]}")
     if cached and (packed := _read(cached)):

@@ -141,11 +141,11 @@ def ways(code: list[str]) -> tuple[float, float]:
 
 
 def committed() -> dict:
-    return json.loads(TABLE.read_text())
+    return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
 def write(table: dict) -> None:
-    TABLE.write_text(text(table) + "\n")
+    TABLE.write_text(text(table) + "\n", encoding="utf-8")
 
 
 def text(table: dict) -> str:

@@ -79,7 +79,7 @@ class Device:
         return True
 
     def load(self, source: Path, name: str, device: torch.device) -> Loaded:
-        return _build(self.edit(source.read_text()), self.names)[name]
+        return _build(self.edit(source.read_text(encoding="utf-8")), self.names)[name]
 
     def launch(self, kernel: Loaded, grid: int, block: int, args: Sequence[Tensor | int | None], device) -> bool:
         if len(args) != len(kernel.outputs):
@@ -148,7 +148,7 @@ def _build(source: str, names: tuple[str, ...]) -> dict[str, Loaded]:
     translation = translate(ptx)
     with tempfile.TemporaryDirectory() as folder:
         program, library = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
-        program.write_text(translation.code)
+        program.write_text(translation.code, encoding="utf-8")
         flags = ["-std=c++17", "-Og", "-ffp-contract=off", "-shared", "-fPIC", "-w", f"-I{HERE}"]
         subprocess.run([COMPILER, *flags, "-o", library, program], check=True)
         loaded = ctypes.CDLL(str(library))
