@@ -2,6 +2,7 @@
 
 import contextlib
 import stat
+import tempfile
 import threading
 import warnings
 from types import SimpleNamespace
@@ -50,6 +51,8 @@ def test_a_cache_that_cannot_be_trusted_means_compiling_again(damage, tmp_path, 
     else:
         path = file if damage == "others may write" else file.parent
         path.chmod(path.stat().st_mode | stat.S_IWGRP)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))  # where the cache goes that has no home
     compiled = []
     real = cuda._compile
     monkeypatch.setattr(cuda, "_compile", lambda *args: compiled.append(args) or real(*args))
