@@ -12,6 +12,9 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # `make test`: the w
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for the processes that tests start
 
+for name in ("MAKELEVEL", "MAKEFLAGS", "MFLAGS"):  # a make that a test starts is not part of `make test`
+    os.environ.pop(name, None)
+
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the tests that take minutes, and no others")

@@ -110,13 +110,17 @@ def read_record(path: Path) -> Record:
     """A results.json that fits the schema; otherwise `UserError` names the file and the field."""
 
     def refuse(constant: str):
-        raise ValueError(f"expected finite numbers, got {constant}")
+        raise ValueError(f"expected finite numbers, got {constant[:40]}")
 
     def finite(number: str) -> float:
         return float(number) if math.isfinite(float(number)) else refuse(number)
 
+    def whole(number: str) -> int:
+        return int(number) if math.isfinite(float(number)) else refuse(number)
+
     try:
-        record = json.loads(content(path, RECORD_BYTES).decode("utf-8-sig"), parse_constant=refuse, parse_float=finite)
+        text = content(path, RECORD_BYTES).decode("utf-8-sig")
+        record = json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole)
         json.dumps(record, ensure_ascii=False).encode()  # half a character cannot be written into a page
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None

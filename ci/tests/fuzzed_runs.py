@@ -59,7 +59,7 @@ def _records(root: Path) -> list[Path]:
     return [json_file(root / "shiftvit" / "results" / f"{seed}.json", record | {"seed": seed}) for seed in (0, 1)]
 
 
-@add("log", lambda root: run.read_log(next(root.glob("*/*/*"))), UnicodeDecodeError)
+@add("log", lambda root: run.read_log(next(root.glob("*/*/*"))))
 def _log(root: Path) -> list[Path]:
     return [_run_folder(root) / "log.jsonl"]
 

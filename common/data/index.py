@@ -321,6 +321,9 @@ def _scan(shards: Sequence[str], partner: str) -> tuple[dict[str, Any], dict[str
                     (images if is_image else partners)[key] = (member.offset_data, member.size)
                     if suffix == "cls":
                         numbers[key] = _label(tar, member)
+                tar.fileobj.seek(tar.offset)  # where Python's reader stopped, at the end or at what it cannot read
+                if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                    raise ValueError(f"no header at byte {tar.offset}")
         except (OSError, tarfile.TarError, ValueError) as error:
             raise UserError(f"{printable(shard)} is no readable webdataset shard: {printable(str(error))}") from None
         if unpaired := sorted(images.keys() ^ partners.keys()):

@@ -165,11 +165,11 @@ class Log:
 
 def read_log(folder: Path) -> list[dict[str, float]]:
     """Rows of ``log.jsonl``, one for each step that was logged; what is no row is dropped, such as a last
-    line cut short by a kill. UnicodeDecodeError where it is no text."""
+    line cut short by a kill."""
     rows: dict[int, dict[str, float]] = {}
     with contextlib.suppress(FileNotFoundError):
-        for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError, RecursionError, KeyError, TypeError):
+        for line in (folder / "log.jsonl").read_bytes().splitlines():
+            with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
                 row = json.loads(line)
                 rows.setdefault(row["step"], {}).update(row)
     return list(rows.values())

@@ -303,6 +303,18 @@ def test_odd_shards_are_explained(tmp_path, members, expected):
         images.open_images(tmp_path, "train")
 
 
+def test_a_shard_with_a_damaged_header_is_not_half_a_shard(tmp_path):
+    shard = tmp_path / "train-0.tar"
+    _shard(shard, {f"{i}.{kind}": _png() if kind == "png" else b"0" for i in range(4) for kind in ("png", "cls")})
+    with tarfile.open(shard) as tar:
+        third = tar.getmembers()[4].offset
+    content = bytearray(shard.read_bytes())
+    content[third + 148 : third + 156] = b"damaged\0"
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=f"no header at byte {third}"):
+        images.open_images(tmp_path, "train")
+
+
 def test_a_shard_of_negative_sizes_ends(tmp_path):
     """Of which Python's own reader made a loop."""
     head = bytearray(tarfile.TarInfo("a.png").tobuf())

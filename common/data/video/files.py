@@ -83,6 +83,8 @@ class VideoFile:
         cover = self.av.stream.Disposition.attached_pic
         self.stream = next((s for s in streams if not s.disposition & cover), streams[0])
         codec = self.stream.codec_context
+        if codec is None:
+            raise Unreadable(f"{self.path} does not name its codec, or none of this build's")
         codec.thread_count = 1  # loading processes are as many as there are cores
         codec.options = {"max_pixels": str(LARGEST_PX)}  # a stream may change its size on the way
         self.size, self.codec, self.rotation, self.matrix = (codec.width, codec.height), codec.name, 0, False

@@ -254,7 +254,7 @@ def test_a_comparison_resumes_and_reports_all_members(tmp_path, data):
     assert rows["none params"]["value"] == rows["interleaved params"]["value"]
     assert rows["none ao"]["seeds"] == [0, 1] and (folder / "compare.png").exists()
     home = next(folder.glob("seed1/sbt/none/*"))
-    assert json.loads((folder / "seed1" / "none.json").read_text())["ao"] == _scores(home)["got10k ao"]
+    assert json.loads((home / "scores.json").read_text())["ao"] == _scores(home)["got10k ao"]
     assert "| interleaved |" in (folder / "report.md").read_text()
 
 

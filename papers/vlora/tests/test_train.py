@@ -380,7 +380,7 @@ def test_the_bench_times_nothing_where_merged_and_beside_differ(monkeypatch):
         bench.check(ours, ids, features)
         delta = ours.delta
         monkeypatch.setattr(ours, "delta", lambda weights, site: 2 * delta(weights, site))
-        with pytest.raises(run.UserError, match=r"merging: merged tensor 0 is off by .*; not timed"):
+        with pytest.raises(run.UserError, match=r"merging: merged, tensor 0 is off by .*; not timed"):
             bench.check(ours, ids, features)
 
 
