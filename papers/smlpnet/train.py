@@ -44,13 +44,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     model.to(world.device, memory_format=torch.channels_last)
     params = sum(p.numel() for p in model.parameters())
     flops = run.multiply_adds(model, torch.zeros(1, 3, size, size))
-    lr = recipe.lr * recipe.batch / 512  # DeiT's rule
-    optimizer = create_optimizer_v2(model, "adamw", lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999))
-    # Per update, not per epoch as the authors' trainer does (one epoch late): the curve is the same, without stairs.
-    schedule = CosineLRScheduler(
-        optimizer, t_initial=steps, lr_min=recipe.min_lr, warmup_t=int(recipe.warmup_epochs * steps_per_epoch),
-        warmup_lr_init=recipe.warmup_lr, t_in_epochs=False,
-    )
+    optimizer, schedule = optimizer_and_schedule(model, recipe, steps, steps_per_epoch)
     # Averages BatchNorm's running statistics along with the weights.
     ema = ModelEmaV3(model, decay=recipe.ema_decay) if recipe.ema_decay else None
 
@@ -76,7 +70,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     log.say(
         f"{recipe.model}: {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per image\n"
         f"{len(data):,} training and {len(val):,} validation images of {classes} classes from {root}\n"
-        f"{clock.about(world, chunks, 'images')}, peak learning rate {lr:.3g}\nrun folder {folder}"
+        f"{clock.about(world, chunks, 'images')}, peak lr {optimizer.defaults['lr']:.3g}\nrun folder {folder}"
     )
     if clock.eval_due:  # a kill may have come between checkpoint and evaluation
         log.scores(start, lambda: accuracy(model, val))
@@ -110,9 +104,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             log.step(step, values | {"samples_per_s": clock.rate})
         else:
             log.step(step)
-        if world.size > 1 and (clock.save_due or clock.eval_due):  # running statistics are each process's own
-            for each in [model, *([ema.module] if ema else [])]:
-                distribute_bn(each, world.size, reduce=True)
+        if clock.save_due or clock.eval_due:
+            average_statistics(world, model, ema and ema.module)
         if world.is_main and clock.save_due:
             weights = {"model": model.state_dict()} | ({"ema": ema.module.state_dict()} if ema else {})
             state = {"optimizer": optimizer.state_dict(), "wall_s": clock.wall_s, "classes": data.classes}
@@ -144,6 +137,27 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             then={"model": export, "pictures": lambda: figures.draw(folder, model, initial, val, recipe)},
         )
     return folder
+
+
+def optimizer_and_schedule(
+    model: torch.nn.Module, recipe: Recipe, steps: int, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
+    """AdamW with DeiT's rule for the batch, and a cosine after a linear warm-up."""
+    lr = recipe.lr * recipe.batch / 512
+    optimizer = create_optimizer_v2(model, "adamw", lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999))
+    # Per update, not per epoch as the authors' trainer does (one epoch late): the curve is the same, without stairs.
+    schedule = CosineLRScheduler(
+        optimizer, t_initial=steps, lr_min=recipe.min_lr, warmup_t=int(recipe.warmup_epochs * steps_per_epoch),
+        warmup_lr_init=recipe.warmup_lr, t_in_epochs=False,
+    )
+    return optimizer, schedule
+
+
+def average_statistics(world: run.World, *models: torch.nn.Module | None) -> None:
+    """Gives all processes the mean of their running statistics, which BatchNorm keeps in each for itself."""
+    for model in models:
+        if world.size > 1 and model is not None:
+            distribute_bn(model, world.size, reduce=True)
 
 
 if __name__ == "__main__":
