@@ -165,11 +165,17 @@ class Log:
 
 def read_log(folder: Path) -> list[dict[str, float]]:
     """Rows of ``log.jsonl``, one for each step that was logged; what is no row is dropped, such as a last
-    line cut short by a kill."""
+    line cut short by a kill. `UserError` where it is no text."""
     rows: dict[int, dict[str, float]] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for line in (folder / "log.jsonl").read_bytes().splitlines():
-            with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):
-                row = json.loads(line)
-                rows.setdefault(row["step"], {}).update(row)
+    path = folder / "log.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        lines = []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not readable as text: {error}") from None
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError, RecursionError, KeyError, TypeError):
+            row = json.loads(line)
+            rows.setdefault(row["step"], {}).update(row)
     return list(rows.values())

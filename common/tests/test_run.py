@@ -148,6 +148,13 @@ def test_the_log_forgets_what_a_resumed_run_will_repeat(tmp_path):
     assert run.read_log(tmp_path) == [{"step": 1, "loss": 3}, {"step": 2, "loss": 2.5}]
 
 
+def test_a_log_that_is_no_text_ends_a_resume_in_one_line_and_stays(tmp_path):
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n\xff')
+    with pytest.raises(run.UserError, match=r"log\.jsonl: not readable as text"):
+        run.Log(tmp_path, WORLD, steps=4, start=1)
+    assert (tmp_path / "log.jsonl").read_bytes() == b'{"step": 1}\n\xff'
+
+
 def _results(**change):
     return {
         "paper": "p", "recipe": "r", "data": "d", "metrics": [run.metric("top1", 50.0, "%")], "params": 1,
