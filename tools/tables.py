@@ -19,6 +19,7 @@ import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -112,15 +113,12 @@ def read_record(path: Path) -> Record:
     def refuse(constant: str):
         raise ValueError(f"expected finite numbers, got {constant[:40]}")
 
-    def finite(number: str) -> float:
-        return float(number) if math.isfinite(float(number)) else refuse(number)
-
-    def whole(number: str) -> int:
-        return int(number) if math.isfinite(float(number)) else refuse(number)
+    def finite(number: str, kind: type = float) -> float:
+        return kind(number) if math.isfinite(float(number)) else refuse(number)
 
     try:
         text = content(path, RECORD_BYTES).decode("utf-8-sig")
-        record = json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole)
+        record = json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=partial(finite, kind=int))
         json.dumps(record, ensure_ascii=False).encode()  # half a character cannot be written into a page
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON: {error}") from None

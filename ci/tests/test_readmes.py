@@ -31,7 +31,7 @@ def _commands(text):
 
 
 def _made(command, folder):
-    """What a make line would run: the words its Python is called with, or None where nothing is run by Python."""
+    """What a make line would run: the words of each call of its Python, none where it runs something else."""
     stub = folder / "python"
     stub.write_text('#!/bin/sh\ncase "$1" in tools/needs.py) exit 0 ;; '
                     f'tools/*) exec "{sys.executable}" "$@" ;; esac\nprintf "%s\\n" "CALL" "$@"\n')

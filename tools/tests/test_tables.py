@@ -163,7 +163,8 @@ def test_quotes_that_never_end_are_no_obstacle(home):
 
 
 @pytest.mark.parametrize("text", [
-    '{"paper": "\\ud800"}', '{"seed": 1e999}', '{"seed": NaN}', "[" * 100_000, '{"a": ' * 100_000,
+    '{"paper": "\\ud800"}', '{"seed": 1e999}', '{"seed": 1' + "0" * 400 + "}", '{"seed": NaN}',
+    "[" * 100_000, '{"a": ' * 100_000,
 ])
 def test_what_is_no_record_is_named(home, text):
     (home / "toypaper/results/bad.json").write_text(text)
