@@ -23,7 +23,7 @@ from common.run import UserError
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or file of weights (.safetensors, .pth)."""
+    """Run folder, file of weights (.safetensors, .pth), or shipped[:NAME]."""
     recipe: str | None = None
     """Recipe that names the model; a run folder knows its own."""
     data: Path | None = None
@@ -33,7 +33,8 @@ class Arguments:
     rule: str | None = None
     """How to score, if not as the paper's figures are: one of common.metrics.tracking.RULES."""
     out: Path | None = None
-    """Folder of results, kept and completed; default: tracking/ in the run folder, or beside the file."""
+    """Folder of results, kept and completed; default: tracking/ in the run folder, or beside the file;
+    of shipped weights runs/PAPER/shipped/tracking."""
     baselines: bool = False
     """Also run the static box and template matching by normalised cross-correlation."""
     fresh: bool = False
@@ -55,7 +56,8 @@ def main(paper: Paper) -> None:
     sequences = sequences or data.open_sequences(data_folder(loaded.recipe, None), args.split or "val")
     usual = paper.protocol(dataset_of(sequences))
     protocol = replace(usual, rule=args.rule or usual.rule, integers=args.integers)
-    out = args.out or (args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent) / "tracking"
+    home = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
+    out = args.out or (home if args.checkpoint.exists() else Path("runs") / paper.name / "shipped") / "tracking"
     published, comparable = paper.figures(loaded.recipe, protocol), paper.comparable(loaded, protocol, sequences)
 
     rows, summaries = [], {}

@@ -21,7 +21,7 @@ from common.metrics.trackers.files import archive
 from common.metrics.trackers.loop import device_of, evaluate
 from common.metrics.trackers.protocol import BENCHMARK_SIZES, RULES, Protocol, Tracker
 from common.metrics.trackers.score import metrics, scorable, score, speed
-from common.run import UserError, World
+from common.run import UserError, World, shipped
 
 
 class Loaded(NamedTuple):
@@ -70,15 +70,15 @@ class Paper:
         return loaded.published and same_rule and len(sequences) == BENCHMARK_SIZES.get(protocol.dataset)
 
     def load(self, checkpoint: Path, name: str | None, world: World) -> Loaded:
-        """A run folder, whose newest model and own recipe are taken, or a file of weights for the recipe `name`."""
-        if not checkpoint.exists():
-            raise UserError(f"no checkpoint at {checkpoint}")
-        if checkpoint.is_dir():
+        """A run folder, whose newest model and own recipe are taken, shipped weights, or a file for the recipe `name`.
+        """
+        checkpoint = shipped.path_of(self.name, checkpoint)
+        if checkpoint.is_dir() or (name is None and shipped.is_run(checkpoint)):
             recipe, weights, _ = run.load_run(checkpoint, type(next(iter(self.recipes.values()))))
             what = f"{checkpoint} is no tracker's run of this version"
             network = run.built(lambda: self.build(recipe), weights["model"], what)
-            trained_as = run.read_json(checkpoint / "config.json").get("recipe_name")
-            published = evaluation.is_untouched(trained_as, recipe, self.recipes)
+            said = shipped.header(checkpoint) or run.read_json(checkpoint / "config.json")
+            published = evaluation.is_untouched(said.get("recipe_name"), recipe, self.recipes)
         else:
             if name not in self.recipes:
                 raise UserError(f"a file of weights needs --recipe, one of {', '.join(self.recipes)}; got {name!r}")
