@@ -1,4 +1,4 @@
-"""No file of ours is read or written in the locale's encoding: Python can warn of each, and here the warning ends it."""
+"""No file of ours is read or written in the locale's encoding: Python can warn of each, and here that ends it."""
 
 import os
 import subprocess
