@@ -38,7 +38,7 @@ def test_network(name):
 
     def record(key, out):
         if out.ndim == 4 and layout.get(key) == "BNC":
-            out = out.flatten(2).mT
+            out = out.flatten(1, 2) if key.startswith("block") else out.flatten(2).mT
         seen[key] = parity.summary(out)
 
     for key, module in stages.items():
@@ -64,11 +64,11 @@ def _block(args, tokens, dim):
 
 # The fixture's "op" -> where its names stand in the authors' network, and what computes it in our block.
 MODULES = {
-    "SPACH mixing block": ("blocks.0.", lambda block: block),
+    "SPACH mixing block": ("blocks.0.", lambda block: _on_square(block)),
     "SPACH spatial attention": ("blocks.0.spatial_func.", lambda block: block.mixer),
     "SPACH spatial MLP": ("blocks.0.spatial_func.", lambda block: block.mixer),
     "SPACH channel MLP": ("blocks.0.channel_func.", lambda block: block.mlp),
-    "SPACH convolution / positional bypass": ("blocks.0.cpe_net.", lambda block: block.bypass),
+    "SPACH convolution / positional bypass": ("blocks.0.cpe_net.", lambda block: _on_square(block.bypass)),
     "SPACH-MS downsample": ("layer2.0.", None),
     "SPACH stem": ("stem.", None),
 }
@@ -87,6 +87,15 @@ def _module(op):
     _, (_, tokens, dim) = op["x"]
     block = _block(args, tokens, dim)
     return theirs, "stages.0.blocks.0.", block, compute(block)
+
+
+def _on_square(module):
+    """A function of (B, H, W, C) as one of tokens."""
+    def compute(tokens_BNC):
+        side = int(tokens_BNC.shape[1] ** 0.5)
+        return module(tokens_BNC.unflatten(1, (side, side))).flatten(1, 2)
+
+    return compute
 
 
 def _on_tokens(module):
