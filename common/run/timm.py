@@ -191,9 +191,9 @@ def register(
     """Makes ``timm.create_model(NAME)`` build `network` with the arguments of each variant; the functions it calls
     become attributes of the network's module, where its `default_cfgs` already are.
 
-    `convert` puts a file's tensors (the authors' or ours) under the network's names. `levels` counts the feature maps of
-    ``features_only=True``: those of the stages or, where `blocks` says so, those of the last blocks, for which timm asks
-    the network, since it cannot take a stage apart. With ``resize_mixers=True`` weights of another image size are
+    `convert` puts a file's tensors (the authors' or ours) under the network's names. `levels` counts the feature maps
+    of ``features_only=True``: those of the stages or, where `blocks` says so, those of the last blocks, for which timm
+    asks the network, since it cannot take a stage apart. With ``resize_mixers=True`` weights of another image size are
     interpolated; ``device`` and ``dtype`` say where and as what the network is created.
     """
     module = sys.modules[network.__module__]
