@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tensors import Current, pinned, place, register, storage_on
+from .tensors import Current, Generator, pinned, place, register, storage_on
 from .waits import report, waits
 
 
@@ -183,6 +183,7 @@ def install() -> None:
     torch.cuda._initialized = True
     torch.backends.cudnn.enabled = False  # the choice among its kernels asks a driver
     Tensor.pin_memory, Tensor.is_pinned = _pin_memory, lambda x, device=None: pinned(x)
+    torch.Generator = Generator
     clone = torch.UntypedStorage.clone
     torch.UntypedStorage.clone = lambda s: storage_on(clone(s.host), s.device) if s.device.type == "cuda" else clone(s)
     torch.UntypedStorage.cpu = lambda s: clone(s.host) if s.device.type == "cuda" else s

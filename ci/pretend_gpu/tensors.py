@@ -65,6 +65,13 @@ def pinned(x: Tensor) -> bool:
     return getattr(x.untyped_storage(), "pinned", False)
 
 
+class Generator(torch.Generator):
+    """torch's own, of a GPU: the CPU's with another name."""
+
+    def __new__(cls, device: torch.device | str = "cpu") -> torch.Generator:
+        return super().__new__(cls if torch.device(device).type == "cuda" else torch.Generator, "cpu")
+
+
 # What CUDA refuses, and where it waits ---------------------------------------------------------------------
 
 INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_index_put_impl_"}
@@ -90,7 +97,7 @@ def check(op: torch._ops.OpOverload, name: str, tensors: list[Tensor], given: di
     if name in NOT_DETERMINISTIC and torch.get_deterministic_debug_mode() == 2:
         raise RuntimeError(f"{name} does not have a deterministic implementation")
     generator = given.get("generator")
-    if generator is not None and not getattr(generator, "on_gpu", False):
+    if generator is not None and not isinstance(generator, Generator):
         raise RuntimeError(f"Expected a 'cuda' device type for generator but found '{generator.device}' ({op})")
     if name in ("copy_", "_copy_from_and_resize"):
         return
@@ -182,8 +189,6 @@ class Kernel:
             device, given["device"] = place(given.get("device") or device), torch.device("cpu")
             given.pop("pin_memory", None)
         host = {name: _each(value, lambda x: to_host(x) if x.is_cuda else x) for name, value in given.items()}
-        if "generator" in host:
-            host["generator"] = getattr(host["generator"], "on_gpu", None)
         positional = [host.pop(name) for name in self.arguments[: len(args)]]
         compute = self.compute
         if compute is self.op and any(isinstance(given.get(name), int | float | complex) for name in self.tensors):
