@@ -156,8 +156,8 @@ def optimizer_and_schedule(
 
 @torch.no_grad()
 def move_average(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
-    """Weights and buffers. timm's ModelEmaV3 moves a mixer that blocks share once for every block; torch's AveragedModel
-    sends a counter to the device at every step, and the host waits."""
+    """Weights and buffers. timm's ModelEmaV3 moves a mixer that blocks share once for every block; torch's
+    AveragedModel sends a counter to the device at every step, and the host waits."""
     ours, its = (list(chain(m.parameters(), m.buffers())) for m in (average, model))
     real = [k for k, tensor in enumerate(ours) if tensor.is_floating_point()]
     torch._foreach_lerp_([ours[k] for k in real], [its[k] for k in real], 1 - decay)
