@@ -29,7 +29,7 @@ from common.data.tiny.clips import clips
 from common.data.video import Clips, Videos, open_videos
 from common.metrics.classification import Accuracy
 from common.metrics.retrieval import recall_at
-from common.run import UserError, World
+from common.run import UserError, World, shipped
 from papers.ctp import baselines, data
 from papers.ctp.model import (
     Backbone,
@@ -276,7 +276,7 @@ def load_file(path: Path, recipe: Recipe, classes: int) -> nn.Module:
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or file of weights (.safetensors, .pth)."""
+    """Run folder, file of weights (.safetensors, .pth), or shipped[:NAME]."""
     recipe: str | None = None
     """Recipe that names the model and the clips; a run folder knows its own. With --task features, the recipe whose
     test clips are taken: by default the run's downstream recipe, or its own."""
@@ -295,18 +295,17 @@ def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.ctp.evaluate", description=__doc__)
     options = run.Options(data=args.data, device=args.device, precision=args.precision, workers=args.workers)
     world = run.start_world(options)
-    if not args.checkpoint.exists():
-        raise UserError(f"no checkpoint at {args.checkpoint}")
+    args.checkpoint = shipped.path_of("ctp", args.checkpoint)
     if args.recipe not in {None, *RECIPES}:
         raise UserError(f"no recipe {args.recipe!r}; there are {', '.join(RECIPES)}")
-    if args.checkpoint.is_file() and not args.recipe:
+    if not (args.recipe or shipped.is_run(args.checkpoint)):
         raise UserError(f"a file of weights needs --recipe, one of {', '.join(RECIPES)}")
     recipe, model = RECIPES.get(args.recipe), None
     if args.task == "features":
         if not recipe:
             _, trained_by, _ = load_run(args.checkpoint)
             recipe = downstream(trained_by, args.checkpoint) if trained_by.downstream else trained_by
-    elif args.checkpoint.is_dir():
+    elif shipped.is_run(args.checkpoint):
         model, recipe, classes = load_run(args.checkpoint)
     val = open_split(recipe, args.data, "val")
     if args.task == "features":
