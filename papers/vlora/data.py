@@ -173,13 +173,15 @@ class TrainingBatches(Sampler):
 
     A function of the seed: the global batches depend neither on the number of ranks nor of chunks. `kinds` tells for
     each sample whether it has an image, and its length: then, as in the authors' trainer, every global batch is all
-    images or all text (the last rows of both share one), and micro-batches hold rows of like length.
+    images or all text (the last rows of both share one), and micro-batches hold rows of like length; so do global
+    batches where `length_groups` of them are sorted together.
     """
 
     def __init__(
         self, samples: int, batch: int, steps: int, *, seed: int, rank: int = 0, world: int = 1, chunks: int = 1,
-        kinds: Sequence[tuple[bool, int]] | None = None,
+        kinds: Sequence[tuple[bool, int]] | None = None, length_groups: int = 1,
     ):
+        self.length_groups = length_groups
         self.samples, self.batch, self.steps, self.seed = samples, batch, steps, seed
         self.rank, self.world, self.chunks, self.kinds = rank, world, chunks, kinds
         self.per_epoch = steps_per_epoch(samples, batch)
@@ -209,6 +211,12 @@ class TrainingBatches(Sampler):
         batches, left = [], []
         for rows in (order[seen], order[~seen]):
             whole = len(rows) // self.batch * self.batch
+            if self.length_groups > 1:
+                group = self.length_groups * self.batch
+                lengths = np.array([self.kinds[row][1] for row in rows])
+                for first in range(0, whole, group):
+                    part = slice(first, min(first + group, whole))
+                    rows[part] = rows[part][np.argsort(lengths[part], kind="stable")]
             batches += list(rows[:whole].reshape(-1, self.batch))
             left.append(rows[whole:])
         left = np.concatenate(left)
@@ -220,7 +228,8 @@ class TrainingBatches(Sampler):
 def kinds(data: Samples) -> list[tuple[bool, int]]:
     """(has an image, length in words) of every sample."""
     if isinstance(data, CaptionDataset):
-        return [(True, 1)] * len(data)
+        lengths = data.data.lengths() if hasattr(data.data, "lengths") else [1] * len(data)
+        return [(True, length) for length in lengths]
     return [
         (bool(row.images), sum(len(m["content"][-1]["text"].split()) for m in row.messages)) for row in data.data.rows
     ]
@@ -233,7 +242,7 @@ def train_loader(
     """`TrainingBatches` of a recipe, collated. Unreadable images are counted, reported and passed over."""
     batches = TrainingBatches(
         len(data), recipe.batch, steps, seed=seed, rank=rank, world=world, chunks=chunks,
-        kinds=kinds(data) if recipe.grouped else None,
+        kinds=kinds(data) if recipe.grouped else None, length_groups=recipe.length_groups,
     )
     samples = Augmented(Encoded(data, processor, recipe.max_length), list, report=report)
     return DataLoader(

@@ -104,7 +104,9 @@ class VLoRAProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """PIL images -> (I, 3, H, W)."""
+        """PIL images -> (I, 3, H, W); visual features (V, D), which need nothing more, -> (I, V, D)."""
+        if isinstance(images[0], torch.Tensor):
+            return torch.stack(list(images))
         if self.pad_to_square:
             mean = tuple(int(255 * x) for x in self.image_processor.image_mean)
             images = [_padded(image, mean) for image in images]

@@ -47,24 +47,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             raise InputError("use_reentrant=True loses the gradient of the visual weights; leave it False")
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
-    @torch.no_grad()
     def visual_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(I, 3, H, W) prepared images -> (I, V, D), which may also be given as they are. The tower is frozen."""
-        if pixel_values.dim() == 3:
-            return pixel_values
-        layer = self.config.visual_layer
-        out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=layer is not None)
-        features = out.last_hidden_state if layer is None else out.hidden_states[layer]
-        if features.dim() == 4:  # a convolutional network's map
-            features = features.flatten(2).mT
-        if self.config.class_token:
-            features = features[:, 1:]
-        if self.config.standardize:
-            features = nn.functional.layer_norm(features.float(), features.shape[-1:])
-        expected = (self.config.num_features, self.config.visual_width)
-        if features.shape[1:] != expected:
-            raise InputError(f"the vision tower gives features of shape {tuple(features.shape[1:])}, not {expected}")
-        return features
+        return visual_features(self.vision_tower, self.config, pixel_values)
 
     def no_features(self) -> torch.Tensor:
         """(1, V, D) features of a blank image, for training on text alone: under ZeRO-3 the weights of the tower are
@@ -107,6 +92,26 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+
+@torch.no_grad()
+def visual_features(tower: PreTrainedModel, config: VisionLanguageConfig, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(I, 3, H, W) prepared images, or (I, V, D) their features -> (I, V, D)."""
+    if pixel_values.dim() == 3:
+        return pixel_values
+    layer = config.visual_layer
+    out = tower(pixel_values.to(tower.dtype), output_hidden_states=layer is not None)
+    features = out.last_hidden_state if layer is None else out.hidden_states[layer]
+    if features.dim() == 4:  # a convolutional network's map
+        features = features.flatten(2).mT
+    if config.class_token:
+        features = features[:, 1:]
+    if config.standardize:
+        features = nn.functional.layer_norm(features.float(), features.shape[-1:])
+    expected = (config.num_features, config.visual_width)
+    if features.shape[1:] != expected:
+        raise InputError(f"the vision tower gives features of shape {tuple(features.shape[1:])}, not {expected}")
+    return features
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
