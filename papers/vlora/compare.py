@@ -1,4 +1,4 @@
-"""What comes from the image, for VLoRA and the token baseline: ``python -m papers.vlora flickr8k_compare --data FOLDER``.
+"""What comes from the image, for VLoRA and the baseline: ``python -m papers.vlora flickr8k_compare --data FOLDER``.
 
 And tables of the README from the records that are kept.
 """

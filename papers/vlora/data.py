@@ -23,13 +23,15 @@ from common.data.loader import Augmented, steps_per_epoch
 from common.data.picture import Unreadable
 from common.data.tiny.scenes import scenes
 from common.run import UserError
+from papers.vlora.configuration import InputError
 from papers.vlora.processing import IGNORED, VLoRAProcessor
 from papers.vlora.recipes import BUILT_IN, RECIPES, SAMPLES, Recipe
 
 Messages = list[dict[str, Any]]  # a conversation as transformers' chat templates take it
 
 EXPECTED = """expected one of
-  conversations  {root}/conversations_train.json (LLaVA's format; or the folder's only .json), conversations_val.json
+  conversations  {root}/conversations_train.json (LLaVA's format; or the folder's only .json), conversations_val.json;
+                 for pre-training, of one question and one caption each, as LLaVA-Pretrain has them
   captions       {root}/annotations/captions_train*.json beside image folders  (COCO's format)
   shards         {root}/train-000000.tar ..., val-000000.tar ...  (webdataset: KEY.jpg and KEY.txt)"""
 
@@ -95,9 +97,12 @@ class Encoded(Dataset):
     def __getitem__(self, index: int):
         try:
             images, messages = self.data[index]
-            row = self.processor.encode(messages, self.max_length)
+            try:
+                row = self.processor.encode(messages, self.max_length)
+            except InputError as error:
+                raise Unreadable(str(error)) from None
             marks = int((row["input_ids"] == self.processor.image_token_id).sum())
-            if marks != len(images):
+            if bool(marks) != bool(images):
                 raise Unreadable(f"{len(images)} images, but {marks} marks within {self.max_length} tokens")
             if (row["labels"] == IGNORED).all():
                 raise Unreadable(f"no word of an answer within {self.max_length} tokens")
@@ -142,15 +147,19 @@ def open_dataset(root: Path, split: str, recipe: Recipe, report: Path | None = N
     if recipe.stage == "pretrain":
         if shards := sorted(root.glob(f"{split}-*.tar")):
             return CaptionDataset(captions.CaptionShards(shards), recipe.prompt, split == "train")
-        rows = captions.read_captions(root, split)
-        return CaptionDataset(captions.Captions(rows), recipe.prompt, split == "train")
+        if (root / "annotations").is_dir():
+            rows = captions.read_captions(root, split)
+            return CaptionDataset(captions.Captions(rows), recipe.prompt, split == "train")
     path = root / f"conversations_{split}.json"
     if not path.exists() and split == "train":
         only = [found for found in root.glob("*.json") if not found.name.startswith("conversations_")]
         path = only[0] if len(only) == 1 else path
     if not path.exists():
-        raise NoSplit(f"{root} has no conversations for {split!r}: {EXPECTED.format(root=root)}")
-    rows = conversations.read_conversations(path, root, strict=split != "train", report=report, most_images=1)
+        what = "captions" if recipe.stage == "pretrain" else "conversations"
+        raise NoSplit(f"{root} has no {what} for {split!r}: {EXPECTED.format(root=root)}")
+    rows = conversations.read_conversations(
+        path, root, strict=split != "train", report=report, most_images=1, captions=recipe.stage == "pretrain"
+    )
     return ChatDataset(conversations.Conversations(rows))
 
 

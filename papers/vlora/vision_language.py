@@ -65,13 +65,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         return input_ids == self.config.image_token_id
 
     def check_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> None:
-        """Raises `InputError` unless there is one image for every placeholder, and one in a row at most. Waits for the
-        device."""
+        """Raises `InputError` unless there is one image for every row with a placeholder. Waits for the device.
+
+        A row's image may be named more than once; two images in a row are refused.
+        """
         marks, images = self.placeholders(input_ids).sum(1), 0 if pixel_values is None else len(pixel_values)
-        if int(marks.sum()) != images:
-            raise InputError(f"{int(marks.sum())} image placeholders in the text, but {images} images")
-        if (most := int(marks.max())) > 1:
-            raise InputError(f"{most} images in one row: the model takes one")
+        if int((marks > 0).sum()) == images:
+            return
+        if int(marks.sum()) == images:
+            raise InputError(f"{int(marks.max())} images in one row: the model takes one")
+        raise InputError(f"{int(marks.sum())} image placeholders in the text, but {images} images")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

@@ -46,7 +46,8 @@ STAND_INS = {
 }
 
 
-def _pip(*words: str) -> None:
+def pip(*words: str) -> None:
+    """Runs pip; without a network, say, the test is skipped."""
     done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"pip {words[0]} {words[-1]} does not work here: {done.stderr.strip().splitlines()[-1]}")
@@ -56,7 +57,7 @@ def other_version(version: str) -> Path:
     """A folder with that transformers, for the front of PYTHONPATH; fetched once."""
 
     def write(folder: Path) -> None:
-        _pip("install", "-q", "--no-deps", "--target", str(folder), f"transformers=={version}")
+        pip("install", "-q", "--no-deps", "--target", str(folder), f"transformers=={version}")
 
     return written_once("", write, f"transformers {version}", cache_dir("transformers") / version)
 
@@ -65,7 +66,7 @@ def suite(version: str) -> Path:
     """A folder with the packages ``tests`` and ``utils`` that go with this version of transformers; fetched once."""
 
     def write(folder: Path) -> None:
-        _pip("download", "-q", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-d", str(folder),
+        pip("download", "-q", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-d", str(folder),
              f"transformers=={version}")
         (packed,) = folder.glob("*.tar.gz")
         with tarfile.open(packed) as archive:
