@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou_loss
+from torchvision.ops import box_convert
 
 from papers.dualtfr.model import Prediction
 
 BACKGROUND_WEIGHT = 0.0625  # of a background token in the cross-entropy; a target's is 1
 CE, L1, GIOU = 120.0, 70.0, 50.0  # weights of the terms in the loss
+EPS = 1e-7  # of boxes without area, as torchvision has it
 
 
 def assign(box_xywh: Tensor, grid: int) -> Tensor:
@@ -57,17 +58,21 @@ def terms(prediction: Prediction, box_xywh: Tensor, positives: Tensor, totals: T
     whole batch, the terms of its parts, on however many devices, add up to the batch's.
     """
     count, weight_sum = totals[0].clamp(min=1), totals[1]
-    logits, boxes = prediction.logits.float(), prediction.boxes.float()[positives]
-    class_weights = torch.tensor([1.0, BACKGROUND_WEIGHT], device=logits.device)  # class 0 is the target
+    logits, boxes = prediction.logits.float(), prediction.boxes.float()
+    class_weights = logits.new_ones(2)  # class 0 is the target
+    class_weights[1] = BACKGROUND_WEIGHT
     ce = F.cross_entropy(logits.flatten(0, 1), (~positives).long().flatten(), class_weights, reduction="sum")
-    rows, _ = positives.nonzero(as_tuple=True)
-    truth = box_convert(box_xywh, "xywh", "cxcywh")[rows]
-    l1 = (boxes - truth).abs().sum()
-    corners, true_corners = box_convert(boxes, "cxcywh", "xyxy"), box_convert(box_xywh, "xywh", "xyxy")[rows]
-    giou = generalized_box_iou_loss(corners, true_corners, reduction="sum")
-    low, high = torch.maximum(corners, true_corners)[:, :2], torch.minimum(corners, true_corners)[:, 2:]
-    shared = (high - low).clamp(min=0).prod(1)
-    iou = (shared / (boxes[:, 2:].prod(1) + truth[:, 2:].prod(1) - shared)).sum().detach()
+    # All tokens' boxes, those of the others weighted 0: to pick the positives would wait for the device to count them.
+    truth = box_convert(box_xywh, "xywh", "cxcywh")[:, None]
+    l1 = ((boxes - truth).abs().sum(-1) * positives).sum()
+    corners, true_corners = box_convert(boxes, "cxcywh", "xyxy"), box_convert(box_xywh, "xywh", "xyxy")[:, None]
+    low, high = torch.maximum(corners, true_corners)[..., :2], torch.minimum(corners, true_corners)[..., 2:]
+    shared = (high - low).clamp(min=0).prod(-1)
+    union = boxes[..., 2:].prod(-1) + truth[..., 2:].prod(-1) - shared
+    low, high = torch.minimum(corners, true_corners)[..., :2], torch.maximum(corners, true_corners)[..., 2:]
+    hull = (high - low).prod(-1)
+    giou = ((1 - shared / (union + EPS) + (hull - union) / (hull + EPS)) * positives).sum()
+    iou = (shared / (union + EPS) * positives).sum().detach()
     return Terms(ce / weight_sum, l1 / count, giou / count, iou / count)
 
 

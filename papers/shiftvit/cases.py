@@ -3,8 +3,9 @@
 import timm
 import torch
 
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import ModelCase, Rehearsal, TrainingCost
 from papers.shiftvit.model import VARIANTS
+from papers.shiftvit.train import train
 
 # Parameters with 1000 classes, counted on the authors' code; the micro model's on ours.
 PARAMS = {
@@ -33,3 +34,7 @@ def training_cost(recipe) -> TrainingCost:
         model = timm.create_model(recipe.model, num_classes=CLASSES.get(recipe.dataset, 10), **recipe.model_args)
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
     return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs, recipe.batch)
+
+
+def rehearsal(recipe) -> Rehearsal:
+    return Rehearsal(train, recipe, SAMPLES[recipe.dataset])
