@@ -207,7 +207,7 @@ def main(folders: tyro.conf.Positional[list[Path]], out: Path = RECORDS, rounds:
 
 def versions() -> dict[str, str]:
     found = {}
-    for package in ("av", "opencv-python-headless", "decord", "torchcodec"):
+    for package in ("av", "opencv-contrib-python-headless", "decord", "torchcodec"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found

@@ -146,8 +146,9 @@ def main(function: Callable[[], object]) -> None:
 
 def mendable(error: BaseException) -> str | None:
     """One line on what a person can mend: a `UserError`, a full disk, a folder that is closed; else None."""
-    if isinstance(error, UserError):
-        return str(error).rsplit("UserError: ", 1)[-1].strip()  # a loader's worker puts its traceback before it
+    if isinstance(error, UserError) or getattr(error, "mendable", False):  # of files that stand without this module
+        text = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]  # a loader's worker puts its traceback before it
+        return text.strip()
     if isinstance(error, OSError) and error.errno in MENDABLE:
         return f"{error.strerror}: {error.filename or 'a file of the run folder, or of the cache'}"
     if re.search("No space left on device|unexpected pos|file write failed", str(error)):  # safetensors', torch's own

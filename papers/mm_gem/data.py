@@ -21,7 +21,7 @@ from common.data.picture import Unreadable, read_picture
 from common.data.text import printable
 from common.data.tiny.scenes import scenes
 from common.run import UserError
-from papers.mm_gem.processing import Box, MMGEMProcessor, nothing_in
+from papers.mm_gem.processing import Box, MMGEMProcessor, wrong_box
 from papers.mm_gem.recipes import BUILT_IN, Recipe
 
 Captioned = captions.Captions | captions.CaptionShards
@@ -47,7 +47,7 @@ class Rows(Dataset):
             return (image, None, random.choice(texts)), None
         region = self.regions[index - len(self.images)]
         image, box = read_picture(region.image), corners(region)
-        if wrong := nothing_in(box, image) or (not region.phrase.strip() and "an empty phrase"):
+        if wrong := wrong_box(box, image) or (not region.phrase.strip() and "an empty phrase"):
             raise Unreadable(wrong)
         return (image, box, region.phrase), None
 

@@ -23,7 +23,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import roi_align
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
@@ -32,6 +31,7 @@ from transformers.utils import ModelOutput
 
 from common.run import UserError, gather, gather_with_gradient, processes
 from common.run.model_folder import part_config
+from papers.mm_gem.pooling import PoolAggregator, clipped, whole_images
 
 MAX_SCALE = 100.0  # 1 / tau stays below
 
@@ -127,33 +127,6 @@ def text_keys(input_ids: Tensor, end: Tensor) -> Tensor:
     padding = torch.arange(input_ids.shape[1], device=end.device) > end[:, None]
     rows = F.pad(input_ids.masked_fill(padding, -1), (0, longest.item() - input_ids.shape[1]), value=-1)
     return gather(rows).unique(dim=0, return_inverse=True)[1]
-
-
-class PoolAggregator(nn.Module):
-    """A feature map and boxes -> g x g cells for each box. No parameters; the whole image is a box like any other.
-
-    The exact form is [ours]: RoI Align, whose cells are means of the map's bilinear interpolation at 2 x 2 points.
-    """
-
-    def __init__(self, grid: int):
-        super().__init__()
-        self.grid = grid
-
-    def forward(self, maps_ICHW: Tensor, boxes_R5: Tensor, size_px: tuple[int, int]) -> Tensor:
-        """boxes: (image index, left, top, right, bottom) in pixels of images of `size_px` = (height, width).
-
-        They are clipped to the image; `UserError` if nothing is left of one. Returns (R, C, g, g).
-        """
-        (height, width), (H, W) = size_px, maps_ICHW.shape[2:]
-        index, x, y = boxes_R5[:, :1], boxes_R5[:, 1::2].clamp(0, width), boxes_R5[:, 2::2].clamp(0, height)
-        empty = (x[:, 1] <= x[:, 0]) | (y[:, 1] <= y[:, 0])
-        if empty.any():
-            row = int(empty.int().argmax())
-            raise UserError(f"box {row}, {boxes_R5[row, 1:].tolist()}, is empty in the image of {width} x {height} px")
-        x, y = x * (W / width), y * (H / height)
-        boxes = torch.cat([index, x[:, :1], y[:, :1], x[:, 1:], y[:, 1:]], 1).float()
-        size = (self.grid, self.grid) if self.grid else (H, W)
-        return roi_align(maps_ICHW.float(), boxes, size, sampling_ratio=2, aligned=True).to(maps_ICHW.dtype)
 
 
 class MMGEMModel(PreTrainedModel):
@@ -312,6 +285,8 @@ class MMGEMModel(PreTrainedModel):
         """
         if boxes is None:
             boxes = whole_images(len(pixel_values), pixel_values.shape[2:], pixel_values.device)
+        else:
+            boxes = clipped(boxes, len(pixel_values), pixel_values.shape[2:])
         if len(boxes) != len(input_ids):
             raise UserError(f"{len(input_ids)} texts, but {len(boxes)} images or regions")
         input_ids, end = self._texts(input_ids, attention_mask)
@@ -371,14 +346,6 @@ class MMGEMModel(PreTrainedModel):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
-
-
-def whole_images(count: int, size_px: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """The boxes (count, 5) of whole images of size (height, width)."""
-    height, width = size_px
-    boxes = torch.tensor([0.0, 0.0, 0.0, width, height], device=device).repeat(count, 1)
-    boxes[:, 0] = torch.arange(count, device=device)
-    return boxes
 
 
 AutoConfig.register("mm_gem", MMGEMConfig)

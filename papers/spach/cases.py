@@ -26,8 +26,10 @@ PARAMS = {
     "spach_ms_micro_patch4_conv": 854_888, "spach_ms_micro_patch4_attn": 1_268_520,
     "spach_ms_micro_patch4_mlp": 856_944,
 }
-SAMPLES = {"digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "ImageNet-1K": 1_281_167}
-CLASSES = {"ImageNet-1K": 1000}
+SAMPLES = {
+    "digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "Tiny-ImageNet-100": 18_000, "ImageNet-1K": 1_281_167,
+}
+CLASSES = {"Tiny-ImageNet-100": 100, "ImageNet-1K": 1000}
 
 
 def _build(name: str) -> nn.Module:

@@ -10,14 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from papers.vlora.vision_language import VisionLanguageConfig, VisionLanguageModel, positions
-
-
-class VisualTokensConfig(VisionLanguageConfig):
-    model_type = "vlora_visual_tokens"
+from .configuration import VisualTokensConfig
+from .vision_language import VisionLanguageModel, positions
 
 
 class VisualTokensForConditionalGeneration(VisionLanguageModel):
@@ -92,5 +89,5 @@ class VisualTokensForConditionalGeneration(VisionLanguageModel):
         return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
 
 
-AutoConfig.register("vlora_visual_tokens", VisualTokensConfig)
-AutoModelForImageTextToText.register(VisualTokensConfig, VisualTokensForConditionalGeneration)
+AutoModelForImageTextToText.register(VisualTokensConfig, VisualTokensForConditionalGeneration, exist_ok=True)
+VisualTokensForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -26,9 +26,10 @@ from common import run
 from common.run import UserError, drawing
 from common.run.bench import Case, check_parity, measure, peak_bytes, prepare, write_record
 from common.run.bench import table as bench_table
-from papers.vlora import build, flops, merging, official
-from papers.vlora.baseline import VisualTokensConfig, VisualTokensForConditionalGeneration
-from papers.vlora.model import VLoRAConfig, VLoRAForConditionalGeneration
+from papers.vlora import build, flops, official
+from papers.vlora.baseline import VisualTokensForConditionalGeneration
+from papers.vlora.configuration import VisualTokensConfig, VLoRAConfig
+from papers.vlora.model import VLoRAForConditionalGeneration
 
 IMAGE = 3  # placeholder's id here
 LLMS = {"tiny": "tiny", "smollm2": "smollm2", "7b": "lmsys/vicuna-7b-v1.5"}

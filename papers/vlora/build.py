@@ -16,8 +16,9 @@ from common.data import pretrained
 from common.data.tiny.scenes import word_tokenizer
 from common.run import model_folder
 from papers.vlora import official
-from papers.vlora.baseline import VisualTokensConfig, VisualTokensForConditionalGeneration
-from papers.vlora.model import VLoRAConfig, VLoRAForConditionalGeneration
+from papers.vlora.baseline import VisualTokensForConditionalGeneration
+from papers.vlora.configuration import VisualTokensConfig, VLoRAConfig
+from papers.vlora.model import VLoRAForConditionalGeneration
 from papers.vlora.processing import TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import Recipe
 from papers.vlora.vision_language import VisionLanguageModel

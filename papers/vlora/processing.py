@@ -10,10 +10,9 @@ from PIL import Image
 from transformers import AutoProcessor, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from common.data.conversations import IMAGE
-from common.run import UserError
-from papers.vlora.baseline import VisualTokensConfig
-from papers.vlora.model import VLoRAConfig
+from .configuration import InputError, VisualTokensConfig, VLoRAConfig
+
+IMAGE = "<image>"
 
 IGNORED = -100
 SYSTEM = (
@@ -94,7 +93,7 @@ class VLoRAProcessor(ProcessorMixin):
             text = [text] if isinstance(text, str) else list(text)
             marks = [each.count(IMAGE) for each in text]
             if sum(marks) != len(images):
-                raise UserError(f"{sum(marks)} marks {IMAGE} in the text, but {len(images)} images")
+                raise InputError(f"{sum(marks)} marks {IMAGE} in the text, but {len(images)} images")
             _check(max(marks, default=0))
             data |= self.tokenizer(
                 text, padding=True, padding_side=padding_side, add_special_tokens=add_special_tokens,
@@ -135,7 +134,7 @@ class VLoRAProcessor(ProcessorMixin):
             batch["pixel_values"] = self.pixels(images)
         marks = (batch["input_ids"] == self.image_token_id).sum(1)
         if marks.sum() != len(images):
-            raise UserError(f"{len(images)} images, but {marks.sum()} placeholders; is the maximal length too short?")
+            raise InputError(f"{len(images)} images, but {marks.sum()} placeholders; is the maximal length too short?")
         _check(int(marks.max()))
         return batch
 
@@ -147,7 +146,7 @@ class VLoRAProcessor(ProcessorMixin):
 def _check(most: int) -> None:
     """On a GPU the model does not count, which would make it wait."""
     if most > 1:
-        raise UserError(f"{most} images in one row: the model takes one")
+        raise InputError(f"{most} images in one row: the model takes one")
 
 
 def _flat(images: Any) -> list[Image.Image]:

@@ -16,7 +16,7 @@ from common.data import images
 from common.data.text import printable
 from common.metrics import evaluation
 from common.metrics.classification.accuracy import accuracy, data_folder, metrics
-from common.run import UserError
+from common.run import UserError, shipped
 
 IMAGENET = (1_281_167, 50_000)  # training and validation images
 
@@ -67,9 +67,9 @@ class Paper:
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or file of weights (.safetensors, .pth)."""
+    """Run folder, file of weights (.safetensors, .pth), or shipped[:NAME]."""
     recipe: str | None = None
-    """Recipe that names the model and the evaluation; a run folder knows its own."""
+    """Recipe that names the model and the evaluation; a run folder and shipped weights know their own."""
     data: Path | None = None
     """Data folder with a validation split."""
     out: Path | None = None
@@ -83,9 +83,8 @@ def main(paper: Paper) -> None:
     """The command line of ``papers.<name>.evaluate``."""
     args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.evaluate", description="Scores of a checkpoint.")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
-    if not args.checkpoint.exists():
-        raise UserError(f"no checkpoint at {args.checkpoint}")
-    if args.checkpoint.is_dir():
+    args.checkpoint = shipped.path_of(paper.name, args.checkpoint)
+    if args.checkpoint.is_dir() or (not args.recipe and shipped.is_run(args.checkpoint)):
         model, recipe, classes = paper.load_run(args.checkpoint)
         val = of_classes(args.checkpoint, classes, images.open_images(data_folder(recipe, args.data), "val"))
     else:
