@@ -174,7 +174,8 @@ def test_scattered_weights_are_grouped_by_their_whole_shapes():
 
 
 def _two_processes(tmp_path, data, *words):
-    command = [sys.executable, "-m", "common.run.launch", "2", "papers.mm_gem.train", "smoke", "--data", str(data), "--out", str(tmp_path),
+    command = [sys.executable, "-m", "common.run.launch", "2", "papers.mm_gem.train", "smoke",
+               "--data", str(data), "--out", str(tmp_path),
                "--log-every", "1", "--device", "cpu", "--batch", "16", "--eval-rows", "8", *words]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
