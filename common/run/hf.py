@@ -102,7 +102,7 @@ class Progress(transformers.TrainerCallback):
         self.clock = run.Clock(
             options, steps=steps, batch=batch, per_epoch=per_epoch, eval_every=eval_every, start=start, wall_s=wall_s
         )
-        self.log = run.Log(folder, world, steps=steps, start=start)
+        self.log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
 
     def owes_scores(self) -> bool:
         """Whether an evaluation is due after this step that was not made: also by a run that ended before it."""
