@@ -3,8 +3,9 @@
 import timm
 import torch
 
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import ModelCase, Rehearsal, TrainingCost
 from papers.shiftvit.model import VARIANTS
+from papers.shiftvit.train import train
 
 # Parameters with 1000 classes, counted on the authors' code; the micro and mini models on ours.
 PARAMS = {
@@ -37,3 +38,7 @@ def training_cost(recipe) -> TrainingCost:
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
     trainings = len(recipe.compare) * 3 or 1
     return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * trainings, recipe.batch)
+
+
+def rehearsal(recipe) -> Rehearsal:
+    return Rehearsal(train, recipe, SAMPLES[recipe.dataset])

@@ -16,6 +16,7 @@ from torch import nn
 
 from common.kernels.shift import shift
 from common.run.timm import Pyramid, imagenet_cfg, register, tagged
+from papers.shiftvit.norm import GroupNorm1
 
 register_notrace_function(shift)  # a symbolic trace calls it as it is
 
@@ -30,6 +31,7 @@ class ShiftBlock(nn.Module):
         super().__init__()
         self.n_div = n_div
         self.norm = norm_layer(dim)
+        self.norm.before_convolution = True
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, use_conv=True)
         self.drop_path = DropPath(drop_path)
 
@@ -56,6 +58,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, norm_layer):
         super().__init__()
         self.norm = norm_layer(dim)
+        self.norm.before_convolution = True
         self.reduction = nn.Conv2d(dim, 2 * dim, 2, stride=2, bias=False)
 
     def forward(self, x):
@@ -107,7 +110,8 @@ class ShiftViT(Pyramid):
     ):
         widths = [embed_dim * 2**s for s in range(len(depths))]
         super().__init__(in_chans, num_classes, widths, [patch_size * 2**s for s in range(len(depths))])
-        norm, act = get_norm_layer(norm_layer), get_act_layer(act_layer)
+        norm = GroupNorm1 if norm_layer == "groupnorm1" else get_norm_layer(norm_layer)
+        act = get_act_layer(act_layer)
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, norm if patch_norm else None)
         self.stages = nn.Sequential(*(

@@ -3,9 +3,10 @@
 import timm
 import torch
 
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import ModelCase, Rehearsal, TrainingCost
 from papers.smlpnet.evaluate import build
 from papers.smlpnet.model import VARIANTS
+from papers.smlpnet.train import train
 
 # Parameters for 32 x 32 images with 1000 classes. The mixing matrices are smaller than at 224, where the counts are
 # those of the authors' code (tests/test_model.py).
@@ -37,3 +38,7 @@ def training_cost(recipe) -> TrainingCost:
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
     trainings = len(recipe.compare) * 3 or 1
     return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * trainings, recipe.batch)
+
+
+def rehearsal(recipe) -> Rehearsal:
+    return Rehearsal(train, recipe, SAMPLES[recipe.dataset])

@@ -4,10 +4,11 @@ import timm
 import torch
 from torch import nn
 
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import ModelCase, Rehearsal, TrainingCost
 from papers.spach.compare import member
 from papers.spach.evaluate import build
 from papers.spach.model import VARIANTS
+from papers.spach.train import train
 
 # Parameters for 32 x 32 images with 1000 classes. Spatial MLPs are smaller than at 224, where the counts are those of
 # the authors' code (tests/test_model.py); the others are the same.
@@ -60,3 +61,7 @@ def training_cost(recipe) -> TrainingCost:
         model = build(recipe, CLASSES.get(recipe.dataset, 10))
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
     return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * (trainings or 1), recipe.batch)
+
+
+def rehearsal(recipe) -> Rehearsal:
+    return Rehearsal(train, recipe, SAMPLES[recipe.dataset])
