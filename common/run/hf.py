@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import sys
-import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -114,7 +113,7 @@ class Progress(transformers.TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         leaving.training(True)
-        self.clock.tick = time.perf_counter()
+        self.clock.go()
 
     def on_train_end(self, args, state, control, **_):
         leaving.training(False)
@@ -126,7 +125,7 @@ class Progress(transformers.TrainerCallback):
         clock = self.clock
         clock.step = state.global_step
         clock.stop()
-        clock.tick = time.perf_counter()
+        clock.go()
         last = clock.left or clock.step in (clock.steps, self.options.stop_at)
         control.should_log |= last
         control.should_save |= clock.save_due
@@ -142,10 +141,10 @@ class Progress(transformers.TrainerCallback):
             self.log.step(self.clock.step, {"val/loss": logs["eval_loss"]})
 
     def on_evaluate(self, args, state, control, **_):
-        self.clock.tick = time.perf_counter()  # evaluation and checkpoints are not training
+        self.clock.go()  # evaluation and checkpoints are not training
 
     def on_save(self, args, state, control, **_):
-        self.clock.tick = time.perf_counter()
+        self.clock.go()
 
 
 def _checkpoints(home: Path) -> list[Path]:
