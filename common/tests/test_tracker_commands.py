@@ -112,7 +112,7 @@ def test_baselines_are_scored_without_a_checkpoint(tmp_path, otb, monkeypatch, c
     rows = json.loads((tmp_path / "tracking" / "evaluation.json").read_text())["metrics"]
     assert [row["name"] for row in rows if " auc" in row["name"]] == ["otb auc", "otb auc, CSRT (OpenCV)"]
     for wrong, message in (
-        (["evaluate"], "nothing to evaluate"), ([*line, str(weights)], "one checkpoint is evaluated"),
+        (["evaluate"], "nothing to evaluate"), (["evaluate", str(weights), *line[1:]], "one checkpoint is evaluated"),
     ):
         monkeypatch.setattr(sys, "argv", wrong)
         with pytest.raises(UserError, match=message):
