@@ -43,7 +43,8 @@ class Tester:
             eos_token_id=2,
         )
         vision = CLIPVisionConfig(
-            hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+            hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=16,
+            patch_size=8,
         )
         return VLoRAConfig(
             text_config=text, vision_config=vision, num_features=4, visual_width=16, image_token_id=MARK, width=16,
