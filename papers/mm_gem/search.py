@@ -109,6 +109,9 @@ class Index:
             names = run.read_json(folder / "names.json")
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise ValueError("names.json is no list of names")
+            size = (folder / "vectors.faiss").stat().st_size  # no list in it is longer, whatever it says
+            faiss.set_deserialization_vector_byte_limit(size)
+            faiss.set_deserialization_loop_limit(size)
             # An index may name another file to read its vectors from: at most one beside it.
             index = cls(faiss.read_index(str(folder / "vectors.faiss"), faiss.IO_FLAG_ONDISK_SAME_DIR), names)
         except (OSError, ValueError, RuntimeError, MemoryError, IndexError) as error:
