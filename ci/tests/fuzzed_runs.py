@@ -72,7 +72,13 @@ def _checkpointed(root: Path) -> Path:
     return folder
 
 
-@add("checkpoint", lambda root: run.load_checkpoint(next(root.glob("*/*/*"))))
+def _restore(root: Path) -> None:
+    layer, options = torch.nn.Linear(2, 3), run.Options(resume="auto")
+    optimizer = torch.optim.AdamW(layer.parameters())
+    run.restore(next(root.glob("*/*/*")), options, optimizer, classes=["cat", "dog"], model=layer)
+
+
+@add("checkpoint", _restore)
 def _checkpoint(root: Path) -> list[Path]:
     return sorted(_checkpointed(root).glob("checkpoints/*/*"))
 

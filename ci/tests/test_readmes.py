@@ -13,7 +13,10 @@ import tyro
 
 from common.run import ROOT
 
-READMES = [ROOT / "README.md", *sorted(ROOT.glob("papers/*/README.md")), *sorted(ROOT.glob("common/*/README.md"))]
+READMES = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("papers/*/README.md")),
+    *sorted(ROOT.glob("common/*/README.md")),
+]
 MISSING = {"mmengine", "mmcv", "mmdet", "mmseg", "faiss", "vot", "deepspeed"}  # some papers' own, not everyone's
 
 

@@ -157,6 +157,11 @@ def open_sequences(
     return sequences
 
 
+def split_in(root: str | Path, split: str) -> str | None:
+    """`split` where the folder has it, else None, which is all there is; `UserError` where it holds no sequences."""
+    return split if split in _layout(Path(root))[1] else None
+
+
 def folders(root: str | Path) -> dict[str, Path]:
     """Subfolders by the name of their data set, case and punctuation aside: {"got10k": root/GOT-10k, ...}."""
     children = sorted(Path(root).iterdir()) if Path(root).is_dir() else []

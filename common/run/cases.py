@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -40,3 +41,21 @@ class TrainingCost:
     epochs: int
     batch: int
     """Global batch."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A full-scale training as tools/rehearse.py walks through it."""
+
+    train: Callable[..., Any]
+    """The paper's own ``train(name, recipe, options, world)``."""
+    recipe: Any
+    """The recipe, without start weights that would have to be fetched."""
+    samples: int
+    """Of a real epoch."""
+    gpus: int = 8
+    """The paper's, or those of its scripts."""
+    micro_batch: int = 0
+    """Of the paper's scripts."""
+    whole_steps: bool = False
+    """The loop needs forward and backward to come to its end: then they run at every step that is looked at."""

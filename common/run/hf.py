@@ -169,7 +169,10 @@ def _newest_checkpoint(folder: Path) -> Path | None:
                 for name in ("optimizer.pt", "scheduler.pt"):
                     zipfile.ZipFile(path / name).close()
             return path
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, zipfile.BadZipFile) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SafetensorError,
+            zipfile.BadZipFile,
+        ) as error:
             print(f"passing over {path}: {error}", file=sys.stderr)
     return None
 

@@ -25,38 +25,41 @@ class Clock:
     """Which step it is, how long training took, and what is due.
 
     Only training is timed: from when a step's batch is asked for to `stop`. Evaluation, checkpoints and pictures, which
-    come after `stop`, are not.
+    come after `stop`, are not. `wall_s` is what a watch shows, `cpu_s` what this process computed, all its threads
+    together: on a machine that others use too only the latter compares networks.
     """
 
     def __init__(
         self, options: Options, *, steps: int, batch: int, per_epoch: int, eval_every: int = 0, start: int = 0,
-        wall_s: float = 0.0,
+        wall_s: float = 0.0, cpu_s: float = 0.0,
     ):
         """`steps` of the whole training, `batch` samples each; `eval_every` in steps, 0: only at the end. A resumed
-        run goes on after step `start`, which took `wall_s` seconds."""
+        run goes on after step `start`, which took `wall_s` and `cpu_s` seconds."""
         self.options, self.steps, self.batch, self.eval_every = options, steps, batch, eval_every
         self.save_every = options.checkpoint_every or per_epoch
         self.end = min(steps, options.stop_at or steps)
         self.step = self.start = start
         self.wall_s = self.before = wall_s
+        self.cpu_s = cpu_s
         self.left = False
         """Whether a signal made this step the last."""
 
     def over(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """(step, batch) for the steps that are left; `batches` begin with that of step ``start + 1``."""
-        self.tick = time.perf_counter()
+        self.tick = time.perf_counter(), time.process_time()
         leaving.training(True)
         for step, batch in enumerate(batches, self.start + 1):
             self.step = step
             yield step, batch
             if self.left:
                 break
-            self.tick = time.perf_counter()
+            self.tick = time.perf_counter(), time.process_time()
         leaving.training(False)
 
     def stop(self) -> None:
         """The step's update is done."""
-        self.wall_s += time.perf_counter() - self.tick
+        self.wall_s += time.perf_counter() - self.tick[0]
+        self.cpu_s += time.process_time() - self.tick[1]
         self.left = leaving.last_step(self.step)
 
     def about(self, world: World, chunks: int, what: str) -> str:

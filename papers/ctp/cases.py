@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import ModelCase, Rehearsal, TrainingCost
 from papers.ctp import baselines
 from papers.ctp.evaluate import build, inputs
 from papers.ctp.model import CtP, Recognizer
 from papers.ctp.recipes import Recipe
+from papers.ctp.train import train
 
 SAMPLES = {  # training videos of an epoch
     "clips": 288, "UCF101": 9_537, "HMDB51": 3_570, "Something-Something v1": 86_017, "Kinetics-400": 240_436,
@@ -62,3 +63,7 @@ def training_cost(recipe: Recipe) -> TrainingCost:
     with torch.device("meta"):
         model, sample = build(recipe, CLASSES.get(recipe.dataset, 8)), inputs(recipe)
     return TrainingCost(model, sample, SAMPLES.get(recipe.dataset, recipe.batch), recipe.epochs, recipe.batch)
+
+
+def rehearsal(recipe: Recipe) -> Rehearsal:
+    return Rehearsal(train, recipe, SAMPLES[recipe.dataset], whole_steps=recipe.method == "moco")

@@ -45,7 +45,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if recipe.init:
         load_backbone(model.backbone, recipe.init)
     model.to(world.device, memory_format=torch.channels_last_3d)
-    if world.size > 1 and world.device.type == "cuda" and recipe.method != "moco":  # MoCo shuffles instead
+    if world.size > 1 and world.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     flops = run.multiply_adds(model, *evaluate.inputs(recipe))
     params = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -140,7 +140,8 @@ def losses_of(recipe: Recipe, network: nn.Module, sample: Mapping[str, Tensor], 
     """The terms that are added up: two of tracking, or the cross-entropy of whatever is to be told apart."""
     if recipe.method == "ctp":
         paths = sample["trajectories"]
-        return tracking_losses(network(sample["clip"], paths[:, :, 0]), paths)
+        predictions = network(sample["clip"], paths[:, :, 0])
+        return tracking_losses(predictions, paths, targets=evaluate.targets(recipe))
     logits = network(sample["clip"])
     return {"cross_entropy": F.cross_entropy(logits.float(), sample.get("label", labels))}
 

@@ -1,13 +1,15 @@
 """What the tools across papers need to know about DualTFR (common/run/cases.py)."""
 
+from dataclasses import replace
+
 import timm
 import torch
 from torch import nn
 
 from common import run
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import ModelCase, Rehearsal, TrainingCost
 from common.run.sweep import seeds_of
-from papers.dualtfr import pretrain
+from papers.dualtfr import pretrain, train
 from papers.dualtfr.evaluate import build, crop_shapes
 from papers.dualtfr.model import VARIANTS, DualTFR, create_tracker
 from papers.dualtfr.recipes import Pretrain
@@ -60,3 +62,9 @@ def training_cost(recipe) -> TrainingCost:
         trainings = len(recipe.compare) * len(seeds_of(run.Options())) or 1
         epochs = recipe.epochs * trainings
         return TrainingCost(build(recipe), crop_shapes(recipe), recipe.pairs_per_epoch, epochs, recipe.batch)
+
+
+def rehearsal(recipe) -> Rehearsal:
+    if isinstance(recipe, Pretrain):
+        return Rehearsal(pretrain.train, recipe, SAMPLES[recipe.dataset])
+    return Rehearsal(train.train, replace(recipe, init=None), recipe.pairs_per_epoch)

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 
 from common.run import Options
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import ModelCase, Rehearsal, TrainingCost
 from common.run.sweep import seeds_of
 from papers.maml_tracker.data import zooms
 from papers.maml_tracker.evaluate import build
 from papers.maml_tracker.recipes import RECIPES, Recipe, members
+from papers.maml_tracker.train import train
 
 # Learnable elements of the detectors; batch normalisation is frozen in ResNet-18 and EfficientNet-Lite0.
 PARAMS = {
@@ -47,3 +48,7 @@ def training_cost(recipe: Recipe) -> TrainingCost:
 def _crops(recipe: Recipe) -> int:
     """In one video's outer step: the support set in each gradient step, the target image before and after each."""
     return recipe.inner_steps * (len(zooms(recipe)) + 1) + 1
+
+
+def rehearsal(recipe: Recipe) -> Rehearsal:
+    return Rehearsal(train, replace(recipe, imagenet=False), recipe.pairs_per_epoch, whole_steps=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import ModelCase, Rehearsal, TrainingCost
+from papers.maskco import probe, train
 from papers.maskco.evaluate import build, inputs, region_boxes
 from papers.maskco.model import LinearProbe, MaskCo, MoCoV2
 from papers.maskco.recipes import Recipe
@@ -41,3 +42,8 @@ def training_cost(recipe: Recipe) -> TrainingCost:
     with torch.device("meta"):
         model, sample = build(recipe, 1000), inputs(recipe)
     return TrainingCost(model, sample, SAMPLES.get(recipe.dataset, recipe.batch), recipe.epochs, recipe.batch)
+
+
+def rehearsal(recipe: Recipe) -> Rehearsal:
+    trainer = probe if recipe.method == "linear" else train
+    return Rehearsal(trainer.train, recipe, SAMPLES[recipe.dataset], whole_steps=recipe.method != "linear")

@@ -1,11 +1,14 @@
 """What the tools across papers need to know about SBT (common/run/cases.py)."""
 
+from dataclasses import replace
+
 import timm
 import torch
 
 from common import run
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import ModelCase, Rehearsal, TrainingCost
 from common.run.sweep import seeds_of
+from papers.sbt import pretrain, train
 from papers.sbt.evaluate import build, crop_shapes
 from papers.sbt.model import VARIANTS, create_tracker
 from papers.sbt.recipes import Pretrain
@@ -52,3 +55,9 @@ def training_cost(recipe) -> TrainingCost:
         trainings = len(recipe.compare) * len(seeds_of(run.Options())) or 1
         epochs = recipe.epochs * trainings
         return TrainingCost(build(recipe), crop_shapes(recipe), recipe.pairs_per_epoch, epochs, recipe.batch)
+
+
+def rehearsal(recipe) -> Rehearsal:
+    if isinstance(recipe, Pretrain):
+        return Rehearsal(pretrain.train, recipe, IMAGES[recipe.dataset])
+    return Rehearsal(train.train, replace(recipe, init=None), recipe.pairs_per_epoch)

@@ -20,12 +20,11 @@ from common import run
 from common.data.tiny.digits import digits
 from common.data.tiny.scenes import scenes
 from common.tests.squares import BROKEN, break_classes, class_folders
-from papers.maskco import cases, compare, data, demo, evaluate
+from papers.maskco import cases, data, demo, evaluate
 from papers.maskco.__main__ import choose
 from papers.maskco.export import export, load_backbone
 from papers.maskco.model import MaskCo, MomentumContrast, build_backbone
 from papers.maskco.recipes import RECIPES
-from papers.maskco.scripts import mini_sets
 
 DOOR = lambda: run.door("maskco", RECIPES, choose)  # noqa: E731
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -372,41 +371,6 @@ def test_annotations_of_both_splits_must_be_there_and_agree(tmp_path):
     annotate("val2017", [(2, "cat"), (7, "wolf")])
     with pytest.raises(run.UserError, match=r"classes of .* differ .*\['dog', 'wolf'\]"):
         data.open_labelled(tmp_path)
-
-
-def test_the_comparisons_sets_are_of_one_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(mini_sets, "VALIDATION", 2)
-    for split, count in (("train2017", 4), ("val2017", 3)):
-        (tmp_path / "coco" / split).mkdir(parents=True)
-        for i in range(count):
-            Image.new("RGB", (640, 480), (count, i, 0)).save(tmp_path / "coco" / split / f"{i}.png")
-    for split, of, count in (("train", "a", 4), ("train", "b", 3), ("val", "a", 2), ("val", "b", 2)):
-        (tmp_path / "one" / split / of).mkdir(parents=True)
-        for i in range(count):
-            Image.new("RGB", (224, 224), (0, 0, 80 * (of == "b"))).save(tmp_path / "one" / split / of / f"{i}.png")
-    mini_sets.main(tmp_path / "coco", tmp_path / "one", tmp_path / "out")
-    for name in ("many_objects", "one_object"):
-        found = [data.open_pictures(tmp_path / "out" / name, split) for split in ("train", "val")]
-        assert [len(pictures) for pictures in found] == [5, 2]
-        assert all(min(picture.size) == 160 for pictures in found for picture, _ in pictures)
-    one = data.open_pictures(tmp_path / "out" / "one_object", "train")
-    blue = [np.asarray(picture)[0, 0, 2] > 40 for picture, _ in one]
-    assert blue == [False, True, False, True, False], "evenly from both classes"
-    with pytest.raises(run.UserError, match="has 7 pictures: more than 6"):
-        monkeypatch.setattr(mini_sets, "VALIDATION", 6)
-        mini_sets.main(tmp_path / "coco", tmp_path / "one", tmp_path / "again")
-
-
-def test_the_comparisons_table():
-    records = []
-    for recipe, seed, top1 in (("mini_moco_v2", 0, 30.0), ("mini", 1, 42.0), ("mini", 0, 40.0), ("tiny", 0, 99.0)):
-        metrics = [{"name": "probe_top1", "value": top1}, {"name": "contrast_rank", "value": 8.0}]
-        records.append({"data": "coco_small: 8", "recipe": recipe, "seed": seed, "metrics": metrics})
-    assert compare.table(records).splitlines()[2:] == [
-        "| coco_small: 8 | mini | 41.0 ± 1.4 % | 8.0 ± 0.0 % | 0, 1 |",
-        "| coco_small: 8 | mini_moco_v2 | 30.0 % | 8.0 % | 0 |",
-    ]
-    assert compare.table(records[-1:]) == ""
 
 
 @pytest.mark.parametrize("how, message", BROKEN)
