@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "DualTFR"
 TITLE = "Learning Tracking Representations via Dual-Branch Fully Transformer Networks (ICCV Workshops 2021)"
 CLAIM = "A tracker without a CNN: attention within windows, over each image, and between the two images."
 BUILT_IN = ("sequences", "digits")  # data sets that come with the repository

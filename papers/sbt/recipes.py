@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "SBT"
 TITLE = "Correlation-Aware Deep Tracking (CVPR 2022)"
 CLAIM = "Template and search image meet inside the backbone, in cross-attention; no correlation module is left."
 BUILT_IN = ("sequences", "digits")  # data sets that come with the repository
