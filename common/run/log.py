@@ -47,15 +47,19 @@ class Clock:
 
     def over(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """(step, batch) for the steps that are left; `batches` begin with that of step ``start + 1``."""
-        self.tick = time.perf_counter(), time.process_time()
+        self.go()
         leaving.training(True)
         for step, batch in enumerate(batches, self.start + 1):
             self.step = step
             yield step, batch
             if self.left:
                 break
-            self.tick = time.perf_counter(), time.process_time()
+            self.go()
         leaving.training(False)
+
+    def go(self) -> None:
+        """What comes now is training."""
+        self.tick = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
         """The step's update is done."""

@@ -214,6 +214,10 @@ def test_results_are_checked_and_reported(tmp_path):
     run.write_results(tmp_path, _results())
     assert json.loads((tmp_path / "results.json").read_text())["hardware"] == run.hardware()
     assert "Not comparable" in (tmp_path / "report.md").read_text()
+    assert "could not be read" not in (tmp_path / "report.md").read_text()
+    (tmp_path / "unreadable.txt").write_text("a.jpg\tno picture\nb.jpg\tempty\n")
+    run.write_results(tmp_path, _results())
+    assert ". 2 training samples could not be read: unreadable.txt" in (tmp_path / "report.md").read_text()
     for change in ({"metrics": []}, {"seed": "0"}, {"surprise": 1}):
         with pytest.raises(jsonschema.ValidationError):
             run.write_results(tmp_path, _results(**change))

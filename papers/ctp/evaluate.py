@@ -102,6 +102,11 @@ def describe(recipe: Recipe, folder: Path | None, videos: Videos, val: Videos) -
     return f"{name}: {len(videos):,} training, {len(val):,} validation videos"
 
 
+def passed_over(**splits: Videos) -> str:
+    """What stands in the data folder and is not among the videos, a line for each split; empty if nothing is."""
+    return "".join(f"- passed over in {split}: {notes}\n" for split, its in splits.items() if (notes := its.notes()))
+
+
 def _batches(samples: Clips, what: str, world: World, workers: int, batch: int):
     loaded = loader.eval_loader(
         loader.Plain(samples, loader.identity), batch, rank=world.rank, world=world.size, workers=workers
@@ -227,15 +232,22 @@ def downstream(recipe: Recipe, init: str | Path) -> Recipe:
 def transfer_scores(
     init: str | Path, home: Path, recipe: Recipe, options: run.Options, world: World, train: run.Train
 ) -> dict[str, float]:
-    """Scores of the backbone of `init`, or of a random one: as it stands, and fine-tuned by `recipe.downstream` in a
-    run that `train` makes under `home`, or made before a kill."""
-    tuned = downstream(recipe, init)
+    """Scores of the backbone of `init`, or of a random one: as it stands, and fine-tuned."""
+    tuned = tuned_top1(init, home, recipe, options, world, train)
+    return frozen_scores(init, downstream(recipe, init), options, world) | {"finetune_top1": tuned}
+
+
+def tuned_top1(
+    init: str | Path, home: Path, recipe: Recipe, options: run.Options, world: World, train: run.Train
+) -> float:
+    """Accuracy after fine-tuning the backbone of `init`, or a random one, by `recipe.downstream` in a run that `train`
+    makes under `home`, or made before a kill."""
     own = replace(options, out=home, resume="auto", stop_at=0, seeds=())
     done = world.agree([p.parent for p in (home / "ctp" / recipe.downstream).glob("*/results.json")
                         if run.finished(p.parent)])
-    folder = done[0] if done else train(recipe.downstream, tuned, own, world)
+    folder = done[0] if done else train(recipe.downstream, downstream(recipe, init), own, world)
     world.wait()  # its results are whole
-    return frozen_scores(init, tuned, own, world) | {"finetune_top1": run.read_scores(folder)["top1"]}
+    return run.read_scores(folder)["top1"]
 
 
 def metrics(scores: Mapping[str, float], recipe: Recipe) -> list[dict[str, Any]]:

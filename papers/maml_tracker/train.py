@@ -96,7 +96,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
                 network.require_backward_grad_sync = first + size >= per_rank
             with world.autocast():
                 part = network(support, target, gamma) * len(target.x) / per_rank
-            (part * gamma.to(part)).sum().backward()
+            sum(weight * each for weight, each in zip(gamma.tolist(), part)).backward()
             loss += part.detach()
         norm = run.clip_gradients(
             maml.parameters(), recipe.clip_norm, step=step, loss=loss, folder=folder, hint="--rate or --lr"

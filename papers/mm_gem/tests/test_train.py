@@ -115,8 +115,19 @@ def test_commands(tmp_path, data, finished, monkeypatch, capsys):
     spoken(search, "embed", data / "val", "--checkpoint", finished)
     hits = spoken(search, "find", picture, "--checkpoint", finished, "--count", 3).splitlines()
     assert hits[0] == f" 1.000  {picture.resolve()}" and len(hits) == 4 and Image.open("hits.png").width > 100
+    told = json.loads(Path("hits.json").read_text())
+    assert told["query"] == str(picture) and [row["there"] for row in told["hits"]] == [True] * 3
+    assert told["hits"][0] == {"file": str(picture.resolve()), "similarity": pytest.approx(1), "there": True}
     assert spoken(search, "find", "two red circles .", "--checkpoint", finished).count("val/") == 8
     assert spoken(search, "find", "two red circles . " * 15, "--checkpoint", finished).count("val/") == 8  # no path
+    shutil.copytree(data / "val", gone := tmp_path / "gone")
+    spoken(search, "embed", gone, "--checkpoint", finished, "--index", "gone.index")
+    (gone / picture.name).unlink()
+    hits = spoken(search, "find", picture, "--checkpoint", finished, "--index", "gone.index", "--count", 2).splitlines()
+    assert hits[0].endswith("has gone since it was embedded)") and not json.loads(
+        Path("hits.json").read_text())["hits"][0]["there"]
+    with pytest.raises(UserError, match="--count 0: at least 1 picture"):
+        spoken(search, "find", "a red circle .", "--checkpoint", finished, "--count", 0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pictures in empty; expected files ending in"):
         spoken(search, "embed", "empty", "--checkpoint", finished)
