@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import os
 import re
 import sys
@@ -121,6 +122,8 @@ def main(function: Callable[[], object]) -> None:
     """Runs a command: what a person can mend becomes one line and status 2, a signal status 130 or 143, anything else a
     traceback and status 1. A process that fails ends the others."""
     before = leaving.listen()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character has lost nothing else
     try:
         function()
     except Exception as error:
