@@ -58,6 +58,8 @@ class Options:
     """Steps between checkpoints; 0 writes one per epoch. The two newest are kept."""
     log_every: int = 10
     """Steps between rows of the log."""
+    wandb: bool = False
+    """Send the log to Weights & Biases as well as to TensorBoard; needs the package wandb."""
     stop_at: int = 0
     """Write a checkpoint and leave after this step, as if the machine had been taken away; 0: never."""
 
@@ -71,7 +73,7 @@ RENAMED = {
     "jitter_chance": "jitter_probability", "warmup": "warmup_ratio", "region_share": "region_fraction",
 }
 # Options that may differ between a run and its resumption without changing the result.
-FREE_ON_RESUME = {"data", "out", "resume", "workers", "checkpoint_every", "log_every", "stop_at"}
+FREE_ON_RESUME = {"data", "out", "resume", "workers", "checkpoint_every", "log_every", "wandb", "stop_at"}
 
 
 def parse(recipes: Mapping[str, Recipe], prog: str, argv: Sequence[str] | None = None) -> tuple[str, Recipe, Options]:

@@ -132,6 +132,15 @@ def text_keys(input_ids: Tensor, end: Tensor) -> Tensor:
     return gather(rows).unique(dim=0, return_inverse=True)[1]
 
 
+def like_lengths(input_ids: Tensor, end: Tensor, groups: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Texts in so many groups of like lengths, each without the columns that hold padding alone: (rows of the group,
+    its input_ids, its end)."""
+    if groups == 1:
+        return [(torch.arange(len(end), device=end.device), input_ids, end)]
+    parts = end.argsort(stable=True).tensor_split(min(groups, len(end)))
+    return [(rows, input_ids[rows, : int(end[rows].max()) + 1], end[rows]) for rows in parts]
+
+
 class MMGEMModel(PreTrainedModel):
     """`encode_image`, `encode_region` and `encode_text` embed; `generate` describes; `forward` is the training loss."""
 
@@ -264,21 +273,24 @@ class MMGEMModel(PreTrainedModel):
 
     # Objectives ------------------------------------------------------------------------------------------
 
-    def _row_terms(self, pixel_values, kept, boxes, input_ids, end) -> tuple[Tensor, Tensor, Tensor]:
+    def _row_terms(self, pixel_values, kept, groups, boxes, input_ids, end) -> tuple[Tensor, Tensor, Tensor]:
         """v, t and the summed caption loss of some rows: all that the losses take from the two networks."""
         images, index = boxes[:, 0].long().unique(return_inverse=True)
         own = torch.cat([index[:, None].to(boxes.dtype), boxes[:, 1:]], 1)
         cells = self.cells(pixel_values[images], own, kept=kept)
         v = t = tokens = cells.new_zeros(())
+        parts = like_lengths(input_ids, end, groups)
         if self.config.objectives != "generation":
-            v, t = self._image_embedding(cells), self._text_embedding(input_ids, end)
+            rows = torch.cat([rows for rows, *_ in parts])
+            v, t = self._image_embedding(cells), torch.cat([self._text_embedding(*texts) for _, *texts in parts])
+            t = t[rows.argsort()]
         if self.config.objectives != "embedding":
-            tokens = self._caption_loss(cells, input_ids, end)
+            tokens = sum(self._caption_loss(cells[rows], *texts) for rows, *texts in parts)
         return v, t, tokens
 
     def forward(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None,
-        boxes: Tensor | None = None, features: Tensor | None = None, chunk: int = 0,
+        boxes: Tensor | None = None, features: Tensor | None = None, chunk: int = 0, groups: int = 1,
     ) -> MMGEMOutput:
         """Pairs of images or regions and texts -> L = L_Emb + L_Gen.
 
@@ -288,6 +300,7 @@ class MMGEMModel(PreTrainedModel):
 
         With `chunk`, the networks see so many rows at a time and their activations are computed again in the backward
         pass, so that memory grows with the chunk while the contrastive loss is that of the whole batch, exactly.
+        With `groups`, the LLM sees so many groups of texts of like lengths, each padded to its own longest alone.
         """
         kept = features is not None
         pixel_values = features if kept else pixel_values
@@ -301,14 +314,16 @@ class MMGEMModel(PreTrainedModel):
         if chunk and chunk < len(input_ids):
             rows = zip(boxes.split(chunk), input_ids.split(chunk), end.split(chunk))
             terms = [
-                checkpoint(self._row_terms, pixel_values, kept, *row, use_reentrant=False, determinism_check="none")
+                checkpoint(
+                    self._row_terms, pixel_values, kept, groups, *row, use_reentrant=False, determinism_check="none"
+                )
                 for row in rows
             ]
             v, t, tokens = zip(*terms)
             tokens = sum(tokens)
             v, t = (torch.cat(x) if x[0].dim() else x[0] for x in (v, t))
         else:
-            v, t, tokens = self._row_terms(pixel_values, kept, boxes, input_ids, end)
+            v, t, tokens = self._row_terms(pixel_values, kept, groups, boxes, input_ids, end)
         out = MMGEMOutput(loss=0.0)
         if self.config.objectives != "generation":
             keys = text_keys(input_ids, end) if self.config.duplicates else None

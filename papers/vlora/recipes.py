@@ -135,10 +135,10 @@ SMOLLM2 = Recipe(
     warmup_ratio=0.1, gradient_checkpointing=False, deepspeed="", eval_every=40, eval_rows=60, new_tokens=24,
     clip_norm=1.0, length_groups=1,
 )
-# An hour of a core; the generator is small enough to be shipped.
+# A quarter of an hour of a core; the generator is small enough to be shipped.
 FLICKR8K = replace(
     SMOLLM2, rank=8, alpha=8, grouped=True, length_groups=32, features=True, llm_dtype="bfloat16", dataset="Flickr8k",
-    batch=16, steps=900, eval_every=300, eval_rows=500, others=20, other_rows=150,
+    batch=16, steps=600, eval_every=300, eval_rows=300, others=20, other_rows=100,
 )
 
 RECIPES = {

@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "is_training_test",
          "torch_compile_test")
 STAND_INS = {
+    "tests/__init__.py": "",
     "tests/generation/__init__.py": "",
     "tests/generation/test_utils.py": (HERE / "generation.py").read_text(encoding="utf-8"),
     "tests/exporters/__init__.py": "",

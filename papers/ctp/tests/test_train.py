@@ -423,6 +423,9 @@ def test_other_classes_in_validation_are_one_line_before_training(tmp_path, tiny
     (root / "train" / ".ipynb_checkpoints").mkdir()
     folder = _train(tmp_path / "runs", root, ACTIONS, stop_at=1)
     assert run.load_checkpoint(folder)[2]["classes"] == classes
+    (root / "train" / first / "notes.txt").write_text("not a video")
+    home = _train(tmp_path / "whole", root, dataclasses.replace(SMALL, batch=24))
+    assert "- passed over in training: 1 files that are no video (.txt), 1 hidden" in (home / "report.md").read_text()
     (root / "train" / first).rename(root / "train" / "zz")
     (root / "val" / first).rename(root / "val" / "zz")
     with pytest.raises(run.UserError, match=f"it learned '{first}', the data have 'zz'"):

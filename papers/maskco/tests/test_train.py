@@ -12,6 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+import tyro
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
@@ -25,6 +26,7 @@ from papers.maskco.__main__ import choose
 from papers.maskco.export import export, load_backbone
 from papers.maskco.model import MaskCo, MomentumContrast, build_backbone
 from papers.maskco.recipes import RECIPES
+from papers.maskco.scripts import to_detectron2
 
 DOOR = lambda: run.door("maskco", RECIPES, choose)  # noqa: E731
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -396,3 +398,27 @@ def test_a_training_picture_that_cannot_be_read_is_left_out_of_the_probe(tmp_pat
     (root / "val" / "a" / "0.png").write_bytes(b"damaged")
     with pytest.raises(run.UserError, match="cannot evaluate"):
         evaluate.probe_scores(backbone, train, val, SMALL, WORLD)
+
+
+def test_a_backbone_has_detectron2s_names(tmp_path, monkeypatch):
+    """By detectron2's own scheme, stage by stage; every tensor once, and nothing of it changed."""
+    network = build_backbone("resnet50")
+    run.save_weights(tmp_path / "model.safetensors", network.state_dict())
+    monkeypatch.setattr(sys, "argv", ["to_detectron2", str(tmp_path / "model.safetensors"), str(tmp_path / "d2.pth")])
+    tyro.cli(to_detectron2.main)
+    content = torch.load(tmp_path / "d2.pth", weights_only=True)
+    assert content["matching_heuristics"] is True
+    norms = ["weight", "bias", "running_mean", "running_var"]
+    convolutions = ["stem.conv1"]
+    for stage, blocks in (("res2", 3), ("res3", 4), ("res4", 6), ("res5", 3)):
+        for block in range(blocks):
+            names = ["conv1", "conv2", "conv3", *(["shortcut"] if block == 0 else [])]
+            convolutions += [f"{stage}.{block}.{name}" for name in names]
+    expected = {f"{c}.weight" for c in convolutions} | {f"{c}.norm.{part}" for c in convolutions for part in norms}
+    assert set(content["model"]) == expected
+    ours = network.state_dict()
+    for theirs, name in (
+        ("stem.conv1.norm.bias", "bn1.bias"), ("res2.0.shortcut.norm.weight", "layer1.0.downsample.1.weight"),
+        ("res5.2.conv3.weight", "layer4.2.conv3.weight"), ("res4.0.conv2.norm.bias", "layer3.0.bn2.bias"),
+    ):
+        assert torch.equal(content["model"][theirs], ours[name])
