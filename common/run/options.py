@@ -42,7 +42,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """'auto' takes the GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast type of the forward pass; 'auto' is bf16 on a GPU, fp32 on a CPU."""
+    """Autocast type of the forward pass; 'auto' is bf16 on a GPU, fp32 on a CPU. A GPU's fp32 products are TF32."""
     workers: int = 0
     """Data loading processes per rank; the data do not depend on it. Not given, a GPU has its share of the cores."""
     threads: int = 1
