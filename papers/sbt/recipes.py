@@ -10,7 +10,7 @@ from typing import Any
 
 TITLE = "Correlation-Aware Deep Tracking (CVPR 2022)"
 CLAIM = "Template and search image meet inside the backbone, in cross-attention; no correlation module is left."
-BUILT_IN = ("sequences", "digits")  # data sets that come with the repository
+BUILT_IN = ("sequences", "hard_sequences", "digits")  # data sets that come with the repository
 
 
 @dataclass(frozen=True)
@@ -239,6 +239,10 @@ for _size, _recipe in (("base", "full"), ("large", "full_large"), ("huge", "full
     )
 RECIPES["correlation"] = replace(
     RECIPES["tiny"], about="tiny with SBT's features in a plain correlation tracker", head="correlation"
+)
+RECIPES["tiny_hard"] = replace(
+    RECIPES["tiny"], about="tiny on built-in sequences whose targets change their look, size and shape",
+    dataset="hard_sequences",
 )
 RECIPES["smoke"] = replace(
     RECIPES["tiny"], about="tiny cut to seconds: does everything run?", pairs_per_epoch=64, epochs=2, batch=8,

@@ -13,6 +13,7 @@ import torch
 
 from common import run
 from common.data import tracking as data
+from common.data.tiny.sequences import hard_sequences
 from common.data.tiny.sequences import sequences as built_in_sequences
 from common.metrics import evaluation, tracking
 from common.metrics.trackers.baselines import BASELINES, FLOOR
@@ -179,7 +180,7 @@ def compare(
 
 def data_folder(recipe: Any, folder: Path | None) -> Path:
     """Where a recipe's sequences are: as given, or the built-in ones for a recipe meant for them."""
-    return run.data_folder(recipe, folder, {"sequences": built_in_sequences})
+    return run.data_folder(recipe, folder, {"sequences": built_in_sequences, "hard_sequences": hard_sequences})
 
 
 def shares(recipe: Any) -> dict[str, float] | None:
