@@ -45,6 +45,7 @@ from common.run.sweep import (
     check_members,
     over_seeds,
     read_scores,
+    seeds_of,
     sweep,
     table,
     tables,

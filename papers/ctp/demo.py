@@ -54,7 +54,7 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"{video} is no video: {error}") from None
     if recipe.method == "ctp":
-        frames = figures.track(model, sample)
+        frames = figures.track(model, sample, recipe)
         write_video(args.out, frames, fps=4)
         print(f"{args.out} written: thin, where the patches are; thick, where {checkpoint} says they are")
         return

@@ -191,7 +191,7 @@ RECIPES = {
     ),
     "pretrain_hundred": Pretrain(
         "the micro branch on a hundred classes of Tiny-ImageNet, 64 px, to start small trackers from: 20 minutes of a "
-        "core", model="dualtfr_micro", model_args={"gab_grid": 12}, dataset="Tiny-ImageNet",
+        "core", model="dualtfr_micro", model_args={"gab_grid": 12}, dataset="Tiny-ImageNet-100",
         input_size_px=64, epochs=5, batch=64, lr=8e-3, warmup_epochs=0.5, crop_scale=(0.25, 1.0), policy=None,
         erase=0.0, mixup=0.0, cutmix=0.0, eval_crop=1.0,
     ),
