@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import tyro
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common import run
 from common.data import crops
@@ -79,10 +80,11 @@ def export(network: nn.Module, recipe: object, folder: Path) -> dict[str, dict[s
     settings.intra_op_num_threads, found = 1, {}
     for name, (module, inputs, outputs) in parts.items():
         path = folder / f"{name}.onnx"
-        program = torch.onnx.export(
-            module.eval(), tuple(inputs.values()), dynamo=True, verbose=False, external_data=False,
-            input_names=list(inputs), output_names=outputs,
-        )
+        with sdpa_kernel(SDPBackend.MATH):  # others lay their result out in memory in another way than their ONNX form
+            program = torch.onnx.export(
+                module.eval(), tuple(inputs.values()), dynamo=True, verbose=False, external_data=False,
+                input_names=list(inputs), output_names=outputs,
+            )
         with run.written_whole(path) as part:
             program.save(part)
         session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
