@@ -440,8 +440,8 @@ def test_a_missing_tracker_of_opencvs_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize("growth, running, lost", [(4.1, 10, 1), (0.24, 10, 1), (4.1, 9, 0), (3.9, 19, 0)])
 def test_a_lost_size_is_one_that_is_wrong_for_ten_frames_running(tmp_path, growth, running, lost):
     """In two stretches, of which neither counts for the other."""
-    (sequence,) = make_sequences(tmp_path, lengths=(41,))
-    boxes = sequence.boxes.copy()
+    boxes = np.tile([10.0, 10, 20, 16], (41, 1))
+    sequence = data.Sequence("a", "got10k", [tmp_path] * 41, boxes.copy(), np.ones(41, bool))
     for start in (1, 21):
         boxes[start : start + running, 2] *= growth
     rest = np.zeros(41)
