@@ -107,7 +107,8 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor
             state = _unpack(read_json(home / "state.json"), files.pop("state"))
             if not files or not isinstance(state, dict):
                 raise ValueError("no weights or no state in it")
-        except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            float(state.get("wall_s", 0.0))
+        except (UserError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             print(f"passing over {home}: {error}", file=sys.stderr)
             continue
         return int(home.name.removeprefix("step_")), files, state
@@ -128,6 +129,7 @@ def restore(
         return 0, {}
     step, weights, state = found
     learned = state.get("classes", [])
+    learned = learned if isinstance(learned, list) else []
     if classes and learned != list(classes):
         lacking, new = (
             [repr(name) for name in ours if name not in theirs][:5]
@@ -138,11 +140,15 @@ def restore(
             f"cannot resume {folder} with the classes of these data: {differ if lacking or new else 'another order'}; "
             "give the folder it was started with as --data"
         )
-    for name, module in modules.items():
-        if module is not None:
-            module.load_state_dict(weights[name])
-    if optimizer:
-        optimizer.load_state_dict(state["optimizer"])
+    try:
+        for name, module in modules.items():
+            if module is not None:
+                module.load_state_dict(weights[name])
+        if optimizer:
+            optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+        raise UserError(f"the checkpoint of step {step} in {folder} does not fit this recipe: {reason}") from None
     return step, state
 
 

@@ -69,7 +69,8 @@ def start_world(options: Options) -> World:
         raise UserError(f"there are {local_size} processes, but torch sees {torch.cuda.device_count()} CUDA devices")
     if cuda:
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high")  # TF32; convolutions use it anyway
+        torch.backends.cudnn.benchmark = not options.deterministic  # tries its convolutions, once per shape
     if size > 1:
         join_group("nccl" if cuda else "gloo")
     elif options.threads:

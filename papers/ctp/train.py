@@ -68,7 +68,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         clips, loader.identity, recipe.batch, clock.end, seed=options.seed, start=start, rank=world.rank,
         world=world.size, workers=options.workers, report=folder / "unreadable.txt",
     )
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{recipe.method} {recipe.backbone}: {params:,} parameters, {flops / 1e9:,.2f} G multiply-adds per sample\n"
         f"{about} of {len(val.classes)} classes\n{passed_over}"

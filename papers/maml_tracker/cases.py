@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 
 from common.run import Options
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import Curve, ModelCase, Rehearsal, TrainingCost
 from common.run.sweep import seeds_of
 from papers.maml_tracker.data import zooms
 from papers.maml_tracker.evaluate import build
 from papers.maml_tracker.recipes import RECIPES, Recipe, members
+from papers.maml_tracker.train import train
 
 # Learnable elements of the detectors; batch normalisation is frozen in ResNet-18 and EfficientNet-Lite0.
 PARAMS = {
@@ -47,3 +48,9 @@ def training_cost(recipe: Recipe) -> TrainingCost:
 def _crops(recipe: Recipe) -> int:
     """In one video's outer step: the support set in each gradient step, the target image before and after each."""
     return recipe.inner_steps * (len(zooms(recipe)) + 1) + 1
+
+
+def rehearsal(recipe: Recipe) -> Rehearsal:
+    """Of meta-training, which begins after 5 epochs of detection: 20 epochs of 60,000 pairs."""
+    curve = Curve(0.01, "steps", drops=(15, 20), epochs=25)
+    return Rehearsal(train, replace(recipe, imagenet=False), 60_000, curve, whole_steps=True)

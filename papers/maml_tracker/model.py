@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.models import ResNet18_Weights
-from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
+from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder, encode_boxes
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.resnet import BasicBlock
 from torchvision.ops import box_iou, sigmoid_focal_loss
@@ -256,7 +256,8 @@ class RetinaHead(Head):
         positive, ignored = self.assign(crops)
         B, N = positive.shape
         boxes, anchors = crops.box_xyxy[:, None].expand(B, N, 4), self.anchors.expand(B, N, 4)
-        wanted = self.coder.encode_single(boxes.reshape(-1, 4), anchors.reshape(-1, 4)).view(B, N, 4)
+        ones = self.anchors.new_ones(4)  # the coder's weights, which its own `encode` brings from the host each time
+        wanted = encode_boxes(boxes.reshape(-1, 4), anchors.reshape(-1, 4), ones).view(B, N, 4)
         distance = F.smooth_l1_loss(raw[..., 1:], wanted, beta=1 / 9, reduction="none").sum(-1)
         return self.focal(raw[..., 0], positive, ignored) + mean_over(positive, distance)
 

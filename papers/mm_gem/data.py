@@ -1,6 +1,6 @@
 """Images and regions with their texts as training rows, and the order they come in.
 
-A row is (PIL image, box or None for the whole image, text).
+A row is (PIL image, box or None for the whole image, text); or, of kept features, (feature map, None, text).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import tyro
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -35,7 +36,8 @@ and for regions
 class Rows(Dataset):
     """Captioned images, one of the captions at random, then regions."""
 
-    def __init__(self, images: Captioned, regions: list[Region]):
+    def __init__(self, images: Captioned | Dataset, regions: list[Region]):
+        """`images`: or a `features.Kept`, whose samples are feature maps with captions."""
         self.images, self.regions = images, regions
 
     def __len__(self) -> int:
@@ -138,7 +140,7 @@ def train_loader(
     samples = Augmented(rows, _same, report=report)
     return DataLoader(
         samples, batch_sampler=batches, collate_fn=_Collate(processor), num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -151,7 +153,11 @@ class _Collate:
         self.processor = processor
 
     def __call__(self, samples):
-        return self.processor.collate([row for row, _ in samples])
+        rows = [row for row, _ in samples]
+        if isinstance(rows[0][0], torch.Tensor):
+            features, _, texts = zip(*rows)
+            return {"features": torch.stack(features), **self.processor.texts(texts)}
+        return self.processor.collate(rows)
 
 
 def main(folder: Path, /) -> None:

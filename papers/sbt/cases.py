@@ -1,11 +1,14 @@
 """What the tools across papers need to know about SBT (common/run/cases.py)."""
 
+from dataclasses import replace
+
 import timm
 import torch
 
 from common import run
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import Curve, ModelCase, Rehearsal, TrainingCost
 from common.run.sweep import seeds_of
+from papers.sbt import pretrain, train
 from papers.sbt.evaluate import build, crop_shapes
 from papers.sbt.model import VARIANTS, create_tracker
 from papers.sbt.recipes import Pretrain
@@ -52,3 +55,13 @@ def training_cost(recipe) -> TrainingCost:
         trainings = len(recipe.compare) * len(seeds_of(run.Options())) or 1
         epochs = recipe.epochs * trainings
         return TrainingCost(build(recipe), crop_shapes(recipe), recipe.pairs_per_epoch, epochs, recipe.batch)
+
+
+def rehearsal(recipe) -> Rehearsal:
+    if isinstance(recipe, Pretrain):
+        curve = Curve(1e-3, warmup=5, start=1e-6, end=1e-5, epochs=300)
+        return Rehearsal(pretrain.train, recipe, IMAGES[recipe.dataset], curve)
+    # The authors' configurations: 500 epochs of 60,000 pairs, or 100 on GOT-10k alone, a drop after four fifths.
+    epochs = 100 if recipe.dataset == "GOT-10k" else 500
+    curve = Curve(1e-3, "steps", drops=(epochs * 4 // 5,), epochs=epochs)
+    return Rehearsal(train.train, replace(recipe, init=None), 60_000, curve)

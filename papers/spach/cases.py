@@ -4,10 +4,11 @@ import timm
 import torch
 from torch import nn
 
-from common.run.cases import ModelCase, TrainingCost
+from common.run.cases import Curve, ModelCase, Rehearsal, TrainingCost
 from papers.spach.compare import member
 from papers.spach.evaluate import build
 from papers.spach.model import VARIANTS
+from papers.spach.train import train
 
 # Parameters for 32 x 32 images with 1000 classes. Spatial MLPs are smaller than at 224, where the counts are those of
 # the authors' code (tests/test_model.py); the others are the same.
@@ -24,7 +25,7 @@ PARAMS = {
     "spach_ms_xs_patch4_224_hybrid": 27_956_584, "spach_ms_s_patch4_224_hybrid": 63_028_584,
     "spach_ms_xs_patch4_224_hybrid_plus": 28_060_072, "spach_ms_s_patch4_224_hybrid_plus": 63_138_728,
     "spach_ms_micro_patch4_conv": 854_888, "spach_ms_micro_patch4_attn": 1_268_520,
-    "spach_ms_micro_patch4_mlp": 856_944,
+    "spach_ms_micro_patch4_mlp": 856_944, "spach_ms_mini_patch4_64_hybrid": 2_139_784,
 }
 SAMPLES = {
     "digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "Tiny-ImageNet-100": 18_000, "ImageNet-1K": 1_281_167,
@@ -60,3 +61,8 @@ def training_cost(recipe) -> TrainingCost:
         model = build(recipe, CLASSES.get(recipe.dataset, 10))
         image = torch.empty(1, 3, recipe.input_size_px, recipe.input_size_px)
     return TrainingCost(model, (image,), SAMPLES[recipe.dataset], recipe.epochs * (trainings or 1), recipe.batch)
+
+
+def rehearsal(recipe) -> Rehearsal:
+    # DeiT's trainer: 5e-4 for 512 images, 1024 at once, 20 epochs of warm-up, from 1e-6 and down to 1e-5.
+    return Rehearsal(train, recipe, SAMPLES[recipe.dataset], Curve(1e-3, warmup=20, start=1e-6, end=1e-5, epochs=300))

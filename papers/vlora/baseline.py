@@ -42,7 +42,7 @@ class VisualTokensForConditionalGeneration(VisionLanguageModel):
         visual = self.projector(self.visual_features(pixel_values).to(self.projector[0].weight.dtype))
         V, (B, L) = visual.shape[1], input_ids.shape
         has = marks.any(1, keepdim=True)
-        image_of_row = (marks.sum(1).cumsum(0) - 1).clamp(min=0)
+        image_of_row = (has[:, 0].long().cumsum(0) - 1).clamp(min=0)
         first = torch.where(has, marks.int().argmax(1, keepdim=True), -1)  # of the visual slots
         slot = torch.arange(L + V - 1, device=input_ids.device).expand(B, -1)
         is_visual = (slot >= first) & (slot < first + V)

@@ -1,8 +1,8 @@
 """What the models of this folder are made of, as config.json says it.
 
-This file, vision_language.py, generator.py, injection.py, model.py, baseline.py, tokens.py and processing.py import nothing
-of this repository but each other: `save_pretrained` lays them beside the weights, so that transformers can load the model
-where the repository is not (``trust_remote_code=True``).
+This file, vision_language.py, generator.py, injection.py, model.py, baseline.py, tokens.py and processing.py import
+nothing of this repository but each other: `save_pretrained` lays them beside the weights, so that transformers can load
+the model where the repository is not (``trust_remote_code=True``).
 """
 
 from __future__ import annotations

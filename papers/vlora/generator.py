@@ -1,7 +1,8 @@
 """The perceptual weights generator (section 3.3): visual features -> a low-rank factor for each changed weight.
 
-I images, V visual features of width D; h width of the generator, K perceptual queries of each of its G sub-generators;
-T weight types, S sites (the changed layers), r rank, d width of the language model, o width of a changed module's output.
+I images, V visual features of width D; h width of the generator, K perceptual queries of each of its G
+sub-generators; T weight types, S sites (the changed layers), r rank, d width of the language model, o width of a
+changed module's output.
 The G sub-generators differ in their weights only, so each of their layers is one batched product over all of them.
 """
 

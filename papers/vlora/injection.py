@@ -1,7 +1,7 @@
 """How an image's weights reach the modules they change (section 3.2): with the call, never with the model.
 
-While a forward pass runs, its weights are in a context variable, which other threads and requests do not see. The hooks on
-the changed modules hold nothing but their place. B rows, T weight types, S sites, d width in, o width out, r rank.
+While a forward pass runs, its weights are in a context variable, which other threads and requests do not see. The hooks
+on the changed modules hold nothing but their place. B rows, T weight types, S sites, d width in, o width out, r rank.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class Places:
         try:
             layers = language_model.get_decoder().layers
         except AttributeError:
-            raise InputError(f"a {type(language_model).__name__} has no get_decoder().layers; LLaMA's kind has") from None
+            kind = type(language_model).__name__
+            raise InputError(f"a {kind} has no get_decoder().layers, as LLaMA's kind has") from None
         found = []
         for site in self.sites:
             layer, name = layers[self.layers[site.site_index]], MODULES[site.letter]
@@ -208,8 +209,8 @@ def added(modules: list[nn.Module], deltas: list[torch.Tensor]) -> Iterator[None
         plain = type(module) is nn.Linear and type(weight.data) is torch.Tensor and weight.is_floating_point()
         if not plain or weight.is_meta:
             kind = type(module).__name__ if type(module) is not nn.Linear else type(weight.data).__name__
-            where = " on the meta device (offloaded)" if getattr(weight, "is_meta", False) else ""
-            raise InputError(f'an image can be merged into plain float Linear layers, not a {kind}{where}: apply="side"')
+            kind += " on the meta device (offloaded)" if getattr(weight, "is_meta", False) else ""
+            raise InputError(f'an image can be merged into plain float Linear layers, not a {kind}: apply="side"')
     before = [module.weight.data for module in modules]
     try:
         for module, delta in zip(modules, deltas):

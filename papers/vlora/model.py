@@ -2,9 +2,9 @@
 
 Ma et al., "Visual Perception by Large Language Model's Weights", NeurIPS 2024, arXiv 2405.20339.
 
-B rows of a batch, I images, L tokens, d width of the LLM, o width of a changed module's output; T weight types, S sites
-(the changed layers), r rank. A weight's change is ΔW = (α / r) B Aᵀ: A (d, r) generated from the image (generator.py), B
-(o, r) learned. How the change reaches the language model's modules: injection.py.
+B rows of a batch, I images, L tokens, d width of the LLM, o width of a changed module's output; T weight types, S
+sites (the changed layers), r rank. A weight's change is ΔW = (α / r) B Aᵀ: A (d, r) generated from the image
+(generator.py), B (o, r) learned. How the change reaches the language model's modules: injection.py.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class VLoRAForConditionalGeneration(VisionLanguageModel, GenerationMixin):
 
         input_ids (B, L). pixel_values (I, 3, H, W): images in the order of their placeholders; rows without a
         placeholder are computed by the plain LLM. attention_mask (B, L), 1 for tokens, 0 for padding on either side;
-        once a cache is in use (`past_key_values`, or `cache` as it is called since transformers 5.24), (B, everything so
+        once a cache is in use (`past_key_values`, or `cache` as it is called since transformers 5.24), (B, all so
         far), with 0 at earlier placeholders. perceptual_weights (B, T, S, d, r), or one row for all, instead of images:
         what `perceive` returns. inputs_embeds (B, L, d) in place of the tokens; with input_ids beside them, these say
         where the placeholders are. Further arguments go to the language model.
@@ -102,8 +102,8 @@ class VLoRAForConditionalGeneration(VisionLanguageModel, GenerationMixin):
                 back(token)
         if weights is not None and weights.reached != len(self.places.sites):
             raise RuntimeError(
-                f"the image reached {weights.reached} of {len(self.places.sites)} modules: something keeps forward hooks "
-                f"from the modules of this {type(self.language_model).__name__}"
+                f"the image reached {weights.reached} of {len(self.places.sites)} modules: something keeps forward "
+                f"hooks from the modules of this {type(self.language_model).__name__}"
             )
         return out
 
@@ -148,7 +148,7 @@ class VLoRAForConditionalGeneration(VisionLanguageModel, GenerationMixin):
 
     def _rows(self, input_ids: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
         """Factors of images (I, T, S, d, r) -> of rows (B, T, S, d, r), 0 without an image."""
-        marks = self.placeholders(input_ids).sum(1)
+        marks = self.placeholders(input_ids).any(1).long()
         row = torch.arange(len(input_ids), device=A.device).repeat_interleave(marks, output_size=len(A))
         return A.new_zeros(len(input_ids), *A.shape[1:]).index_add(0, row, A)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Subset
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.masking_utils import create_causal_mask
 
 from common import run
 from common.data.loader import steps_per_epoch
@@ -21,8 +23,27 @@ from common.run.hf import Progress, Trainer, arguments, count, deepspeed_config,
 from papers.vlora import build, figures
 from papers.vlora.data import Encoded, data_folder, describe, evenly_spread, open_dataset, open_if_there, train_loader
 from papers.vlora.evaluate import evaluate, load, questions
+from papers.vlora.features import featured
+from papers.vlora.model import VLoRAForConditionalGeneration
 from papers.vlora.processing import VLoRAProcessor
 from papers.vlora.recipes import Recipe
+from papers.vlora.vision_language import positions
+
+
+class VLoRATrainer(Trainer):
+    """Says at full length what is masked: transformers would ask the device, and the host would wait."""
+
+    def compute_loss(self, model, inputs, *args: Any, **kwargs: Any):
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        config = self.model.config.text_config
+        sliding = getattr(config, "sliding_window", None)
+        if ids.is_cuda and isinstance(self.model, VLoRAForConditionalGeneration) and not sliding:
+            seen = mask.masked_fill(self.model.placeholders(ids), 0)
+            like = ids[..., None].to(self.model.dtype)
+            ready = create_causal_mask(config, like, seen, None, allow_is_causal_skip=False)
+            inputs = {**inputs, "attention_mask": ready, "position_ids": positions(mask)}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
 
 VALIDATION_SAMPLES = 256  # of those whose loss is watched during the training
 
@@ -36,8 +57,12 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         questions(held_out, recipe.eval_rows)  # an empty caption is found now, not at the end
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
     processor = build.processor(recipe)
+    if recipe.features and held_out:
+        held_out = featured(held_out, recipe, processor, train=False)
     folder = run.open_run("vlora", name, recipe, options, world)
     data = open_dataset(root, "train", recipe, report=folder / "unreadable.txt" if world.is_main else None)
+    if recipe.features:
+        data = featured(data, recipe, processor, train=True)
     per_epoch = steps_per_epoch(len(data), recipe.batch)
     steps = recipe.steps or recipe.epochs * per_epoch
     args = arguments(
@@ -79,7 +104,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         watched = Subset(encoded, evenly_spread(len(held_out), VALIDATION_SAMPLES))
         for _ in watched:  # what cannot be read is found now, not after an epoch
             pass
-    trainer = Trainer(
+    trainer = VLoRATrainer(
         batches, progress, model=model, args=args, data_collator=processor.collate, eval_dataset=watched
     )
     if not trainer.run_steps():
@@ -103,7 +128,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             metrics=[run.metric(key, value, unit) for key, (value, unit) in scores.items()], params=params,
             flops=multiply_adds(recipe), wall_s=progress.clock.wall_s, throughput=progress.clock.rate,
             peak_mem_bytes=peak, then={
-                "answers": lambda: run.write_json(folder / "answers.json", samples),
+                "answers": lambda: figures.write_answers(folder, samples),
                 "pictures": lambda: figures.draw(folder, held_out, samples),
             },
         )

@@ -47,24 +47,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             raise InputError("use_reentrant=True loses the gradient of the visual weights; leave it False")
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
-    @torch.no_grad()
     def visual_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(I, 3, H, W) prepared images -> (I, V, D), which may also be given as they are. The tower is frozen."""
-        if pixel_values.dim() == 3:
-            return pixel_values
-        layer = self.config.visual_layer
-        out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=layer is not None)
-        features = out.last_hidden_state if layer is None else out.hidden_states[layer]
-        if features.dim() == 4:  # a convolutional network's map
-            features = features.flatten(2).mT
-        if self.config.class_token:
-            features = features[:, 1:]
-        if self.config.standardize:
-            features = nn.functional.layer_norm(features.float(), features.shape[-1:])
-        expected = (self.config.num_features, self.config.visual_width)
-        if features.shape[1:] != expected:
-            raise InputError(f"the vision tower gives features of shape {tuple(features.shape[1:])}, not {expected}")
-        return features
+        return visual_features(self.vision_tower, self.config, pixel_values)
 
     def no_features(self) -> torch.Tensor:
         """(1, V, D) features of a blank image, for training on text alone: under ZeRO-3 the weights of the tower are
@@ -80,13 +65,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         return input_ids == self.config.image_token_id
 
     def check_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> None:
-        """Raises `InputError` unless there is one image for every placeholder, and one in a row at most. Waits for the
-        device."""
+        """Raises `InputError` unless there is one image for every row with a placeholder. Waits for the device.
+
+        A row's image may be named more than once; two images in a row are refused.
+        """
         marks, images = self.placeholders(input_ids).sum(1), 0 if pixel_values is None else len(pixel_values)
-        if int(marks.sum()) != images:
-            raise InputError(f"{int(marks.sum())} image placeholders in the text, but {images} images")
-        if (most := int(marks.max())) > 1:
-            raise InputError(f"{most} images in one row: the model takes one")
+        if int((marks > 0).sum()) == images:
+            return
+        if int(marks.sum()) == images:
+            raise InputError(f"{int(marks.max())} images in one row: the model takes one")
+        raise InputError(f"{int(marks.sum())} image placeholders in the text, but {images} images")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -107,6 +95,26 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+
+@torch.no_grad()
+def visual_features(tower: PreTrainedModel, config: VisionLanguageConfig, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(I, 3, H, W) prepared images, or (I, V, D) their features -> (I, V, D)."""
+    if pixel_values.dim() == 3:
+        return pixel_values
+    layer = config.visual_layer
+    out = tower(pixel_values.to(tower.dtype), output_hidden_states=layer is not None)
+    features = out.last_hidden_state if layer is None else out.hidden_states[layer]
+    if features.dim() == 4:  # a convolutional network's map
+        features = features.flatten(2).mT
+    if config.class_token:
+        features = features[:, 1:]
+    if config.standardize:
+        features = nn.functional.layer_norm(features.float(), features.shape[-1:])
+    expected = (config.num_features, config.visual_width)
+    if features.shape[1:] != expected:
+        raise InputError(f"the vision tower gives features of shape {tuple(features.shape[1:])}, not {expected}")
+    return features
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from common.metrics.trackers.baselines import BASELINES, FLOOR
 from common.metrics.trackers.draw import plot
 from common.metrics.trackers.files import archive
 from common.metrics.trackers.loop import device_of, evaluate
-from common.metrics.trackers.protocol import BENCHMARK_SIZES, RULES, Protocol, Tracker
+from common.metrics.trackers.protocol import RULES, Protocol, Tracker
 from common.metrics.trackers.score import metrics, scorable, score, speed
 from common.run import UserError, World, shipped
 
@@ -67,7 +67,7 @@ class Paper:
     def comparable(self, loaded: Loaded, protocol: Protocol, sequences: Sequence[data.Sequence]) -> bool:
         """Whether scores may stand beside the paper's: its network, its rule, the whole test set."""
         same_rule = protocol.rule == self.protocol(protocol.dataset).rule
-        return loaded.published and same_rule and len(sequences) == BENCHMARK_SIZES.get(protocol.dataset)
+        return loaded.published and same_rule and data.is_whole(protocol.dataset, [s.name for s in sequences])
 
     def load(self, checkpoint: Path, name: str | None, world: World) -> Loaded:
         """A run folder, whose newest model and own recipe are taken, shipped weights, or a file for the recipe `name`.

@@ -1,8 +1,8 @@
 """transformers' own tests of a model, a configuration and a processor, run on ours.
 
-What a maintainer of transformers would run before taking a model in: ``tests/test_modeling_common.py`` and its like, from
-the source distribution of the version in question, unchanged. Some modules that they import are not distributed; small
-ones of our own stand in for them: `generation.py` here, and the texts below.
+What a maintainer of transformers would run before taking a model in: ``tests/test_modeling_common.py`` and its like,
+from the source distribution of the version in question, unchanged. Some modules that they import are not distributed;
+small ones of our own stand in for them: `generation.py` here, and the texts below.
 
 A paper's file ``tests/suite.py`` holds the test classes (``from tests.test_modeling_common import ModelTesterMixin``).
 Its long test calls `run_suite`, which has them collected by a pytest of its own, because importing the mixins takes
@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 MARKS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "is_training_test",
          "torch_compile_test")
 STAND_INS = {
+    "tests/__init__.py": "",
     "tests/generation/__init__.py": "",
     "tests/generation/test_utils.py": (HERE / "generation.py").read_text(encoding="utf-8"),
     "tests/exporters/__init__.py": "",
@@ -40,12 +41,14 @@ STAND_INS = {
     # Pictures of the processors' tests: files beside the tests in place of addresses.
     "utils/fetch_hub_objects_for_ci.py": "import os\n\n\ndef url_to_local_path(url, return_url_if_not_found=True):\n"
     "    return os.path.join(os.path.dirname(__file__), url.rsplit('/', 1)[-1])\n",
-    "pytest.ini": "[pytest]\naddopts = -ra --import-mode=importlib -p no:cacheprovider -p no:hypothesispytest\nmarkers =\n"
+    "pytest.ini": "[pytest]\naddopts = -ra --import-mode=importlib -p no:cacheprovider -p no:hypothesispytest\n"
+    + "markers =\n"
     + "".join(f"    {mark}: transformers' own\n" for mark in MARKS),
 }
 
 
-def _pip(*words: str) -> None:
+def pip(*words: str) -> None:
+    """Runs pip; without a network, say, the test is skipped."""
     done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"pip {words[0]} {words[-1]} does not work here: {done.stderr.strip().splitlines()[-1]}")
@@ -55,7 +58,7 @@ def other_version(version: str) -> Path:
     """A folder with that transformers, for the front of PYTHONPATH; fetched once."""
 
     def write(folder: Path) -> None:
-        _pip("install", "-q", "--no-deps", "--target", str(folder), f"transformers=={version}")
+        pip("install", "-q", "--no-deps", "--target", str(folder), f"transformers=={version}")
 
     return written_once("", write, f"transformers {version}", cache_dir("transformers") / version)
 
@@ -64,7 +67,7 @@ def suite(version: str) -> Path:
     """A folder with the packages ``tests`` and ``utils`` that go with this version of transformers; fetched once."""
 
     def write(folder: Path) -> None:
-        _pip("download", "-q", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-d", str(folder),
+        pip("download", "-q", "--no-deps", "--no-build-isolation", "--no-binary", ":all:", "-d", str(folder),
              f"transformers=={version}")
         (packed,) = folder.glob("*.tar.gz")
         with tarfile.open(packed) as archive:
@@ -97,7 +100,8 @@ def run_suite(file: Path, version: str | None = None, *, least: int) -> None:
     folder = suite(version or installed("transformers"))
     variables = environment(version)
     variables["PYTHONPATH"] = f"{folder}{os.pathsep}{variables['PYTHONPATH']}"
-    command = [sys.executable, "-m", "pytest", "-q", "-c", str(folder / "pytest.ini"), "--rootdir", str(ROOT), str(file)]
+    settings = ["-c", str(folder / "pytest.ini"), "--rootdir", str(ROOT)]
+    command = [sys.executable, "-m", "pytest", "-q", *settings, str(file)]
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     print(done.stdout[-20_000:], done.stderr[-5_000:])
     assert not done.returncode, "a test of transformers' suite fails: see above"

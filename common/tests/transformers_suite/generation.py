@@ -1,7 +1,7 @@
 """In place of transformers' GenerationTesterMixin, which its source distribution lacks; see this folder's __init__.py.
 
-Whatever way `generate` takes to an answer, it must be the one that the forward pass gives. A host class has `model_tester`
-and `all_generative_model_classes`, as ModelTesterMixin wants them.
+Whatever way `generate` takes to an answer, it must be the one that the forward pass gives. A host class has
+`model_tester` and `all_generative_model_classes`, as ModelTesterMixin wants them.
 """
 
 import copy
@@ -103,7 +103,8 @@ class GenerationTesterMixin:
         for model, inputs in self.cases():
             inputs, start = self.one_row(inputs, 0), self.prompt(inputs)
             first = self.reply(model, inputs)[0, start].item()
-            self.assertEqual(self.reply(model, inputs, eos_token_id=first, min_new_tokens=0)[0, start:].tolist(), [first])
+            ended = self.reply(model, inputs, eos_token_id=first, min_new_tokens=0)
+            self.assertEqual(ended[0, start:].tolist(), [first])
 
     def test_streamer_hears_the_answer(self):
         for model, inputs in self.cases():

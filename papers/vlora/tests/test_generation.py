@@ -121,7 +121,7 @@ def _checksum(model):
 
 
 def test_threads_do_not_see_each_others_images(batch):
-    """8 threads, 6 of them with an image of their own and 2 with text alone, 20 requests each, as one after the other."""
+    """8 threads, 6 with an image of their own and 2 with text alone, 20 requests each, as one after the other."""
     ids, _, mask = batch
     model, options = vlora(), dict(max_new_tokens=3, do_sample=False, eos_token_id=None)
     before = _checksum(model)
@@ -180,7 +180,7 @@ def test_a_merged_image_has_the_model_to_itself(batch):
 
 @torch.no_grad()
 def test_what_cannot_be_meant_is_refused(batch):
-    ids, pixels, mask = batch
+    ids, pixels, _ = batch
     model = vlora()
     weights = model.perceive(ids[:1], pixels[:1])
     with pytest.raises(ValueError, match="apply='auto'"):

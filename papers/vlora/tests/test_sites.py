@@ -59,7 +59,7 @@ def test_a_replaced_language_model_sees_the_image(batch):
     plain = model(ids[:, 2:]).logits[0, -1]
     assert (model(ids, pixels).logits[0, -1] - plain).abs().max() > 0.1
     _expect(model, ids, pixels, expected, 0.1)
-    with pytest.raises(ValueError, match="not a Linear|not a DynamicQuantizedLinear"):
+    with pytest.raises(ValueError, match="not a DynamicQuantizedLinear"):
         model.generate(ids, pixels, apply="merge", max_new_tokens=1)
 
 
