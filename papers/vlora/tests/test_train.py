@@ -245,7 +245,7 @@ def door():
     (door, ["tiny", "--batch", "9999"], "the global batch of 9999 is larger than"),
     (door, ["tiny", "--llm", "/no/such/llm", "--vision", "tiny"], "cannot load"),
     (door, ["tiny", "--init", "WEIGHTS"], "does not fit this recipe's model"),
-    (evaluate.main, ["nowhere"], "no run or model folder at nowhere"),
+    (evaluate.main, ["nowhere"], "no checkpoint at nowhere"),
     (evaluate.main, [".", "--recipe", "tiny"], "holds no model"),
     (demo.main, ["x.png"], "no finished run under runs/vlora"),
     (official.main, [".", "out"], "holds neither *.safetensors nor *.bin"),
