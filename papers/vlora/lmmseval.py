@@ -5,7 +5,7 @@ With this repository on the PYTHONPATH, in a Python file of yours that ends in `
     import papers.vlora.lmmseval
 
 then ``python yours.py --model vlora --model_args model_path=/path/to/model --tasks mme,textvqa_val --batch_size 1``.
-lmms-eval itself is not installed by this repository: the adapter was tested against stand-ins for its classes, not in it.
+lmms-eval itself is not installed by this repository: the adapter was tested against stand-ins for its classes alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from common.data.loader import progress
 from common.run import Options, UserError, start_world
 from papers.vlora.data import assistant_message
-from papers.vlora.evaluate import answer, losses, load
+from papers.vlora.evaluate import answer, load, losses
 
 try:
     from lmms_eval.api.model import lmms

@@ -36,7 +36,6 @@ class VLoRAForConditionalGeneration(VisionLanguageModel, GenerationMixin):
     """
 
     config_class = VLoRAConfig
-    base_model_prefix = "language_model"
     _no_split_modules = ["PerceptualWeightsGenerator"]  # it reads its parts' weights
     _can_compile_fullgraph = True
     _supports_attention_backend = True
