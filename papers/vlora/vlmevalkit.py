@@ -30,8 +30,8 @@ try:
 except ImportError:  # only the class below needs it
     BaseModel = object
 
-# What LLaVA's instruction data end their questions with, and so what such models were trained to be asked; the toolkit's
-# own prompts are others.
+# What LLaVA's instruction data end their questions with, and so what such models were trained to be asked; the
+# toolkit's own prompts are others.
 LETTER = "Answer with the option's letter from the given choices directly.", "请直接回答选项字母。"
 SHORT = "Answer the question directly.", "请直接回答问题。"
 
