@@ -4,14 +4,10 @@ Every test of the suite that is not run has its name and the reason here; they a
 """
 
 import copy
-import tempfile
 import unittest
-from pathlib import Path
 from unittest import mock
 
 import torch
-from PIL import Image
-from tests import test_processing_common
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor
@@ -106,6 +102,10 @@ class VLoRAModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase)
     def test_training_gradient_checkpointing_use_reentrant_true(self):
         pass
 
+    @unittest.skip("an image becomes weights: a forward pass returns no outputs of a vision tower beside the text's")
+    def test_multimodal_outputs_are_returned(self):
+        pass
+
     @unittest.skip("neither of its parts is the model without a head; a prefix would have names of weights guessed")
     def test_model_base_model_prefix(self):
         pass
@@ -128,19 +128,6 @@ def _bytes() -> PreTrainedTokenizerFast:
 
 class VLoRAProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     processor_class = VLoRAProcessor
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.pictures = tempfile.TemporaryDirectory()
-        path = Path(cls.pictures.name) / "picture.png"
-        Image.new("RGB", (40, 30), "red").save(path)
-        test_processing_common.MODALITY_INPUT_DATA["images"] = [str(path), str(path)]
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.pictures.cleanup()
-        super().tearDownClass()
 
     @classmethod
     def _setup_image_processor(cls):
