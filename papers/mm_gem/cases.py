@@ -45,7 +45,7 @@ def rehearsal(recipe: Recipe) -> Rehearsal:
 
 def _parts(recipe: Recipe) -> Parts:
     """Both paths of MICRO_BATCH pairs and both terms of the loss."""
-    model, (ids, pixels) = build.on_meta(recipe)
+    model, (_, pixels) = build.on_meta(recipe)
     model.to(torch.bfloat16)
     if recipe.gradient_checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.run.cases import Rehearsal, TrainingCost
 from common.run import multiply_adds
+from common.run.cases import Rehearsal, TrainingCost
 from tools.rehearse.stage import Shown
 
 # Dense peak of the vendors' data sheets, TFLOP/s, by autocast type; fp32 runs in TF32.

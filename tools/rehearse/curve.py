@@ -41,7 +41,8 @@ def differs(curve: Curve, rates: dict[int, float], steps: int, per_epoch: int) -
     for step, rate in sorted(rates.items()):
         wanted = expected(curve, step, steps, per_epoch)
         if abs(rate - wanted) > 0.02 * (wanted if curve.kind == "steps" else curve.peak):
-            return f"learning rate {rate:.3g} at step {step:,} (epoch {(step - 1) / per_epoch:.4g}); the paper's is {wanted:.3g}"
+            epoch = (step - 1) / per_epoch
+            return f"learning rate {rate:.3g} at step {step:,} (epoch {epoch:.4g}); the paper's is {wanted:.3g}"
     return ""
 
 
