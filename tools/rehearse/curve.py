@@ -27,7 +27,8 @@ def expected(curve: Curve, step: int, steps: int, per_epoch: int) -> float:
     if curve.kind == "steps":
         return curve.peak * 0.1 ** sum(done >= drop * per_epoch for drop in curve.drops)
     if curve.kind == "cosine":
-        return curve.end + (curve.peak - curve.end) * (1 + math.cos(math.pi * done / steps)) / 2
+        before = warmup if curve.after_warmup else 0
+        return curve.end + (curve.peak - curve.end) * (1 + math.cos(math.pi * (done - before) / (steps - before))) / 2
     return curve.peak
 
 

@@ -70,9 +70,10 @@ def _views(paper: str, name: str, row: Row, seen: dict[str, tuple[float, list[st
     if key not in seen:
         seen[key] = data_of.look(samples, count if count > 0 else data_of.VIEWS[data_of.kind(samples)])
     seconds, wrong = seen[key]
-    found = json.loads(VIEWS.read_text()) if VIEWS.exists() else {}
-    found[f"{paper} {name}"] = round(seconds, 4)
-    VIEWS.write_text(json.dumps(found, indent=0, sort_keys=True) + "\n")
+    path = VIEWS / f"{paper}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found | {name: round(seconds, 4)}, indent=0, sort_keys=True) + "\n")
     return f"{len(wrong)} views fail, the first: {wrong[0]}" if wrong else ""
 
 
