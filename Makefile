@@ -14,8 +14,8 @@ help:  ## this list
 #: reproduce	train, evaluate and report: PAPER=shiftvit [RECIPE=tiny] [DATA=folder] [GPUS=1] [SEEDS="0 1 2"] [ARGS=...]
 #: smoke	the tiny recipe cut to seconds, interrupted and resumed: PAPER=
 #: train	as reproduce
-#: evaluate	a checkpoint: PAPER= CHECKPOINT=run-folder-or-file [RECIPE=] [DATA=]
-#: demo	a picture or video of yours: PAPER= [INPUT=file] [ARGS=...]
+#: evaluate	a checkpoint: PAPER= CHECKPOINT=run-folder, file or shipped [RECIPE=] [DATA=]
+#: demo	a picture or video of yours: PAPER= [INPUT=file] [CHECKPOINT=, the shipped weights] [ARGS=...]
 #: test	the tests; with PAPER=, one paper's
 #: test-long	what takes minutes: kills, several hosts; with PAPER=, one paper's
 #: bench	kernels and the networks that use them against their baselines; with PAPER=, one paper's

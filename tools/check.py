@@ -40,8 +40,8 @@ def mistake(verb: str, given: dict[str, str]) -> str | None:
     if verb == "demo" and given.get("INPUT") and not Path(given["INPUT"]).exists():
         return f"no INPUT at {given['INPUT']}: expected a picture or a video"
     if verb == "evaluate" and not given.get("CHECKPOINT"):
-        return "which checkpoint? CHECKPOINT=run folder or file of weights"
-    if verb == "evaluate" and not Path(given["CHECKPOINT"]).exists():
+        return "which checkpoint? CHECKPOINT=run folder, file of weights, or shipped"
+    if verb == "evaluate" and not given["CHECKPOINT"].startswith("shipped") and not Path(given["CHECKPOINT"]).exists():
         return f"no checkpoint at {given['CHECKPOINT']}: expected a run folder or a file of weights"
     if verb == "plan" and not recipe:
         return "which recipe? RECIPE=...; make list shows them"

@@ -6,7 +6,7 @@ unset CDPATH
 here="$PWD"
 cd -- "$(dirname -- "$0")/.." > /dev/null
 verb="$1" paper="${PAPER:-}"
-absolute() { case "$1" in "" | /*) printf %s "$1" ;; *) printf %s "$here/$1" ;; esac; }
+absolute() { case "$1" in "" | shipped | shipped:* | /*) printf %s "$1" ;; *) printf %s "$here/$1" ;; esac; }
 DATA="$(absolute "${DATA:-}")" CHECKPOINT="$(absolute "${CHECKPOINT:-}")" INPUT="$(absolute "${INPUT:-}")"
 export DATA CHECKPOINT INPUT PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 mapfile -t more < <(printf %s "${ARGS:-}" | xargs -n1 printf '%s\n')
@@ -37,7 +37,8 @@ case "$verb" in
   reproduce | train) exec "${launch[@]}" "papers.$paper" "${RECIPE:-tiny}" "${data[@]}" "${seeds[@]}" "${more[@]}" ;;
   evaluate)
     exec "${launch[@]}" "papers.$paper.evaluate" "$CHECKPOINT" ${RECIPE:+--recipe "$RECIPE"} "${data[@]}" "${more[@]}" ;;
-  demo) exec "$python" -m "papers.$paper.demo" ${INPUT:+"$INPUT"} "${more[@]}" ;;
+  demo)
+    exec "$python" -m "papers.$paper.demo" ${INPUT:+"$INPUT"} ${CHECKPOINT:+--checkpoint "$CHECKPOINT"} "${more[@]}" ;;
   smoke) exec ci/smoke.sh "$paper" "$python" ;;
   test | test-long)
     [ "$verb" = test ] && how=(-n auto --maxprocesses 4 --dist loadfile) || how=(--long)

@@ -18,7 +18,7 @@ print(f'cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__.spl
 stamp=".venv/.installed-mm-$key-$(cat constraints.txt "$0" common/run/mm_ops.py | cksum | cut -d' ' -f1)"
 [ -e "$stamp" ] && exit 0
 
-# opencv-python is left out on purpose: opencv-python-headless, which the environment has, is the same module.
+# opencv-python is left out on purpose: opencv-contrib-python-headless, which the environment has, is the same module.
 pip install -q -c constraints.txt addict ftfy packaging prettytable psutil pycocotools pyyaml regex rich scipy \
   shapely six termcolor terminaltables tqdm yapf || fail "what the mm packages need could not be installed; the lines above say why"
 

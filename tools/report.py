@@ -1,8 +1,9 @@
-"""One page over all runs: ``python -m tools.report`` writes runs/report.html, which needs no network and no script.
+"""One page over all runs: ``python -m tools.report`` writes runs/report.html, which needs no network.
 
-It shows every folder ``<runs>/<paper>/<recipe>/<timestamp>/``, finished or not, and the records kept in
-papers/*/results. What cannot be read or drawn is named in the page and on stderr, and only regular files are read:
-what a link or pipe in a run folder leads to is not shown.
+It opens on a card for each paper: what its README says at a glance (`tools.glance`), and its runs: every folder
+``<runs>/<paper>/<recipe>/<timestamp>/``, finished or not, and the records kept in papers/*/results. Runs that are
+ticked are laid side by side by the page's script; all else is there without it. What cannot be read or drawn is named
+in the page and on stderr, and only regular files are read: what a link or pipe in a run folder leads to is not shown.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import contextlib
 import dataclasses
 import datetime
+import functools
 import io
 import json
 import math
@@ -18,7 +20,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from PIL import Image
 from common.data.text import printable
 from common.run import ROOT, Options, UserError, read_log, write_text
 from common.run import main as run_main
-from tools.list import recipes
+from tools.glance import glance, plain
+from tools.list import papers, recipes
 from tools.tables import Record, content, figure, headline, read_record, short
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".gif": "GIF", ".webp": "WEBP"}
@@ -68,6 +70,8 @@ class Run:
     pictures: list[tuple[str, str]] = field(default_factory=list)
     """(name, data URI) of its other pictures."""
     environment: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Recipe and options of its config.json."""
     changes: list[tuple[str, str, str]] | None = None
     """(field, the recipe's default, this run's value); None where they cannot be told."""
     problems: list[str] = field(default_factory=list)
@@ -83,7 +87,7 @@ class Run:
     @property
     def state(self) -> str:
         if self.record:
-            return verdict(self.record["metrics"][0])
+            return "finished"
         if self.problems and (not self.log or any("results.json" in problem for problem in self.problems)):
             return "damaged: no result"
         steps = [row["step"] for row in self.log]
@@ -106,11 +110,11 @@ def main() -> None:
     print(f"{len(runs)} runs in {out} ({out.stat().st_size / 2**20:.1f} MiB)")
 
 
-def find_runs(root: Path, papers: Path) -> list[Run]:
-    """All runs under `root` and all records kept under `papers` but not among them, newest first."""
+def find_runs(root: Path, kept: Path) -> list[Run]:
+    """All runs under `root` and all records kept under `kept` but not among them, newest first."""
     runs = [read_run(path) for path in sorted(root.glob("*/*/*")) if path.is_dir() or path.is_symlink()]
     records = [run.record for run in runs]
-    for path in sorted(papers.glob("*/results/*.json")):
+    for path in sorted(kept.glob("*/results/*.json")):
         run = Run(path.parent.parent.name, "", path, path.stat().st_mtime, kept=True)
         try:
             run.record = read_record(path)
@@ -140,6 +144,7 @@ def read_run(path: Path) -> Run:
     run.environment = _read_object(run, "environment.json")
     config = _read_object(run, "config.json")
     with _named(run, "config.json", "not a run's settings"):
+        run.settings = {**config.get("recipe", {}), **config.get("options", {})}
         run.changes = changes(run.paper, run.recipe, config) if config else None
     with _named(run, "log.jsonl", "not readable as text"):
         if os.path.lexists(path / "log.jsonl"):
@@ -194,32 +199,50 @@ def changes(paper: str, recipe: str, config: dict[str, Any]) -> list[tuple[str, 
     return rows
 
 
-def verdict(metric: dict[str, Any]) -> str:
-    """Whether a figure may be set against the paper's, in words."""
-    if metric["comparable"]:
-        return "comparable"
-    return "not comparable" + ("" if metric["paper_value"] is None else ": other data, protocol or size")
+@dataclass
+class Paper:
+    """A paper's card, and its runs, newest first."""
+
+    name: str
+    title: str
+    claim: str
+    glance: dict[str, str]
+    runs: list[Run]
+
+    @property
+    def counts(self) -> str:
+        finished = sum(run.record is not None for run in self.runs)
+        unfinished = sum(not run.record and not run.problems for run in self.runs)
+        damaged = len(self.runs) - finished - unfinished
+        counts = ((finished, "finished"), (unfinished, "unfinished"), (damaged, "damaged"))
+        return ", ".join(f"{n} {word}" for n, word in counts if n) or "none yet"
+
+    @property
+    def picture(self) -> str | None:
+        """Of the newest finished run that drew one."""
+        return next((uri for run in self.runs if run.record for _, uri in run.pictures), None)
 
 
-def overview(runs: list[Run]) -> list[dict[str, Any]]:
-    """Rows of the first table: for each paper and recipe, the headline figures of its newest finished run."""
-    def key(run: Run) -> tuple[str, str]:
-        return run.paper, run.recipe
+@functools.cache
+def known() -> dict[str, tuple[str, str, dict[str, str]]]:
+    """Title, claim and glance of the papers that are here, in the order of their names."""
+    return {
+        name: (module.TITLE, module.CLAIM, glance(ROOT / "papers" / name / "README.md"))
+        for name in papers() for module in [recipes(name)]
+    }
 
-    rows = []
-    for (paper, recipe), group in groupby(sorted(runs, key=key), key):
-        runs_here = list(group)  # sorting keeps the newest first
-        finished = [run for run in runs_here if run.record]
-        newest = (finished or runs_here)[0]
-        unfinished = sum(not run.record and not run.problems for run in runs_here)
-        damaged = len(runs_here) - len(finished) - unfinished
-        counts = ((len(finished), "finished"), (unfinished, "unfinished"), (damaged, "damaged"))
-        rows.append({
-            "paper": paper, "recipe": recipe, "newest": newest,
-            "metrics": headline(newest.record["metrics"]) if newest.record else [],
-            "runs": ", ".join(f"{n} {word}" for n, word in counts if n),
-        })
-    return rows
+
+def cards(runs: list[Run]) -> list[Paper]:
+    """The papers that are here, then any that runs are of."""
+    names = [*known(), *sorted({run.paper for run in runs} - known().keys())]
+    said = {name: known().get(name, (name, "", {})) for name in names}
+    return [
+        Paper(
+            name, title, claim, {row: plain(text) for row, text in rows.items()},
+            [run for run in runs if run.paper == name],
+        )
+        for name, (title, claim, rows) in said.items()
+    ]
 
 
 def panels(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -245,7 +268,7 @@ def panel(title: str, series: dict[str, list[tuple[int, float]]]) -> dict[str, A
         return round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
     return {
-        "title": title,
+        "title": title, "steps": x_span, "low": low, "high": high,
         "series": [
             {
                 "key": key,
@@ -310,9 +333,9 @@ def _page(runs: list[Run], root: Path) -> str:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return jinja.get_template("report.html.jinja").render(
-        runs=runs, root=root, overview=overview(runs), now=datetime.datetime.now().astimezone(),
-        figure=figure, short=short, verdict=verdict,
-        size=(WIDTH, HEIGHT), left=LEFT, base=HEIGHT - BOTTOM,
+        runs=runs, root=root, papers=cards(runs), now=datetime.datetime.now().astimezone(),
+        figure=figure, short=short, headline=headline,
+        size=(WIDTH, HEIGHT), left=LEFT, base=HEIGHT - BOTTOM, top=TOP,
     )
 
 

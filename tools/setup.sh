@@ -41,7 +41,12 @@ if [ ! -x .venv/bin/python ]; then
 fi
 
 quiet="$([ -t 1 ] || echo -q)"
-pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+pip() {  # without its warnings of package folders that are configured and not there, which bury the lines that matter
+  {
+    .venv/bin/python -m pip --disable-pip-version-check "$@" 2>&1 >&3 |
+      { grep --line-buffered -v "^WARNING: Location .* is ignored" >&2 || true; }
+  } 3>&1
+}
 if [ ! -e "$base" ]; then
   echo "setup: installing PyTorch and the other common packages (5 GB on disk, some minutes)"
   pip install $quiet -c constraints.txt -e '.[dev]' || fail "the packages could not be installed; the lines above say why"

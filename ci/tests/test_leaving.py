@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,20 @@ def test_a_mistake_of_two_processes_is_one_line(tmp_path, words, message):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2 and err.startswith(message) and err.count("error:") == 1, err
     assert "Traceback" not in err and len(err.splitlines()) < 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper, most_kb", [
+    ("shiftvit", 1), ("shiftvit", 200),  # the run folder, the first checkpoint
+    pytest.param("vlora", 5000, marks=pytest.mark.long),  # the optimizer
+])
+def test_no_room_for_a_file_is_one_line_of_its_own(tmp_path, paper, most_kb):
+    limited = ["bash", "-c", f"ulimit -f {most_kb}; exec \"$@\"", "bash"]
+    command = [*limited, sys.executable, "-m", f"papers.{paper}", "smoke", "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True)
+    *before, last = re.split(r"[\r\n]", done.stderr.strip())
+    assert done.returncode == 2 and re.match("error: .*(too large|so large|no space left)", last), done.stderr
+    assert not any("Traceback" in line or "error: " in line for line in before), done.stderr
 
 
 def test_more_gpus_than_there_are(tmp_path):

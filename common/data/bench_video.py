@@ -3,42 +3,43 @@
     python -m common.data.bench_video FOLDER...
 
 Each folder is a set with figures of its own. The job is a training's: 16 frames at a random stride of 1 to 5 from a
-random start of a random file, opened for it. The decoders take turns, every turn the same clips for each, and what is
-reported beside clips per second is the ratio within turns. Decoders that are not installed are left out and named.
-Before anything is timed each must give the frames of a plain decode by PyAV from the file's start: by number, up to
-the rounding of the colour conversion. What they do with damaged copies of the files is tried as well. Result: a JSON
-and a Markdown file named after the hardware.
+random start of each file, opened for it; every turn the same clips for each decoder (common/run/bench.py). Decoders
+that are not installed are left out and named. Only files are timed of which each gives the frames of a plain decode by
+PyAV from the start: by number, up to the rounding of the colour conversion. What they do with damaged copies of the
+files is tried as well. Result: a JSON and a Markdown file named after the hardware.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import re
+import os
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import tyro
-from tqdm import tqdm
 
 from common import run
 from common.data.video import SLACK, SUFFIXES, VideoFile
+from common.run import bench
 
-Reader = Callable[[Path, Callable[[int], np.ndarray]], np.ndarray]  # (file, total -> indices) -> (n, H, W, 3) RGB
+Choose = Callable[[int], np.ndarray]  # number of frames -> which
+Reader = Callable[[Path, Choose], np.ndarray]  # -> (n, H, W, 3) RGB
 FRAMES, STRIDES = 16, (1, 2, 3, 4, 5)
 RECORDS = Path(__file__).parent / "records"
 
 
-def by_pyav(path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
+def by_pyav(path: Path, choose: Choose) -> np.ndarray:
     with VideoFile(path) as video:
         return video.read(choose(len(video)))
 
 
-def by_opencv(path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
+def by_opencv(path: Path, choose: Choose) -> np.ndarray:
     """From the start, frame by frame: seeking by number is known to miss."""
     import cv2
 
@@ -57,14 +58,14 @@ def by_opencv(path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
     return np.stack([found.get(i, found[max(found)]) for i in indices.tolist()])
 
 
-def by_decord(path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
+def by_decord(path: Path, choose: Choose) -> np.ndarray:
     import decord
 
     video = decord.VideoReader(str(path), num_threads=1)
     return video.get_batch(choose(len(video))).asnumpy()
 
 
-def by_torchcodec(path: Path, choose: Callable[[int], np.ndarray]) -> np.ndarray:
+def by_torchcodec(path: Path, choose: Choose) -> np.ndarray:
     from torchcodec.decoders import VideoDecoder
 
     video = VideoDecoder(str(path), num_ffmpeg_threads=1, dimension_order="NHWC")
@@ -84,7 +85,7 @@ def whole(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def random_clip(rng: np.random.Generator) -> Callable[[int], np.ndarray]:
+def random_clip(rng: np.random.Generator) -> Choose:
     def choose(total: int) -> np.ndarray:
         stride = int(rng.choice(STRIDES))
         start = int(rng.integers(max(total - (FRAMES - 1) * stride, 1)))
@@ -93,33 +94,35 @@ def random_clip(rng: np.random.Generator) -> Callable[[int], np.ndarray]:
     return choose
 
 
-def agreement(read: Reader, files: Sequence[Path]) -> tuple[dict[str, float], dict[str, str]]:
-    """By file name: mean absolute difference, in grey levels, of random clips from the true frames; and failures."""
-    differences, failures = {}, {}
-    for path in files:
-        frames, asked = whole(path), []
-
-        def choose(total: int, frames=frames, asked=asked) -> np.ndarray:
-            asked.append(random_clip(np.random.default_rng(len(asked)))(min(total, len(frames))))
-            return asked[-1]
-
-        try:
-            worst = 0.0
-            for _ in range(4):
-                got = read(path, choose)
-                worst = max(worst, float(np.abs(got.astype(np.int16) - frames[asked[-1]]).mean()))
-            differences[path.name] = worst
-        except Exception as error:  # whatever a decoder raises is what a training would meet
-            failures[path.name] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-    return differences, failures
+def wrong(name: str, read: Reader, path: Path) -> str:
+    """What is wrong with random clips that a decoder reads from a file; empty if nothing is."""
+    frames = whole(path)
+    chosen = [random_clip(np.random.default_rng(seed))(len(frames)) for seed in range(4)]
+    ways = {
+        "the plain decode": lambda: [blocks(frames[clip]) for clip in chosen],
+        name: lambda: [blocks(read(path, lambda _total, clip=clip: clip)) for clip in chosen],
+    }
+    try:
+        bench.check_parity(bench.Case(path.name, ways, tolerance=3 / 255))
+    except Exception as error:  # whatever a decoder raises is what a training would meet
+        return " ".join(str(error).split())[:160]
+    return ""
 
 
-def turn(read: Reader, files: Sequence[Path], seed: int) -> float:
-    """Clips per second of CPU time, one of every file: other work on the machine counts less than by the clock."""
-    choose, began = random_clip(np.random.default_rng(seed)), time.process_time()
-    for path in files:
-        read(path, choose)
-    return len(files) / (time.process_time() - began)
+def blocks(frames: np.ndarray) -> torch.Tensor:
+    """Means over 16 x 16 px: decoders differ in how they round colours and spread them over pixels."""
+    return F.avg_pool2d(torch.from_numpy(frames).permute(0, 3, 1, 2).float(), 16, ceil_mode=True)
+
+
+def reading(read: Reader, files: Sequence[Path]) -> Callable[[], None]:
+    """A call reads one clip of every file, and the n-th call the same clips whoever reads."""
+    rng = np.random.default_rng(0)
+
+    def call() -> None:
+        for path in files:
+            read(path, random_clip(rng))
+
+    return call
 
 
 def damage(files: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
@@ -152,57 +155,53 @@ def survival(read: Reader, copies: Sequence[Path]) -> str:
     return f"{raised} of {len(copies)}"
 
 
-def measure(files: Sequence[Path], rounds: int) -> dict:
-    """Of one set of files: by decoder, what it reads rightly, what damage it notices, and its speed."""
-    rows, left_out = {}, {}
+def measure(name: str, files: Sequence[Path], turns: int) -> dict[str, Any]:
+    """Of one set of files: by decoder, what it reads rightly and what damage it notices; and their times."""
+    rows: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         damaged = damage(files, Path(scratch))
-        for name, read in DECODERS.items():
+        for decoder, read in DECODERS.items():
             try:
                 read(files[0], lambda total: np.arange(1))
             except (ImportError, RuntimeError) as error:
-                left_out[name] = str(error).strip().splitlines()[0]
+                notes.append(f"{decoder} is not here: {str(error).strip().splitlines()[0]}")
                 continue
-            differences, failures = agreement(read, files)
-            rows[name] = {
-                "right": [path.name for path in files if differences.get(path.name, np.inf) < 3],
-                "wrong": {k: round(v, 2) for k, v in differences.items() if v >= 3}, "failures": failures,
-                "damaged files that raise": {kind: survival(read, copies) for kind, copies in damaged.items()},
+            mistakes = {path: why for path in files if (why := wrong(decoder, read, path))}
+            notes += [f"{decoder}: {why}" for why in mistakes.values()]
+            rows[decoder] = {
+                "right": [path for path in files if path not in mistakes],
+                "raises": {kind: survival(read, copies) for kind, copies in damaged.items()},
             }
-    common = [path for path in files if all(path.name in row["right"] for row in rows.values())]
-    speeds: dict[str, list[float]] = {name: [] for name in rows}
-    for number in tqdm(range(rounds + 1), desc="turns"):
-        for name in sorted(rows, key=lambda name: (list(rows).index(name) + number) % len(rows)):
-            speeds[name].append(turn(DECODERS[name], common, number))
-    ours = np.array(speeds["PyAV (ours)"][1:])  # the first is a warm-up
-    for name, row in rows.items():
-        row["clips per second"] = float(np.median(speeds[name][1:]))
-        row["ours is faster by"] = np.quantile(ours / speeds[name][1:], [0.25, 0.5, 0.75]).round(3).tolist()
+    common = [path for path in files if all(path in row["right"] for row in rows.values())]
+    if not common:
+        raise run.UserError(f"{name}: no file that all decoders read rightly: {'; '.join(notes)}")
     kinds = set()
     for path in common:
         with VideoFile(path) as video:
             kinds.add(f"{video.codec} {video.size[0]}x{video.size[1]}")
-    return {"timed on": [path.name for path in common], "kinds": sorted(kinds), "rows": rows, "left out": left_out}
+    case = bench.Case(f"{name}: {', '.join(sorted(kinds))}", {each: reading(DECODERS[each], common) for each in rows})
+    about = {decoder: row | {"right": len(row["right"])} for decoder, row in rows.items()}
+    # No seconds: one call a turn, for every decoder to read the same clips in it.
+    counts = {"clips": len(common), "files": len(files), "decoders": about, "notes": notes}
+    return bench.measure(case, 0, turns) | counts
 
 
-def main(folders: tyro.conf.Positional[list[Path]], out: Path = RECORDS, rounds: int = 20) -> None:
+def main(folders: tyro.conf.Positional[list[Path]], out: Path = RECORDS, turns: int = 20) -> None:
     """See the module's text."""
-    torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
-    sets = {}
+    load, records = os.getloadavg()[0], []
+    bench.prepare(threads=1)
     for folder in folders:
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
             raise run.UserError(f"{folder} holds no videos: {', '.join(sorted(SUFFIXES))}")
-        sets[folder.name] = measure(files, rounds)
-    about = {
-        "sets": sets, "rounds": rounds, "versions": versions(), "hardware": run.hardware(), "git": run.git_revision(),
-        "time": run.environment()["time"],
-    }
-    stem = out / ("video_decoding_" + re.sub(r"[^a-z0-9]+", "_", run.hardware().lower()).strip("_"))
-    run.write_json(stem.with_suffix(".json"), about)
-    stem.with_suffix(".md").write_text(page(about), encoding="utf-8")
-    print(page(about))
+        records.append(measure(folder.name, files, turns))
+    text = page(records)
+    print(text)
+    stamp = f"one thread, {turns} turns, {', '.join(f'{k} {v}' for k, v in versions().items())}"
+    about = ("Clips per second of CPU time, median of the turns; how many times faster than each decoder ours is, "
+             "median and quartiles of the ratios turn by turn; how many damaged copies raise an error.")
+    bench.write_record(out, "video_decoding", "cpu", records, text, stamp=stamp, load=load, explanation=about)
 
 
 def versions() -> dict[str, str]:
@@ -213,31 +212,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def page(about: dict) -> str:
-    packages = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-    lines = [
-        f"`.venv/bin/python -m common.data.bench_video {' '.join(about['sets'])}`", "",
-        f"{about['hardware']}, one thread, {about['rounds']} turns, CPU time; {packages}; revision {about['git']}, "
-        f"{about['time']}. Ratios are medians over the turns, with quartiles.", "",
-        "| set | decoder | right files | clips/s | ours is faster by | error when cut in half | a tenth overwritten "
-        "| empty |",
-        "|---" * 8 + "|",
-    ]
-    notes = []
-    for name, found in about["sets"].items():
-        label = f"{name}: {', '.join(found['kinds'])}"
-        for decoder, row in found["rows"].items():
-            low, middle, high = row["ours is faster by"]
-            total = len(row["right"]) + len(row["wrong"]) + len(row["failures"])
-            raised = " | ".join(row["damaged files that raise"].values())
+def page(records: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row for each set and decoder; below, what went wrong."""
+    kinds = list(next(iter(records[0]["decoders"].values()))["raises"])
+    lines = [f"| set | decoder | right files | clips/s | ours is faster by | {' | '.join(kinds)} |",
+             "|---" * (5 + len(kinds)) + "|"]
+    for record in records:
+        for decoder, row in record["decoders"].items():
+            high, middle, low = (1 / ratio for ratio in record["times_faster"][decoder])
             lines.append(
-                f"| {label} | {decoder} | {len(row['right'])} of {total} | {row['clips per second']:.1f} | "
-                f"{middle:.2f} ({low:.2f} to {high:.2f}) | {raised} |"
+                f"| {record['case']} | {decoder} | {row['right']} of {record['files']} | "
+                f"{record['clips'] / record['seconds'][decoder]:.1f} | {middle:.2f} ({low:.2f} to {high:.2f}) | "
+                f"{' | '.join(row['raises'].values())} |"
             )
-            notes += [f"- {decoder} gives other frames of {k}: {v} levels off" for k, v in row["wrong"].items()]
-            notes += [f"- {decoder} fails on {k}: {v}" for k, v in row["failures"].items()]
-        notes += [f"- {decoder} is not here: {reason}" for decoder, reason in found["left out"].items()]
-    return "\n".join([*lines, "", *dict.fromkeys(notes), ""])
+    notes = dict.fromkeys(f"- {note}" for record in records for note in record["notes"])
+    return "\n".join([*lines, "", *notes, ""])
 
 
 if __name__ == "__main__":

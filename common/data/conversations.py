@@ -4,7 +4,9 @@
         {"from": "human", "value": "<image>\\nWhat color is it?"}, {"from": "gpt", "value": "red"}, ...]}
 
 "image" may be missing (text only) or a list; each image has its mark ``<image>`` in a human turn. "category" may name
-the kind of question, for evaluation.
+the kind of question, for evaluation. What else LLaVA's files hold is taken as LLaVA's code takes it: a first turn of
+the model's side is dropped; several marks of one turn are one; an image without a mark is not looked at; without an
+image the mark is ordinary text; texts keep their blanks, but for a turn with a mark.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ class Conversation:
     images: tuple[Path, ...]
     messages: tuple[dict[str, Any], ...]
     """As transformers' chat templates take them: {"role": "user", "content": [{"type": "image"}, {"type": "text",
-    "text": ...}]}. Images stand before the text of their turn, wherever the file has their mark."""
+    "text": ...}]}. Images stand before the text of their turn, wherever the file has their mark. An image that several
+    turns name stands in each."""
     category: str = ""
 
     @property
@@ -61,12 +64,13 @@ class Conversations(Dataset):
 
 def read_conversations(
     path: str | Path, images: str | Path | None = None, *, strict: bool = False, report: Path | None = None,
-    limit: float = 0.01, most_images: int | None = None,
+    limit: float = 0.01, most_images: int | None = None, captions: bool = False,
 ) -> list[Conversation]:
     """The conversations of a file; image names are relative to `images`, by default the file's folder.
 
     An entry that is malformed, or has more than `most_images`, is written to `report` and left out, until more than
     `limit` (a share of the file) are; then, or at the first one with `strict` (for evaluation), a `UserError` names it.
+    `captions`: of a file for pre-training, each entry a question with an image, and a caption, which may be empty.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,7 +85,7 @@ def read_conversations(
     rows, bad = [], []
     for number, entry in enumerate(entries):
         try:
-            row = parse(entry, Path(images or path.parent))
+            row = parse(entry, Path(images or path.parent), captions=captions)
             if most_images is not None and len(row.images) > most_images:
                 raise ValueError(f"id {row.name}: {len(row.images)} images; expected {most_images} at most")
             rows.append(row)
@@ -95,26 +99,40 @@ def read_conversations(
     return rows
 
 
-def parse(entry: dict[str, Any], images: Path) -> Conversation:
+def parse(entry: dict[str, Any], images: Path, *, captions: bool = False) -> Conversation:
     """One entry of a file; `ValueError` says what is wrong with it."""
+    name, category = str(entry.get("id", "")), str(entry.get("category", ""))
     files = entry.get("image") or []
     files = [files] if isinstance(files, str) else list(files)
-    turns, messages, marks = entry["conversations"], [], 0
+    turns, messages, marks = entry["conversations"], [], []
+    if turns and turns[0]["from"] == "gpt" and not captions:
+        turns = turns[1:]
     for turn, expected in zip(turns, ["human", "gpt"] * len(turns)):
         if turn["from"] != expected:
-            raise ValueError(f"id {entry.get('id')}: turn {len(messages)} is from {turn['from']!r}, not {expected!r}")
+            raise ValueError(f"id {name}: turn {len(messages)} is from {turn['from']!r}, not {expected!r}")
         text = turn["value"]
-        here = text.count(IMAGE)
-        if here and expected == "gpt":
-            raise ValueError(f"id {entry.get('id')}: {IMAGE} in an answer; it marks where a question has its image")
-        if expected == "gpt" and not text.strip():
-            raise ValueError(f"id {entry.get('id')}: an empty answer")
-        marks += here
-        content = [{"type": "image"}] * here + [{"type": "text", "text": text.replace(IMAGE, "").strip()}]
+        if not isinstance(text, str):
+            raise TypeError(f"a text that is a {type(text).__name__}")
+        here = text.count(IMAGE) if files else 0
+        if here:
+            text = text.replace(IMAGE, "")
+        if here and expected == "human":
+            text = text.strip()
+            marks.append(here)
+        if not text and expected == "human" and not here:
+            raise ValueError(f"id {name}: an empty question")
+        content = [{"type": "text", "text": text}]
+        if here and expected == "human":
+            content = [{"type": "image"}] * (here if len(files) > 1 else 1) + content
         messages.append({"role": ROLES[expected], "content": content})
     if not messages or len(messages) % 2:
-        raise ValueError(f"id {entry.get('id')}: {len(messages)} turns; expected questions and answers in pairs")
-    if marks != len(files):
-        raise ValueError(f"id {entry.get('id')}: {len(files)} images, but {marks} marks {IMAGE} in the questions")
-    name, category = str(entry.get("id", "")), str(entry.get("category", ""))
+        raise ValueError(f"id {name}: {len(messages)} turns; expected questions and answers in pairs")
+    if captions and (len(messages) != 2 or messages[0]["content"][0]["type"] != "image"):
+        raise ValueError(f"id {name}: expected one question with the mark {IMAGE} of its image, and a caption")
+    if not messages[-1]["content"][0]["text"] and not captions:
+        raise ValueError(f"id {name}: an empty answer at the end")
+    if len(files) > 1 and sum(marks) != len(files):
+        raise ValueError(f"id {name}: {len(files)} images, but {sum(marks)} marks {IMAGE} in the questions")
+    if not marks:
+        files = []  # the authors' code goes on with the text alone
     return Conversation(name, tuple(inside(images, file) for file in files), tuple(messages), category)

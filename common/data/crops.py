@@ -6,6 +6,7 @@ Boxes are (..., 4) arrays of x, y, w, h in pixels, zero-based: a pixel covers [i
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,6 +124,14 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
     """(..., 3, H, W) uint8 RGB -> float32 with ImageNet's mean and standard deviation, on the tensor's device."""
-    mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=pixels.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_DEFAULT_STD, device=pixels.device).view(3, 1, 1)
+    mean, std = _imagenet(pixels.device)
     return (pixels.float() / 255 - mean) / std
+
+
+@functools.cache
+def _imagenet(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation, (3, 1, 1) each: made once, because a copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        values = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in values)
+    return mean, std

@@ -70,9 +70,9 @@ def open_data(recipe: Any, root: str | Path) -> Data:
     """The data sets that `recipe.datasets` and `recipe.held_out` name: subfolders of `root` (`tracking.folders`), or,
     where one is asked for, `root` itself.
 
-    Training splits are opened without the annotations that cannot be used. Where data sets are held out none has
-    splits: `datasets` are then taken whole, may name the built-in "sequences", and those held out are tested on and
-    train nothing.
+    Training splits are opened without the annotations that cannot be used. Where data sets are held out, they are
+    tested on and train nothing, and `datasets`, among them the built-in "sequences", are taken whole where they have no
+    splits. One that is in both gives its training split to the one and its validation split to the other.
     """
     folders = tracking.folders(root)
     if not recipe.held_out and len(recipe.datasets) == 1:
@@ -88,11 +88,13 @@ def open_data(recipe: Any, root: str | Path) -> Data:
             splits = ("train", "val") if recipe.held_out else ("train",)
             train[name] = [s for split in splits for s in tracking.open_coco(folders[name], split)]
         elif recipe.held_out:
-            train[name] = tracking.open_sequences(folders[name])
+            train[name] = tracking.open_sequences(folders[name], tracking.split_in(folders[name], "train"))
         else:
             train[name] = tracking.open_sequences(folders[name], "train", limit=0.01, damaged=damaged)
     if recipe.held_out:
-        test = [s for name in recipe.held_out for s in tracking.open_sequences(folders[name])]
+        test = []
+        for name in recipe.held_out:
+            test += tracking.open_sequences(folders[name], "val" if name in recipe.datasets else None)
         if unknown := [s.name for s in test if len(s) > 1 and not np.isfinite(s.boxes[1:]).all(1).any()]:
             raise UserError(f"held out for tests, but without boxes beyond the first frame: {', '.join(unknown[:3])}")
         return Data(train, [], test)

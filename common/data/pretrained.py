@@ -34,15 +34,15 @@ def smollm2() -> Path:
         try:
             quantized = transformers.AutoModelForCausalLM.from_pretrained(file.parent, **packed, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **packed)
+            config = quantized.config.to_dict()
+            config.pop("quantization_config", None)  # would be saved along, and .half() refused
+            model = transformers.LlamaForCausalLM(LlamaConfig(**config)).eval()
+            model.load_state_dict(quantized.state_dict())
         except ImportError as error:
             raise UserError(str(error).strip().splitlines()[0]) from None
         except Exception as error:  # a damaged file raises whatever its readers stumble on
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             raise UserError(f"{file} is damaged ({reason}); {_install(SMOLLM2[1])}") from None
-        config = quantized.config.to_dict()
-        config.pop("quantization_config", None)  # would be saved along, and .half() refused
-        model = transformers.LlamaForCausalLM(LlamaConfig(**config)).eval()
-        model.load_state_dict(quantized.state_dict())
         tokenizer.clean_up_tokenization_spaces = False  # would eat the blank before a full stop
         tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"  # the file says <|im_start|>
         model.config.eos_token_id = model.config.pad_token_id = tokenizer.eos_token_id

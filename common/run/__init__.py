@@ -4,7 +4,7 @@ handed, and nothing is inherited. Imports nothing of data, kernels or metrics.
     files        whole or not at all; UserError; the cache      options      command line and exit codes
     world        processes, devices, seeds                      folder       run folder, revision, hardware
     checkpoints  weights in and out, resumption                 log          log, clock
-    recorded     recipes of others' run folders
+    recorded     recipes of others' run folders                 shipped      weights that travel with a paper
     results      results.json, report.md                        sweep        members times seeds
     bench        timing                                         drawing      curves, galleries
     readme       the parts that programs write                  cases        what a paper tells the tools
@@ -45,6 +45,7 @@ from common.run.sweep import (
     check_members,
     over_seeds,
     read_scores,
+    seeds_of,
     sweep,
     table,
     tables,

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.run import recorded
+from common.run import recorded, shipped
 from common.run.files import UserError, read_json, write_json, written_whole
 from common.run.options import Options
 from common.run.world import gather_objects
@@ -107,7 +107,8 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor
             state = _unpack(read_json(home / "state.json"), files.pop("state"))
             if not files or not isinstance(state, dict):
                 raise ValueError("no weights or no state in it")
-        except (UserError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            float(state.get("wall_s", 0.0))
+        except (UserError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             print(f"passing over {home}: {error}", file=sys.stderr)
             continue
         return int(home.name.removeprefix("step_")), files, state
@@ -128,6 +129,7 @@ def restore(
         return 0, {}
     step, weights, state = found
     learned = state.get("classes", [])
+    learned = learned if isinstance(learned, list) else []
     if classes and learned != list(classes):
         lacking, new = (
             [repr(name) for name in ours if name not in theirs][:5]
@@ -138,33 +140,44 @@ def restore(
             f"cannot resume {folder} with the classes of these data: {differ if lacking or new else 'another order'}; "
             "give the folder it was started with as --data"
         )
-    for name, module in modules.items():
-        if module is not None:
-            module.load_state_dict(weights[name])
-    if optimizer:
-        optimizer.load_state_dict(state["optimizer"])
+    try:
+        for name, module in modules.items():
+            if module is not None:
+                module.load_state_dict(weights[name])
+        if optimizer:
+            optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+        raise UserError(f"the checkpoint of step {step} in {folder} does not fit this recipe: {reason}") from None
     return step, state
 
 
 def load_run(
-    folder: Path, recipe_type: type[Recipe]
+    checkpoint: Path, recipe_type: type[Recipe]
 ) -> tuple[Recipe, dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """(recipe, weights, state) of a run folder's newest whole checkpoint; state["classes"] are names, or none."""
-    found = load_checkpoint(folder) if (folder / "config.json").is_file() else None
-    if not found:
-        raise UserError(f"{folder} is no run folder with a whole checkpoint")
-    _, weights, state = found
+    """(recipe, weights, state) of a run folder's newest whole checkpoint, or of a file as they are shipped;
+    state["classes"] are names, or none."""
     try:
+        if checkpoint.is_file():
+            said = shipped.header(checkpoint)
+            if said is None:
+                raise UserError(f"{checkpoint} does not say what network it holds; give --recipe")
+            fields, weights, state = said["recipe"], {"model": load_weights(checkpoint)}, {"classes": said["classes"]}
+        else:
+            found = load_checkpoint(checkpoint) if (checkpoint / "config.json").is_file() else None
+            if not found:
+                raise UserError(f"{checkpoint} is no run folder with a whole checkpoint")
+            fields, (_, weights, state) = read_json(checkpoint / "config.json")["recipe"], found
         shown = [len(weights["model"]), *(side for tensor in weights["model"].values() for side in tensor.shape)]
-        fields = read_json(folder / "config.json")["recipe"]
         recipe = recorded.recipe(recipe_type, fields, largest=max(recorded.LARGEST, *shown))
         if not all(isinstance(name, str) for name in state.setdefault("classes", [])):
             raise ValueError("the names of its classes are no texts")
         return recipe, weights, state
     except (OSError, ValueError, KeyError, TypeError) as error:
+        part = "header" if checkpoint.is_file() else "config.json"
         raise UserError(
-            f"{folder} is no run of this version: its config.json does not fit ({error}); use the revision in its "
-            "environment.json"
+            f"{checkpoint} is no run of this version: its {part} does not fit ({error}); use the revision it was made "
+            "with"
         ) from None
 
 

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import sys
-import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -102,7 +101,7 @@ class Progress(transformers.TrainerCallback):
         self.clock = run.Clock(
             options, steps=steps, batch=batch, per_epoch=per_epoch, eval_every=eval_every, start=start, wall_s=wall_s
         )
-        self.log = run.Log(folder, world, steps=steps, start=start)
+        self.log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
 
     def owes_scores(self) -> bool:
         """Whether an evaluation is due after this step that was not made: also by a run that ended before it."""
@@ -114,7 +113,7 @@ class Progress(transformers.TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         leaving.training(True)
-        self.clock.tick = time.perf_counter()
+        self.clock.go()
 
     def on_train_end(self, args, state, control, **_):
         leaving.training(False)
@@ -126,7 +125,7 @@ class Progress(transformers.TrainerCallback):
         clock = self.clock
         clock.step = state.global_step
         clock.stop()
-        clock.tick = time.perf_counter()
+        clock.go()
         last = clock.left or clock.step in (clock.steps, self.options.stop_at)
         control.should_log |= last
         control.should_save |= clock.save_due
@@ -142,10 +141,10 @@ class Progress(transformers.TrainerCallback):
             self.log.step(self.clock.step, {"val/loss": logs["eval_loss"]})
 
     def on_evaluate(self, args, state, control, **_):
-        self.clock.tick = time.perf_counter()  # evaluation and checkpoints are not training
+        self.clock.go()  # evaluation and checkpoints are not training
 
     def on_save(self, args, state, control, **_):
-        self.clock.tick = time.perf_counter()
+        self.clock.go()
 
 
 def _checkpoints(home: Path) -> list[Path]:
@@ -169,7 +168,10 @@ def _newest_checkpoint(folder: Path) -> Path | None:
                 for name in ("optimizer.pt", "scheduler.pt"):
                     zipfile.ZipFile(path / name).close()
             return path
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, zipfile.BadZipFile) as error:
+        except (
+            OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, SafetensorError,
+            zipfile.BadZipFile,
+        ) as error:
             print(f"passing over {path}: {error}", file=sys.stderr)
     return None
 

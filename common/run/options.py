@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch.distributed as dist
+from tqdm import tqdm
 
 from common.run import leaving
 from common.run.files import UserError
@@ -57,6 +58,8 @@ class Options:
     """Steps between checkpoints; 0 writes one per epoch. The two newest are kept."""
     log_every: int = 10
     """Steps between rows of the log."""
+    wandb: bool = False
+    """Send the log to Weights & Biases as well as to TensorBoard; needs the package wandb."""
     stop_at: int = 0
     """Write a checkpoint and leave after this step, as if the machine had been taken away; 0: never."""
 
@@ -70,7 +73,7 @@ RENAMED = {
     "jitter_chance": "jitter_probability", "warmup": "warmup_ratio", "region_share": "region_fraction",
 }
 # Options that may differ between a run and its resumption without changing the result.
-FREE_ON_RESUME = {"data", "out", "resume", "workers", "checkpoint_every", "log_every", "stop_at"}
+FREE_ON_RESUME = {"data", "out", "resume", "workers", "checkpoint_every", "log_every", "wandb", "stop_at"}
 
 
 def parse(recipes: Mapping[str, Recipe], prog: str, argv: Sequence[str] | None = None) -> tuple[str, Recipe, Options]:
@@ -111,7 +114,7 @@ def _usage(message: str) -> int:
     return 2
 
 
-MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main(function: Callable[[], object]) -> None:
@@ -125,6 +128,8 @@ def main(function: Callable[[], object]) -> None:
         if int(os.environ.get("RANK") or 0):
             time.sleep(3)  # what all processes see is rank 0's to report, and ends them all
         text = mendable(error)
+        for bar in list(getattr(tqdm, "_instances", ())):
+            bar.close()  # or what follows would stand behind it
         if text is None:
             traceback.print_exc()
         else:
@@ -143,12 +148,15 @@ def main(function: Callable[[], object]) -> None:
 
 def mendable(error: BaseException) -> str | None:
     """One line on what a person can mend: a `UserError`, a full disk, a folder that is closed; else None."""
-    if isinstance(error, UserError):
-        return str(error).rsplit("UserError: ", 1)[-1].strip()  # a loader's worker puts its traceback before it
+    if isinstance(error, UserError) or getattr(error, "mendable", False):  # of files that stand without this module
+        text = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1]  # a loader's worker puts its traceback before it
+        return text.strip()
     if isinstance(error, OSError) and error.errno in MENDABLE:
-        return f"{error.strerror}: {error.filename or 'the disk of the run folder, or of the cache'}"
+        return f"{error.strerror}: {error.filename or 'a file of the run folder, or of the cache'}"
     if re.search("No space left on device|unexpected pos|file write failed", str(error)):  # safetensors', torch's own
         return f"no space left on the device: {error}"
+    if "File too large" in str(error):  # safetensors' own
+        return f"a file may not become so large here (ulimit -f): {error}"
     if isinstance(error, RuntimeError) and "bus error" in str(error).lower():
         return "the loader's processes ran out of shared memory (/dev/shm): make it larger, or --workers 0"
     return None

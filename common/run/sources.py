@@ -3,6 +3,8 @@
 SOURCES = {
     "ImageNet-1K": "image-net.org (ILSVRC2012, registration): train/<class>/*.JPEG and val/<class>/*.JPEG",
     "Imagenette": "github.com/fastai/imagenette: train/<class>/*.JPEG and val/<class>/*.JPEG",
+    "Tiny-ImageNet-100": "half of the classes of cs231n.stanford.edu/tiny-imagenet-200.zip, as image folders at 64 px: "
+    "train/<class>/*.JPEG and val/<class>/*.JPEG",
     "CIFAR-10": "cs.toronto.edu/~kriz/cifar.html (the Python version): data_batch_1 ... test_batch, batches.meta",
     "COCO": "cocodataset.org: train2017/, val2017/ and annotations/",
     "COCO captions": "cocodataset.org: train2017/, val2017/ and annotations/captions_*2017.json",

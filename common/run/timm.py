@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, register_model
-from torch import nn
+from timm.layers import to_2tuple
+from timm.models import build_model_with_cfg, register_model, register_notrace_function
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
 
+from common.run import shipped
 from common.run.checkpoints import save_weights
+from common.run.resize import fitted, resize, sized
 
 
 class Backbone:
@@ -36,6 +41,114 @@ class Backbone:
         return dict(stem=rf"^{self.stem_name}", blocks=r"^stages\.(\d+)" if coarse else blocks)
 
 
+class Pyramid(Backbone, nn.Module):
+    """A `Backbone` of maps (B, C, H, W) with a stem and a last `norm`: what timm asks of one, features and all.
+
+    Its feature maps, or levels, are what its stages end in. B batch, C channels, H height, W width.
+    """
+
+    def __init__(self, in_chans: int, num_classes: int, widths: Sequence[int], strides: Sequence[int]):
+        """`widths` in channels and `strides` in pixels of the stages."""
+        super().__init__()
+        self.in_chans, self.num_classes = in_chans, num_classes
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.strides = tuple(strides)
+        self.feature_info = [
+            dict(num_chs=width, reduction=stride, module=f"stages.{s}")
+            for s, (width, stride) in enumerate(zip(widths, strides, strict=True))
+        ]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> the last stage's (B, C, H, W), normalised."""
+        return self.norm(self.stages(getattr(self, self.stem_name)(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pools; (B, num_classes), or (B, C) with `pre_logits` or without classes."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def levels(self) -> list[Callable[[Tensor], Tensor]]:
+        """What makes each feature map, (B, C, H, W), of the one before."""
+        return list(self.stages)
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
+        output_fmt: str = "NCHW", intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The maps of the levels `indices` (an int: the last ones; None: all), after what `forward_features` gives.
+
+        `norm` normalises the last level's; `stop_early` computes no further than the last map asked for.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}: maps are NCHW")
+        levels, found = self.levels(), []
+        take, last = feature_take_indices(len(levels), indices)
+        x = getattr(self, self.stem_name)(x)
+        for i, level in enumerate(levels[: last + 1] if stop_early else levels):
+            x = level(x)
+            if i in take:
+                found.append(self.norm(x) if norm and i == len(levels) - 1 else x)
+        if intermediates_only:
+            return found
+        return (self.norm(x) if i == len(levels) - 1 else x), found
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drops the levels after the last one of `indices`, with the norm and head that are sized for them; returns the
+        indices."""
+        take, last = feature_take_indices(len(self.levels()), indices)
+        cut = last < len(self.levels()) - 1
+        if prune_norm or cut:
+            self.norm = nn.Identity()
+        if cut:
+            self.keep_levels(last + 1)
+            self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
+        if prune_head or cut:
+            self.reset_classifier(0, "")
+        return take
+
+    def keep_levels(self, count: int) -> None:
+        """Drops all levels but the first ones."""
+        self.stages = self.stages[:count]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        kept = next(self.parameters())  # a head without classes does not know where it is
+        self.head.reset(
+            num_classes, pool_type=global_pool, in_features=self.num_features, device=kept.device, dtype=kept.dtype
+        )
+        self.head_hidden_size = self.head.num_features
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Makes the network take images of another size; mixing matrices are interpolated to it."""
+        size = to_2tuple(img_size)
+        self.check_size(size)
+        for stage, stride in zip(self.stages, self.strides):
+            for module in {id(m): m for m in sized(stage).values()}.values():
+                resize(module, (size[0] // stride, size[1] // stride))
+        stem = getattr(self, self.stem_name)
+        if getattr(stem, "img_size", None):
+            stem.img_size = size
+
+    def check_size(self, img_size: tuple[int, int]) -> None:
+        """ValueError for an image size that the network cannot be built for."""
+
+
+@register_notrace_function  # or a symbolic trace would decide it once and for all
+def of_size(x: Tensor, size: tuple[int, int], why: str) -> Tensor:
+    """x, (B, C, H, W), if it has the size; else ValueError, with the reason that other sizes are not taken."""
+    height, width = x.shape[-2:]
+    if (height, width) != size:
+        raise ValueError(
+            f"images of {height}x{width} pixels: this model was built for {size[0]}x{size[1]}, "
+            f"{why}. Resize them, or build the model with img_size=({height}, {width})"
+        )
+    return x
+
+
 def imagenet_cfg(size_px: int, **changes: Any) -> dict[str, Any]:
     """timm's configuration of weights trained as all ten papers train on ImageNet-1K; `changes` add to it."""
     return dict(
@@ -44,28 +157,63 @@ def imagenet_cfg(size_px: int, **changes: Any) -> dict[str, Any]:
     ) | changes
 
 
+def tagged(paper: str, name: str, cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A variant's configuration under timm's name for it: NAME.in1k with the authors' file on ImageNet-1K;
+    NAME.tin100 with weights of ours that travel with the paper, of a hundred classes of Tiny-ImageNet; else
+    NAME.untrained."""
+    cfg = dict(cfg)
+    if cfg["url"]:
+        return {f"{name}.in1k": cfg}
+    if (path := shipped.folder(paper) / f"{name}.safetensors").is_file():
+        ours = dict(file=str(path), num_classes=100, crop_pct=1.0, license="other", origin_url=None)
+        return {f"{name}.tin100": cfg | ours}
+    return {f"{name}.untrained": cfg}
+
+
+@contextlib.contextmanager
+def _created(device: torch.device | str | None, dtype: torch.dtype | None) -> Iterator[None]:
+    """What is created inside is created there, and of that type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        with torch.device(device) if device is not None else contextlib.nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def register(
     network: type[nn.Module], variants: Mapping[str, Mapping[str, Any]], *,
-    convert: Callable[[Mapping[str, torch.Tensor], nn.Module], Mapping[str, torch.Tensor]] | None = None,
+    convert: Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]] | None = None,
     levels: Callable[[Mapping[str, Any]], int] = lambda arguments: len(arguments["depths"]),
+    blocks: Callable[[Mapping[str, Any]], bool] = lambda arguments: False,
 ) -> None:
     """Makes ``timm.create_model(NAME)`` build `network` with the arguments of each variant; the functions it calls
     become attributes of the network's module, where its `default_cfgs` already are.
 
-    `convert` puts a file's tensors (the authors' or ours) under the network's names; `levels` counts the feature maps
-    of ``features_only=True``.
+    `convert` puts a file's tensors (the authors' or ours) under the network's names. `levels` counts the feature maps
+    of ``features_only=True``: those of the stages or, where `blocks` says so, those of the last blocks, for which timm
+    asks the network, since it cannot take a stage apart. With ``resize_mixers=True`` weights of another image size are
+    interpolated; ``device`` and ``dtype`` say where and as what the network is created.
     """
     module = sys.modules[network.__module__]
     for name, arguments in variants.items():
 
-        def create(pretrained: bool = False, name: str = name, arguments: Any = arguments, **kwargs: Any) -> nn.Module:
+        def create(
+            pretrained: bool = False, name: str = name, arguments: Any = arguments, resize_mixers: bool = False,
+            device: torch.device | str | None = None, dtype: torch.dtype | None = None, **kwargs: Any,
+        ) -> nn.Module:
+            def converted(file: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+                weights = file.get("model", file)
+                return fitted(convert(weights, model) if convert else weights, model, interpolate=resize_mixers)
+
             arguments = {**arguments, **kwargs}
-            return build_model_with_cfg(
-                network, name, pretrained,
-                pretrained_filter_fn=convert and (lambda file, model: convert(file.get("model", file), model)),
-                feature_cfg=dict(out_indices=tuple(range(levels(arguments))), flatten_sequential=True),
-                **arguments,
-            )
+            cls = dict(feature_cls="getter") if blocks(arguments) else dict(flatten_sequential=True)
+            features = dict(out_indices=levels(arguments) if blocks(arguments) else tuple(range(levels(arguments))))
+            with _created(device, dtype):
+                return build_model_with_cfg(
+                    network, name, pretrained, pretrained_filter_fn=converted, feature_cfg=features | cls, **arguments
+                )
 
         create.__name__ = create.__qualname__ = name
         create.__module__ = network.__module__

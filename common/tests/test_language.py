@@ -323,20 +323,51 @@ def test_images_stand_before_their_turn(tmp_path):
 
 
 BAD = [
-    (_entry("<image> hm?", "yes"), "0 images, but 1 marks"),
-    (_entry("hm?", "yes", image="a.png"), "1 images, but 0 marks"),
+    (_entry("hm?", "yes", image=["a.png", "b.png"]), "2 images, but 0 marks"), (_entry("", "yes"), "an empty question"),
     (_entry("hm?"), "expected questions and answers in pairs"), (_entry(), "expected questions and answers in pairs"),
     ({"id": 1}, "malformed, KeyError"), ("text", "malformed"),
-    ({"conversations": [{"from": "gpt", "value": "x"}]}, "not 'human'"),
+    ({"conversations": [{"from": "gpt", "value": "x"}]}, "0 turns"),
+    ({"conversations": [{"from": "system", "value": "x"}]}, "from 'system', not 'human'"),
     ({"conversations": [{"from": "human", "value": 3}]}, "malformed"),
-    (_entry("hm?", "see <image>", "and?", "no"), "id 3: <image> in an answer"),
-    (_entry("hm?", "  "), "id 3: an empty answer"),
+    (_entry("hm?", ""), "id 3: an empty answer"), (_entry("hm?", "yes", "and?"), "3 turns"),
     (_entry("<image> hm?", "yes", image="../a.png"), r"\.\./a\.png lies outside"),
     (_entry("<image> hm?", "yes", image="a/../../a.png"), "lies outside"),
     (_entry("<image> hm?", "yes", image="/dev/stdin"), "/dev/stdin lies outside"),
     (_entry("<image><image> hm?", "yes", image=["a.png", "b.png"]), "id 3: 2 images; expected 1 at most"),
     ({"id": "\x1b]0;x", "conversations": []}, r"id \\x1b\]0;x: 0 turns"),
 ]
+
+
+def test_odd_conversations_are_taken_as_llavas_code_takes_them(tmp_path):
+    first = {"from": "gpt", "value": "Show me something."}
+    led = _entry("<image>\nWhat is it?", "a van", image="a.png")
+    led["conversations"].insert(0, first)
+    rows = _read(tmp_path, [
+        led, _entry("Is a mark needed?", "no", image="a.png"), _entry("Where does <image> go?", "In front: <image>"),
+        _entry("Which, <image> or <image> ", " The left.\n", image="a.png"),
+        _entry("<image>\nIt?", "a pump", " <image> this? ", " a <image> valve ", image="a.png"),
+        _entry("<image>", "  ", " And? ", "", " So? ", "yes", image="a.png"),
+    ], strict=True, most_images=1)
+
+    def said(row):
+        return [part.get("text", "<>") for message in row.messages for part in message["content"]]
+
+    assert [len(row.images) for row in rows] == [1, 0, 0, 1, 1, 1]
+    assert said(rows[0]) == ["<>", "What is it?", "a van"]
+    assert said(rows[1]) == ["Is a mark needed?", "no"]
+    assert said(rows[2]) == ["Where does <image> go?", "In front: <image>"]
+    assert said(rows[3]) == ["<>", "Which,  or", " The left.\n"]
+    assert said(rows[4]) == ["<>", "It?", "a pump", "<>", "this?", " a  valve "]
+    assert said(rows[5]) == ["<>", "", "  ", " And? ", "", " So? ", "yes"]
+
+
+def test_captions_as_conversations(tmp_path):
+    (row,) = _read(tmp_path, [_entry("Sum it up.\n<image>", " a van ", image="a.png")], captions=True, strict=True)
+    assert row.messages[1]["content"][0]["text"] == " a van "
+    assert _read(tmp_path, [_entry("<image>", "", image="a.png")], captions=True, strict=True)
+    for bad in (_entry("hm?", "x", image="a.png"), _entry("<image>", "x", "<image>", "y", image="a.png")):
+        with pytest.raises(UserError, match="expected one question with the mark <image>"):
+            _read(tmp_path, [bad], captions=True, strict=True)
 
 
 @pytest.mark.parametrize("entry, message", BAD)

@@ -20,31 +20,36 @@ from papers.ctp.model import CLASSIFICATION, Backbone, pool
 
 SPEEDS = (-4, -2, -1, 0, 1, 2, 4)  # frames from one to the next; backwards, and a still
 ANGLES = (0, 90, 180, 270)  # counter-clockwise
-ORDERS = list(itertools.permutations(range(3)))
+
+
+def orders(clips: int) -> list[tuple[int, ...]]:
+    """In which so many clips may come, in lexicographic order."""
+    return list(itertools.permutations(range(clips)))
 
 
 class OrderHead(nn.Module):
-    """Features (B, 3, C) of three clips as they come -> logits of `ORDERS`."""
+    """Features (B, N, C) of N clips as they come -> logits of their `orders`."""
 
-    def __init__(self, channels: int = 512, hidden: int = 512, dropout: float = 0.5):
+    def __init__(self, channels: int = 512, hidden: int = 512, dropout: float = 0.5, clips: int = 3):
         super().__init__()
+        self.pairs = list(itertools.combinations(range(clips), 2))
         self.fc1 = nn.Linear(2 * channels, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(3 * hidden, len(ORDERS))
+        self.fc2 = nn.Linear(len(self.pairs) * hidden, len(orders(clips)))
 
-    def forward(self, features_B3C: Tensor) -> Tensor:
-        pairs = [features_B3C[:, [i, j]].flatten(1) for i, j in itertools.combinations(range(3), 2)]
+    def forward(self, features_BNC: Tensor) -> Tensor:
+        pairs = [features_BNC[:, [i, j]].flatten(1) for i, j in self.pairs]
         return self.fc2(self.dropout(torch.cat([self.fc1(pair).relu() for pair in pairs], 1)))
 
 
 class VCOP(nn.Module):
-    def __init__(self, kind: str = "r3d18", width: int = 64, dropout: float = 0.5):
+    def __init__(self, kind: str = "r3d18", width: int = 64, dropout: float = 0.5, clips: int = 3):
         super().__init__()
         self.backbone = Backbone(kind, CLASSIFICATION, width)
-        self.head = OrderHead(self.backbone.channels, self.backbone.channels, dropout)
+        self.head = OrderHead(self.backbone.channels, self.backbone.channels, dropout, clips)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """(B, 3, 3, T, H, W) -> (B, 6)"""
+        """(B, N, 3, T, H, W) -> (B, N!)"""
         return self.head(pool(self.backbone(clips.flatten(0, 1))).unflatten(0, clips.shape[:2]))
 
 

@@ -133,14 +133,21 @@ def random_path(
 
 
 def color(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """The game's colours move, hue and saturation before the others; constant ones, of all else, end with them."""
     T, moves = len(frames), recipe.colors_move
-    if rng.random() < recipe.hue_saturation:
-        frames = hue_saturation(frames, rng.uniform(-12, 12), np.exp(rng.uniform(-0.1, 0.1)))
+    if moves:
+        frames = random_hue_saturation(rng, frames, recipe)
     if rng.random() < recipe.brightness:
         frames = brightness(frames, random_path(rng, T, recipe.brightness_reach, moves))
     if rng.random() < recipe.contrast:
         frames = contrast(frames, random_path(rng, T, recipe.contrast_reach, moves, np.exp))
-    return frames
+    return frames if moves else random_hue_saturation(rng, frames, recipe)
+
+
+def random_hue_saturation(rng: Generator, frames: np.ndarray, recipe: Recipe) -> np.ndarray:
+    if rng.random() >= recipe.hue_saturation:
+        return frames
+    return hue_saturation(frames.astype(np.uint8), rng.uniform(-12, 12), np.exp(rng.uniform(-0.1, 0.1)))
 
 
 # Samples --------------------------------------------------------------------------------------------------
@@ -169,17 +176,18 @@ def action(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
 
 
 def order(video: Video, rng: Generator, recipe: Recipe) -> dict[str, Any]:
-    """VCOP: ``clip`` (3, 3, T, H, W), three clips of a video shuffled; ``label`` which of `baselines.ORDERS`.
+    """VCOP: ``clip`` (N, 3, T, H, W), clips of a video shuffled; ``label`` which of their `baselines.orders`.
 
     They lie half a clip apart, nearer or overlapping where the video is short.
     """
-    T, total = recipe.frames, len(video)
-    step = max(min(T + T // 2, (total - T) // 2), 1)
-    start = int(rng.integers(max(total - T - 2 * step + 1, 1)))
-    indices = np.concatenate([clip_indices(total, T, 1, start + i * step) for i in range(3)])
-    frames = random_crop(rng, video.read(indices), recipe)  # one crop for the three
-    label = int(rng.integers(len(baselines.ORDERS)))
-    clips = [tensor(color(rng, frames[i * T : (i + 1) * T], recipe)) for i in baselines.ORDERS[label]]
+    T, N, total = recipe.frames, recipe.order_clips, len(video)
+    step = max(min(T + T // 2, (total - T) // (N - 1)), 1)
+    start = int(rng.integers(max(total - T - (N - 1) * step + 1, 1)))
+    indices = np.concatenate([clip_indices(total, T, 1, start + i * step) for i in range(N)])
+    frames = random_crop(rng, video.read(indices), recipe)  # one crop for all of them
+    orders = baselines.orders(N)
+    label = int(rng.integers(len(orders)))
+    clips = [tensor(color(rng, frames[i * T : (i + 1) * T], recipe)) for i in orders[label]]
     return {"clip": torch.stack(clips), "label": label}
 
 

@@ -17,7 +17,7 @@ from common import run
 from common.data.text import printable
 from common.data.tiny.clips import clips
 from common.data.video import open_video, write_video
-from common.run import UserError
+from common.run import UserError, shipped
 from papers.ctp import data, evaluate, figures
 from papers.ctp.recipes import RECIPES
 
@@ -27,7 +27,7 @@ class Arguments:
     video: Annotated[Path | None, tyro.conf.Positional] = None
     """A video file or a folder of frames; without one, a clip of the built-in set."""
     checkpoint: Path | None = None
-    """Run folder; without one, the paper's newest finished run under runs/."""
+    """Run folder, or shipped[:NAME]; without one, the shipped weights, or the newest finished run under runs/."""
     out: Path = Path("tracks.gif")
     """.gif or .mp4; of a tracker."""
     seed: int = 0
@@ -39,7 +39,7 @@ def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.ctp.demo", description=__doc__)
     device = run.start_world(run.Options(device=args.device)).device
     shown = [name for name, recipe in RECIPES.items() if recipe.method in ("ctp", "recognize")]
-    checkpoint = args.checkpoint or run.newest("ctp", shown)
+    checkpoint = shipped.for_demo("ctp", args.checkpoint, shown)
     model, recipe, classes = evaluate.load_run(checkpoint)
     if recipe.method not in ("ctp", "recognize"):
         raise UserError(f"{checkpoint} was trained for {recipe.method}; the demo takes ctp and recognize")
@@ -54,7 +54,7 @@ def main() -> None:
     except OSError as error:
         raise UserError(f"{video} is no video: {error}") from None
     if recipe.method == "ctp":
-        frames = figures.track(model, sample)
+        frames = figures.track(model, sample, recipe)
         write_video(args.out, frames, fps=4)
         print(f"{args.out} written: thin, where the patches are; thick, where {checkpoint} says they are")
         return

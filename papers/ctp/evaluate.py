@@ -29,9 +29,19 @@ from common.data.tiny.clips import clips
 from common.data.video import Clips, Videos, open_videos
 from common.metrics.classification import Accuracy
 from common.metrics.retrieval import recall_at
-from common.run import UserError, World
+from common.run import UserError, World, shipped
 from papers.ctp import baselines, data
-from papers.ctp.model import Backbone, CtP, Recognizer, checkpoint_filter_fn, decode, iou, pool, tracking_losses
+from papers.ctp.model import (
+    Backbone,
+    CtP,
+    Recognizer,
+    Targets,
+    checkpoint_filter_fn,
+    decode,
+    iou,
+    pool,
+    tracking_losses,
+)
 from papers.ctp.official import load_backbone
 from papers.ctp.recipes import RECIPES, Recipe
 
@@ -47,7 +57,7 @@ def build(recipe: Recipe, classes: int) -> nn.Module:
         case "ctp":
             return CtP(kind, recipe.frames, width, recipe.head_std)
         case "vcop":
-            return baselines.VCOP(kind, width, recipe.dropout)
+            return baselines.VCOP(kind, width, recipe.dropout, recipe.order_clips)
         case "moco":
             return baselines.MoCo(kind, width, queue=recipe.queue)
         case "speed":
@@ -63,8 +73,12 @@ def inputs(recipe: Recipe) -> tuple[Tensor, ...]:
     clip = torch.zeros(1, 3, recipe.frames, recipe.size_px, recipe.size_px)
     if recipe.method == "ctp":
         return clip, torch.zeros(1, recipe.patches, 4)
-    clips = {"vcop": 3, "moco": 2}.get(recipe.method)
+    clips = {"vcop": recipe.order_clips, "moco": 2}.get(recipe.method)
     return (clip[:, None].expand(1, clips, *clip.shape[1:]) if clips else clip,)
+
+
+def targets(recipe: Recipe) -> Targets:
+    return Targets(recipe.target_mean, recipe.target_std)
 
 
 def open_split(recipe: Recipe, folder: Path | None, split: str) -> Videos:
@@ -86,6 +100,11 @@ def describe(recipe: Recipe, folder: Path | None, videos: Videos, val: Videos) -
     """What a result is measured on; data given in place of the built-in clips go by their folder's name."""
     name = folder.resolve().name if folder and recipe.dataset == "clips" else recipe.dataset
     return f"{name}: {len(videos):,} training, {len(val):,} validation videos"
+
+
+def passed_over(**splits: Videos) -> str:
+    """What stands in the data folder and is not among the videos, a line for each split; empty if nothing is."""
+    return "".join(f"- passed over in {split}: {notes}\n" for split, its in splits.items() if (notes := its.notes()))
 
 
 def _batches(samples: Clips, what: str, world: World, workers: int, batch: int):
@@ -122,10 +141,10 @@ def tracking(model: nn.Module, val: Videos, recipe: Recipe, world: World, worker
         paths, query = sample["trajectories"], sample["trajectories"][:, :, 0]
         with world.autocast():
             predictions = model(sample["clip"], query)
-        overlap = iou(decode(predictions.float(), query), paths)[..., 1:]
+        overlap = iou(decode(predictions.float(), query, targets(recipe)), paths)[..., 1:]
         still = iou(query[:, :, None].expand_as(paths), paths)[..., 1:]
         hidden = ~sample["visible"][..., 1:]
-        losses = tracking_losses(predictions, paths)
+        losses = tracking_losses(predictions, paths, targets=targets(recipe))
         n = len(paths)
         sums += torch.stack([
             overlap.sum(), overlap.new_tensor(overlap.numel()), (overlap * hidden).sum(), hidden.sum(),
@@ -199,7 +218,8 @@ def frozen_scores(init: str | Path, recipe: Recipe, options: run.Options, world:
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)).fit(x, y)
     nearest, gallery = (F.normalize(torch.from_numpy(a).double(), dim=1) for a in (x_val, x))
     relevant = torch.from_numpy(y_val[:, None] == y)
-    return {"probe_top1": 100 * probe.score(x_val, y_val), **recall_at(nearest @ gallery.T, relevant)}
+    recalls = recall_at(nearest @ gallery.T, relevant, (1, 5, 10, 20, 50))
+    return {"probe_top1": 100 * probe.score(x_val, y_val), **recalls}
 
 
 def downstream(recipe: Recipe, init: str | Path) -> Recipe:
@@ -212,15 +232,22 @@ def downstream(recipe: Recipe, init: str | Path) -> Recipe:
 def transfer_scores(
     init: str | Path, home: Path, recipe: Recipe, options: run.Options, world: World, train: run.Train
 ) -> dict[str, float]:
-    """Scores of the backbone of `init`, or of a random one: as it stands, and fine-tuned by `recipe.downstream` in a
-    run that `train` makes under `home`, or made before a kill."""
-    tuned = downstream(recipe, init)
+    """Scores of the backbone of `init`, or of a random one: as it stands, and fine-tuned."""
+    tuned = tuned_top1(init, home, recipe, options, world, train)
+    return frozen_scores(init, downstream(recipe, init), options, world) | {"finetune_top1": tuned}
+
+
+def tuned_top1(
+    init: str | Path, home: Path, recipe: Recipe, options: run.Options, world: World, train: run.Train
+) -> float:
+    """Accuracy after fine-tuning the backbone of `init`, or a random one, by `recipe.downstream` in a run that `train`
+    makes under `home`, or made before a kill."""
     own = replace(options, out=home, resume="auto", stop_at=0, seeds=())
     done = world.agree([p.parent for p in (home / "ctp" / recipe.downstream).glob("*/results.json")
                         if run.finished(p.parent)])
-    folder = done[0] if done else train(recipe.downstream, tuned, own, world)
+    folder = done[0] if done else train(recipe.downstream, downstream(recipe, init), own, world)
     world.wait()  # its results are whole
-    return frozen_scores(init, tuned, own, world) | {"finetune_top1": run.read_scores(folder)["top1"]}
+    return run.read_scores(folder)["top1"]
 
 
 def metrics(scores: Mapping[str, float], recipe: Recipe) -> list[dict[str, Any]]:
@@ -254,7 +281,7 @@ def load_file(path: Path, recipe: Recipe, classes: int) -> nn.Module:
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or file of weights (.safetensors, .pth)."""
+    """Run folder, file of weights (.safetensors, .pth), or shipped[:NAME]."""
     recipe: str | None = None
     """Recipe that names the model and the clips; a run folder knows its own. With --task features, the recipe whose
     test clips are taken: by default the run's downstream recipe, or its own."""
@@ -273,18 +300,17 @@ def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.ctp.evaluate", description=__doc__)
     options = run.Options(data=args.data, device=args.device, precision=args.precision, workers=args.workers)
     world = run.start_world(options)
-    if not args.checkpoint.exists():
-        raise UserError(f"no checkpoint at {args.checkpoint}")
+    args.checkpoint = shipped.path_of("ctp", args.checkpoint)
     if args.recipe not in {None, *RECIPES}:
         raise UserError(f"no recipe {args.recipe!r}; there are {', '.join(RECIPES)}")
-    if args.checkpoint.is_file() and not args.recipe:
+    if not (args.recipe or shipped.is_run(args.checkpoint)):
         raise UserError(f"a file of weights needs --recipe, one of {', '.join(RECIPES)}")
     recipe, model = RECIPES.get(args.recipe), None
     if args.task == "features":
         if not recipe:
             _, trained_by, _ = load_run(args.checkpoint)
             recipe = downstream(trained_by, args.checkpoint) if trained_by.downstream else trained_by
-    elif args.checkpoint.is_dir():
+    elif shipped.is_run(args.checkpoint):
         model, recipe, classes = load_run(args.checkpoint)
     val = open_split(recipe, args.data, "val")
     if args.task == "features":

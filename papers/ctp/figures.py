@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.data.video import Videos, write_video
 from common.run import drawing
-from papers.ctp import data
+from papers.ctp import data, evaluate
 from papers.ctp.model import decode, iou
 from papers.ctp.recipes import Recipe
 
@@ -23,7 +23,7 @@ def draw(folder: Path, model: torch.nn.Module, val: Videos, recipe: Recipe) -> N
         drawing.curves(folder, [["loss", "centre", "size"], ["val/iou", "val/iou_hidden", "val/iou_still"], ["lr"]])
         clips = data.training_clips(val, recipe, seed=1)
         samples = [clips[i][0] for i in drawing.evenly_spaced(len(val), 4)]
-        rows = [track(model, sample) for sample in samples]
+        rows = [track(model, sample, recipe) for sample in samples]
         frames = [np.concatenate(time[:3], 1) for time in zip(*rows)]
         write_video(folder / "tracks.gif", frames, fps=4)
         write_video(folder / "tracks.mp4", frames, fps=4)
@@ -41,7 +41,7 @@ def picture(clip_3THW: torch.Tensor) -> np.ndarray:
     return (pixels * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def track(model: torch.nn.Module, sample: dict[str, torch.Tensor]) -> list[np.ndarray]:
+def track(model: torch.nn.Module, sample: dict[str, torch.Tensor], recipe: Recipe) -> list[np.ndarray]:
     """Enlarged frames of a game: where each patch is (thin), where the network says it is (thick, with its path).
 
     A patch that is hidden in a frame has no thin box there.
@@ -50,7 +50,7 @@ def track(model: torch.nn.Module, sample: dict[str, torch.Tensor]) -> list[np.nd
     paths, query = sample["trajectories"], sample["trajectories"][:, 0]
     with torch.inference_mode():
         predictions = model.eval()(sample["clip"][None].to(device), query[None].to(device))[0].float().cpu()
-    predicted, visible = decode(predictions, query), sample["visible"]
+    predicted, visible = decode(predictions, query, evaluate.targets(recipe)), sample["visible"]
     overlap = iou(predicted, paths).mean(0)
     zoom = max(2, 224 // sample["clip"].shape[-1])
     drawn = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,16 @@ BN_EPS = 1e-3  # torchvision's networks have 1e-5
 # Strides in space and in time of the four stages; the stem halves space once more. Weights fit both.
 PRETRAINING = ((1, 2, 2, 1), (1, 2, 2, 2))  # the last stage keeps a map of 14 x 14 to look patches up in
 CLASSIFICATION = ((1, 2, 2, 2), (1, 2, 2, 2))
-TARGET_STD = (0.8, 0.8, 0.04, 0.04)  # of dx, dy in pixels and of the logarithms dw, dh
+
+
+class Targets(NamedTuple):
+    """How dx, dy in pixels and the logarithms dw, dh become targets: (raw - mean) / std."""
+
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (0.8, 0.8, 0.04, 0.04)
+
+
+TARGETS = Targets()
 
 
 class Conv2Plus1D(nn.Sequential):
@@ -135,32 +145,33 @@ def _center_size(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     return (start + end) / 2, (end - start).clamp(min=1)
 
 
-def encode(trajectory_xyxy_px: Tensor) -> Tensor:
-    """Targets (..., T, 4) of trajectories: what moved since the first frame, over `TARGET_STD`.
+def encode(trajectory_xyxy_px: Tensor, targets: Targets = TARGETS) -> Tensor:
+    """Targets (..., T, 4) of trajectories: what moved since the first frame, normalised.
 
     dx, dy are pixels, not fractions of the box; dw, dh are logarithms of ratios.
     """
     center, size = _center_size(trajectory_xyxy_px)
     moved = torch.cat([center - center[..., :1, :], (size / size[..., :1, :]).log()], -1)
-    return moved / moved.new_tensor(TARGET_STD)
+    return (moved - moved.new_tensor(targets.mean)) / moved.new_tensor(targets.std)
 
 
-def decode(predictions: Tensor, query_xyxy_px: Tensor) -> Tensor:
+def decode(predictions: Tensor, query_xyxy_px: Tensor, targets: Targets = TARGETS) -> Tensor:
     """The inverse of `encode`: (..., T, 4) and first-frame boxes (..., 4) -> trajectories."""
     center, size = (x[..., None, :] for x in _center_size(query_xyxy_px))
-    moved, grown = (predictions * predictions.new_tensor(TARGET_STD)).chunk(2, -1)
+    raw = predictions * predictions.new_tensor(targets.std) + predictions.new_tensor(targets.mean)
+    moved, grown = raw.chunk(2, -1)
     center, half = center + moved, size * grown.exp() / 2
     return torch.cat([center - half, center + half], -1)
 
 
 def tracking_losses(
-    predictions: Tensor, trajectory_xyxy_px: Tensor, weights: Tensor | None = None
+    predictions: Tensor, trajectory_xyxy_px: Tensor, weights: Tensor | None = None, targets: Targets = TARGETS
 ) -> dict[str, Tensor]:
     """Smooth L1 of centres and of sizes, each summed over its two coordinates and averaged over the frames.
 
     `weights` (B, P, T) count frames more or less; the method itself counts hidden ones like all others.
     """
-    error = F.smooth_l1_loss(predictions.float(), encode(trajectory_xyxy_px.float()), reduction="none")
+    error = F.smooth_l1_loss(predictions.float(), encode(trajectory_xyxy_px.float(), targets), reduction="none")
     weights = torch.ones_like(error[..., 0]) if weights is None else weights
     frames = weights.sum().clamp(min=1)
     center, size = error.chunk(2, -1)

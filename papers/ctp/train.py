@@ -35,6 +35,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if recipe.method == "recognize" and options.val_classes == "all":
         evaluate.expect_all_classes(val)
     about = evaluate.describe(recipe, options.data, videos, val)
+    passed_over = evaluate.passed_over(training=videos, validation=val)
     if recipe.downstream:
         evaluate.downstream(recipe, init="")  # is there one?
     steps_per_epoch = loader.steps_per_epoch(len(videos), recipe.batch)
@@ -45,7 +46,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if recipe.init:
         load_backbone(model.backbone, recipe.init)
     model.to(world.device, memory_format=torch.channels_last_3d)
-    if world.size > 1 and world.device.type == "cuda" and recipe.method != "moco":  # MoCo shuffles instead
+    if world.size > 1 and world.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     flops = run.multiply_adds(model, *evaluate.inputs(recipe))
     params = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -67,10 +68,10 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         data.training_clips(videos, recipe), loader.identity, recipe.batch, clock.end, seed=options.seed, start=start,
         rank=world.rank, world=world.size, workers=options.workers, report=folder / "unreadable.txt",
     )
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{recipe.method} {recipe.backbone}: {params:,} parameters, {flops / 1e9:,.2f} G multiply-adds per sample\n"
-        f"{about} of {len(val.classes)} classes\n"
+        f"{about} of {len(val.classes)} classes\n{passed_over}"
         f"{clock.about(world, chunks, 'videos')}, learning rate {recipe.lr:.3g}\nrun folder {folder}"
     )
     scores = partial(evaluate.trained, model, val, recipe, world, workers=options.workers)
@@ -129,7 +130,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if world.is_main:
         run.finish(
             folder, "ctp", name, options, data=about, metrics=evaluate.metrics(found, recipe), params=params,
-            flops=flops, wall_s=clock.wall_s, throughput=clock.rate,
+            flops=flops, wall_s=clock.wall_s, throughput=clock.rate, table=passed_over,
             then={"model": lambda: export(model.backbone, recipe.backbone, folder / "model"),
                   "pictures": lambda: figures.draw(folder, model, val, recipe)},
         )
@@ -140,7 +141,8 @@ def losses_of(recipe: Recipe, network: nn.Module, sample: Mapping[str, Tensor], 
     """The terms that are added up: two of tracking, or the cross-entropy of whatever is to be told apart."""
     if recipe.method == "ctp":
         paths = sample["trajectories"]
-        return tracking_losses(network(sample["clip"], paths[:, :, 0]), paths)
+        predictions = network(sample["clip"], paths[:, :, 0])
+        return tracking_losses(predictions, paths, targets=evaluate.targets(recipe))
     logits = network(sample["clip"])
     return {"cross_entropy": F.cross_entropy(logits.float(), sample.get("label", labels))}
 

@@ -16,7 +16,7 @@ from papers.dualtfr.model import Prediction
 
 BACKGROUND_WEIGHT = 0.0625  # of a background token in the cross-entropy; a target's is 1
 CE, L1, GIOU = 120.0, 70.0, 50.0  # weights of the terms in the loss
-EPS = 1e-7  # of boxes without area, as torchvision has it
+EPS = 1e-7  # added to areas that divide
 
 
 def assign(box_xywh: Tensor, grid: int) -> Tensor:
@@ -59,21 +59,25 @@ def terms(prediction: Prediction, box_xywh: Tensor, positives: Tensor, totals: T
     """
     count, weight_sum = totals[0].clamp(min=1), totals[1]
     logits, boxes = prediction.logits.float(), prediction.boxes.float()
-    class_weights = logits.new_ones(2)  # class 0 is the target
-    class_weights[1] = BACKGROUND_WEIGHT
-    ce = F.cross_entropy(logits.flatten(0, 1), (~positives).long().flatten(), class_weights, reduction="sum")
-    # All tokens' boxes, those of the others weighted 0: to pick the positives would wait for the device to count them.
+    weights = torch.where(positives, 1.0, BACKGROUND_WEIGHT).flatten()
+    ce = F.cross_entropy(logits.flatten(0, 1), (~positives).long().flatten(), reduction="none")  # 0 is the target
+    # Masked, not picked out: how many positives there are only the device knows, and asking makes the host wait.
     truth = box_convert(box_xywh, "xywh", "cxcywh")[:, None]
-    l1 = ((boxes - truth).abs().sum(-1) * positives).sum()
-    corners, true_corners = box_convert(boxes, "cxcywh", "xyxy"), box_convert(box_xywh, "xywh", "xyxy")[:, None]
-    low, high = torch.maximum(corners, true_corners)[..., :2], torch.minimum(corners, true_corners)[..., 2:]
-    shared = (high - low).clamp(min=0).prod(-1)
-    union = boxes[..., 2:].prod(-1) + truth[..., 2:].prod(-1) - shared
-    low, high = torch.minimum(corners, true_corners)[..., :2], torch.maximum(corners, true_corners)[..., 2:]
-    hull = (high - low).prod(-1)
-    giou = ((1 - shared / (union + EPS) + (hull - union) / (hull + EPS)) * positives).sum()
-    iou = (shared / (union + EPS) * positives).sum().detach()
-    return Terms(ce / weight_sum, l1 / count, giou / count, iou / count)
+    l1 = (boxes - truth).abs().sum(-1).masked_fill(~positives, 0).sum()
+    iou, giou = overlaps(box_convert(boxes, "cxcywh", "xyxy"), box_convert(box_xywh, "xywh", "xyxy")[:, None])
+    missing, shared = (1 - giou).masked_fill(~positives, 0).sum(), iou.detach().masked_fill(~positives, 0).sum()
+    return Terms((ce * weights).sum() / weight_sum, l1 / count, missing / count, shared / count)
+
+
+def overlaps(a_xyxy: Tensor, b_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU and GIoU of boxes (..., 4): torchvision's formula, whose own code picks entries out by a mask."""
+    (ax, ay, az, aw), (bx, by, bz, bw) = a_xyxy.unbind(-1), b_xyxy.unbind(-1)
+    shared = (torch.minimum(az, bz) - torch.maximum(ax, bx)).clamp(min=0)
+    shared = shared * (torch.minimum(aw, bw) - torch.maximum(ay, by)).clamp(min=0)
+    union = (az - ax) * (aw - ay) + (bz - bx) * (bw - by) - shared
+    hull = (torch.maximum(az, bz) - torch.minimum(ax, bx)) * (torch.maximum(aw, bw) - torch.minimum(ay, by))
+    iou = shared / (union + EPS)
+    return iou, iou - (hull - union) / (hull + EPS)
 
 
 def total(terms: Terms) -> Tensor:

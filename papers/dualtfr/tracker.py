@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from common.data import crops
-from common.metrics.trackers import Box, hann_window, keep_inside
+from common.metrics.trackers import Box, hann_window, keep_inside, smoothed
 from common.run import UserError
 from papers.dualtfr.model import DualTFR
 from papers.dualtfr.recipes import Recipe
@@ -69,5 +69,5 @@ class DualTFRTracker:
         box = crop.to_frame(np.array([cx - w / 2, cy - h / 2, w, h]) * crop.size)
         if not np.isfinite([*box, score]).all():
             return self.box, 0.0
-        self.box = keep_inside(box, frame.shape[1], frame.shape[0])
+        self.box = keep_inside(smoothed(box, self.box, self.recipe.size_lr), frame.shape[1], frame.shape[0])
         return self.box, score

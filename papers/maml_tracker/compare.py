@@ -31,6 +31,9 @@ VIEWS: dict[str, dict[str, Any]] = {
     "no steps": {"first_steps": 0, "online_update": False},
     "first frame only": {"online_update": False},
     "accept 0.3": {"accept": 0.3},
+    "ten first steps": {"first_steps": 10},
+    "half the new size": {"size_lr": 0.5},
+    "window 0.45": {"window": 0.45},
 }
 VIEWED = ("detection", "maml")  # the others track as their recipe says, and no other way
 RATES = (0.01, 0.03, 0.1, 0.3)
@@ -49,6 +52,8 @@ def compare(
 ) -> Path:
     """Trains each member with each seed, tracks with all, and reports; returns the folder."""
     run.check_members(recipe.compare, MEMBERS)
+    if unknown := {*recipe.views} - {*VIEWS}:
+        raise run.UserError(f"no view {min(unknown)!r}; there are {', '.join(VIEWS)}")
     if recipe.compare[0] != "detection":
         raise run.UserError(f"all members start from 'detection': put it first in --compare, not {recipe.compare[0]!r}")
     if not recipe.val_pairs:
@@ -68,8 +73,8 @@ def compare(
         if not (trained.inner_steps and trained.epochs):
             set_rate(maml, best_rate(maml, data, trained, world))
         rate, found = round(maml.mean_rate(), 6), {}
-        for view, changes in VIEWS.items() if label in VIEWED else [("score", {})]:
-            online = replace(trained, **changes)
+        for view in ("score", *(recipe.views if label in VIEWED else ())):
+            online = replace(trained, **VIEWS[view])
             about = settings | {"recipe": asdict(online), "rate": rate}  # with the weights' digest
             found[view] = score(MAMLTracker(maml, online, world), home / "views" / view, data, about, world)
         losses = validate(maml, data, trained, world, steps=max(LOSSES))

@@ -22,9 +22,11 @@ class Recipe:
     head: str = "retina"
     """retina or fcos."""
     backbone: str = "resnet18"
-    """resnet18, narrow or efficientnet_lite0."""
+    """resnet18, narrow, efficientnet_lite0 or lite0_levels."""
     imagenet: bool = True
     """Start the backbone from ImageNet weights."""
+    frozen: bool = False
+    """Leave the backbone as it starts; else the detection stage trains it, and it is frozen from then on."""
     init: str | None = None
     """Start the detector from a file of weights: another run's detection.safetensors makes its first stage needless."""
     head_width: int = 256
@@ -37,7 +39,7 @@ class Recipe:
     shares: tuple[float, ...] = ()
     """Probability of each of `datasets`; empty: equal."""
     held_out: tuple[str, ...] = ()
-    """Names of data sets kept out of training and tracked at the end, for a folder without splits."""
+    """Data sets that are tracked at the end; of one that also trains, its validation split (`pairs.open_data`)."""
 
     crop_px: int = 263
     context: float = 263 / 127
@@ -124,6 +126,8 @@ class Recipe:
 
     compare: tuple[str, ...] = ()
     """Train these members of `MEMBERS` under this recipe instead of one tracker, and compare them (compare.py)."""
+    views: tuple[str, ...] = ("no steps", "first frame only", "accept 0.3")
+    """Other online steps by which `detection` and `maml` of a comparison track as well (compare.py)."""
     paper_scores: dict[str, float] = field(default_factory=dict)
     """The paper's figures, by data set and metric."""
     paper_source: str | None = None
@@ -146,6 +150,21 @@ _COMPARISON = {
     "pairs_per_epoch": 160, "detection_epochs": 10, "epochs": 4, "milestones": (2,),
 }
 
+# Frozen features of EfficientNet-Lite0, which an ordinary package carries, and small heads: what is adapted online are
+# 0.15 M parameters. COCO's objects are most of what differs in so few videos, hence their share.
+_LITE0 = Recipe(
+    about="", backbone="lite0_levels", frozen=True, head_width=64, dataset="46 real sequences and COCO",
+    datasets=("sequences", "got10k", "otb", "vot", "lasot", "tinytlp", "coco"),
+    shares=(0.15, 0.36, 0.05, 0.02, 0.02, 0.04, 0.36), held_out=("got10k",),
+    crop_px=192, context=2.0, anchor_px=48, shift_px=48.0, support_shift_px=24.0, rate=0.01, pairs_per_epoch=640,
+    detection_epochs=12, epochs=6, batch=16, lr=0.01, milestones=(4,), val_pairs=48, checkpointing=False,
+)
+_LITE0_FOLD = replace(
+    _LITE0, datasets=("sequences", "got10k", "coco"), shares=(0.2, 0.44, 0.36),
+    held_out=("otb", "vot", "lasot", "tinytlp"), compare=("detection", "maml"), val_pairs=24,
+    views=("first frame only", "ten first steps", "half the new size", "window 0.45"),
+)
+
 RECIPES = {
     "tiny": replace(_SMALL, about="Retina-MAML in small on built-in sequences, four minutes on 2 CPU cores"),
     "tiny_fcos": replace(_SMALL, about="FCOS-MAML in small on built-in sequences", head="fcos"),
@@ -158,6 +177,12 @@ RECIPES = {
         datasets=("sequences", "otb", "coco"), shares=(0.6, 0.2, 0.2), held_out=("vot", "got10k", "lasot"),
     ),
     "comparison_real": replace(_REAL, about="the same comparison on real videos", **_COMPARISON),
+    "real_lite0": replace(_LITE0, about="Retina-MAML on frozen ImageNet features of a package, 46 real sequences"),
+    "real_lite0_fcos": replace(_LITE0, about="FCOS-MAML on the same", head="fcos"),
+    "real_lite0_fold": replace(
+        _LITE0_FOLD, about="real_lite0 without seven of its sequences, which are tracked: what settings are chosen on"
+    ),
+    "real_lite0_fcos_fold": replace(_LITE0_FOLD, about="the same for real_lite0_fcos", head="fcos"),
     "retina": Recipe(
         "Retina-MAML, the paper: 71.2 AUC on OTB-100",
         paper_scores={"otb auc": 71.2, "lasot auc": 48.0, "trackingnet auc": 69.8, "trackingnet norm_precision": 78.6},

@@ -38,6 +38,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     maml = build(recipe, imagenet=recipe.imagenet).to(world.device)
     if recipe.init:
         load_detector(maml, Path(recipe.init))
+    maml.detector.backbone.requires_grad_(not recipe.frozen)
     params = sum(p.numel() for p in maml.parameters())
     flops = run.multiply_adds(maml.detector, torch.zeros(1, 3, recipe.crop_px, recipe.crop_px, device=world.device))
     optimizer = torch.optim.SGD(
@@ -55,7 +56,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
         eval_every=recipe.eval_every or steps_per_epoch, wall_s=state.get("wall_s", 0.0),
     )
     batches = training_batches(data, recipe, options, world, start, clock.end, folder / "unreadable.txt")
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{describe(recipe, maml)}, {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per crop\n"
         f"{data.describe(recipe.dataset)}, from {root}\n"
@@ -95,7 +96,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
                 network.require_backward_grad_sync = first + size >= per_rank
             with world.autocast():
                 part = network(support, target, gamma) * len(target.x) / per_rank
-            (part * gamma.to(part)).sum().backward()
+            sum(weight * each for weight, each in zip(gamma.tolist(), part)).backward()
             loss += part.detach()
         norm = run.clip_gradients(
             maml.parameters(), recipe.clip_norm, step=step, loss=loss, folder=folder, hint="--rate or --lr"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from common import run
 from papers.maskco import probe, train
+from papers.maskco.compare import compare
 from papers.maskco.recipes import RECIPES, Recipe
 
 
@@ -14,4 +15,4 @@ def choose(name: str, recipe: Recipe, options: run.Options, world: run.World) ->
 
 
 if __name__ == "__main__":
-    run.door("maskco", RECIPES, choose)
+    run.door("maskco", RECIPES, choose, compare)

@@ -1,44 +1,68 @@
-"""What pre-training is worth, by data and method: the README's second table, from the records of scripts/compare.sh."""
+"""The paper's claim: where pictures show many things, comparing regions teaches more than comparing whole views.
+
+MaskCo and MoCo v2, pre-trained on pictures of many objects and on as many of one, judged place by place and as a whole:
+``python -m papers.maskco compare --data FOLDER --probe IMAGENETTE --dense COCO``, where FOLDER holds `many_objects` and
+`one_object` (scripts/mini_sets.py).
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+
+import torch
 
 from common import run
-from papers.maskco.recipes import RECIPES
+from common.run import UserError
+from papers.maskco import data, dense, evaluate
+from papers.maskco.model import build_backbone
+from papers.maskco.recipes import Recipe
 
-SCORES = ("probe_top1", "probe_map", "random_probe_top1", "random_probe_map", "contrast_top1", "contrast_rank")
-
-
-def table(records: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a row for each pre-training data set and "mini" recipe, mean ± sample standard deviation over its
-    seeds."""
-    seeds: dict[tuple[str, str], list[int]] = defaultdict(list)
-    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for record in sorted(records, key=lambda r: r["seed"]):
-        if record["recipe"].startswith("mini"):
-            row = record["data"], record["recipe"]
-            seeds[row].append(record["seed"])
-            for metric in record["metrics"]:
-                values[row][metric["name"]].append(metric["value"])
-    columns = [name for name in SCORES if any(name in scores for scores in values.values())]
-    if not columns:
-        return ""
-    order = list(RECIPES)
-    lines = [f"| pre-trained on | recipe | {' | '.join(columns)} | seeds |", "|---" * (len(columns) + 3) + "|"]
-    for row in sorted(seeds, key=lambda row: (row[0], order.index(row[1]))):
-        cells = [_cell(values[row][name]) for name in columns]
-        lines.append(f"| {' | '.join([*row, *cells])} | {', '.join(map(str, seeds[row]))} |")
-    return "\n".join([*lines, ""])
+SETS = ("many_objects", "one_object")
+# label: method, and what it is pre-trained on
+MEMBERS = {f"{method}_{pictures}": (method, pictures) for pictures in SETS for method in ("maskco", "moco_v2")}
+COLUMNS = {
+    "cell_miou": run.Column("cells, mIoU %"), "cell_top1": run.Column("cells, top-1 %"),
+    "region_R@1": run.Column("regions, R@1 %"), "region_R@5": run.Column("regions, R@5 %"),
+    "probe_top1": run.Column("whole pictures, top-1 %"),
+}
 
 
-def _cell(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    found = run.spread(values)
-    return f"{found['value']:.1f}" + (f" ± {found['spread']:.1f} %" if "spread" in found else " %")
+def judge(backbone: torch.nn.Module, recipe: Recipe, options: run.Options, world: run.World) -> dict[str, float]:
+    """Scores of a backbone as it stands, by the keys of `COLUMNS`."""
+    labelled = data.open_labelled(recipe.probe)
+    whole = evaluate.probe_scores(backbone, *labelled, recipe, world, workers=options.workers)
+    return dense.scores(backbone, Path(recipe.dense), world) | whole
 
 
-README_PARTS = {"compare": table}
+def compare(name: str, recipe: Recipe, options: run.Options, world: run.World, train: run.Train) -> Path:
+    """Pre-trains each member with each seed and judges it; returns the comparison's folder."""
+    run.check_members(recipe.compare, MEMBERS)
+    if not (options.data and recipe.probe and recipe.dense):
+        raise UserError(f"a comparison needs --data, a folder of {' and '.join(SETS)}; --probe, pictures of classes; "
+                        "and --dense, COCO with its panoptic masks")
+    members = {
+        label: replace(recipe, method=MEMBERS[label][0], compare=(), probe="", dense="") for label in recipe.compare
+    }
+
+    def pre_train(label: str, member: Recipe, own: run.Options, world: run.World) -> Path:
+        return train(label, member, replace(own, data=options.data / MEMBERS[label][1]), world)
+
+    def scores(home: Path, _label: str) -> dict[str, float]:
+        model, _, _ = evaluate.load_run(home)
+        return judge(model.backbone.to(world.device), recipe, options, world)
+
+    def untrained(folder: Path) -> dict[str, dict[str, float]]:
+        """Mean scores of networks as the seeds start them."""
+        found = []
+        for seed in run.seeds_of(options):
+            run.seed_all(seed)
+            backbone = build_backbone(recipe.backbone, recipe.output_stride).to(world.device)
+            found.append(judge(backbone, recipe, options, world))
+        return {"untrained": {key: sum(each[key] for each in found) / len(found) for key in COLUMNS}}
+
+    return run.sweep("maskco", name, recipe, options, world, members, pre_train, COLUMNS, scores=scores,
+                     fixed=untrained, title="pre-training")
+
+
+README_PARTS = {"compare": lambda records: run.tables(records, ("compare",), COLUMNS, "pre-training")}

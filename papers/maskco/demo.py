@@ -14,7 +14,7 @@ import tyro
 from common import run
 from common.data.picture import Unreadable, read_picture
 from common.data.tiny.digits import digits
-from common.run import UserError
+from common.run import UserError, shipped
 from papers.maskco import evaluate, figures
 from papers.maskco.recipes import RECIPES
 
@@ -24,7 +24,7 @@ class Arguments:
     picture: Annotated[Path | None, tyro.conf.Positional] = None
     """An image file; without one, a digit of the built-in set."""
     checkpoint: Path | None = None
-    """Run folder; without one, the paper's newest finished run under runs/."""
+    """Run folder, or shipped[:NAME]; without one, the shipped weights, or the newest finished run under runs/."""
     out: Path = Path("regions.png")
     tries: int = 4
     """Rows: each draws other views and another region."""
@@ -36,7 +36,7 @@ def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.maskco.demo", description=__doc__)
     device = run.start_world(run.Options(device=args.device)).device
     shown = [name for name, recipe in RECIPES.items() if recipe.method == "maskco"]
-    checkpoint = args.checkpoint or run.newest("maskco", shown)
+    checkpoint = shipped.for_demo("maskco", args.checkpoint, shown)
     model, recipe, _ = evaluate.load_run(checkpoint)
     if recipe.method != "maskco":
         raise UserError(f"{checkpoint} was trained for {recipe.method}; the demo takes maskco")

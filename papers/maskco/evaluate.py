@@ -31,7 +31,7 @@ from common import run
 from common.data import images, loader
 from common.data.tiny.digits import digits
 from common.metrics import classification
-from common.run import UserError, World
+from common.run import UserError, World, shipped
 from papers.maskco import data
 from papers.maskco.export import load_backbone
 from papers.maskco.model import LinearProbe, MaskCo, MoCoV2, build_backbone
@@ -229,7 +229,7 @@ def load_run(folder: Path) -> tuple[nn.Module, Recipe, list[str]]:
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or file with a backbone (.safetensors, .pth)."""
+    """Run folder, file with a backbone (.safetensors, .pth), or shipped[:NAME]."""
     task: Literal["trained", "probe"] = "trained"
     recipe: str | None = None
     """Recipe that names the backbone and the size of pictures; a run folder knows its own."""
@@ -245,10 +245,9 @@ class Arguments:
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.maskco.evaluate", description=__doc__)
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
-    if not args.checkpoint.exists():
-        raise UserError(f"no checkpoint at {args.checkpoint}")
+    args.checkpoint = shipped.path_of("maskco", args.checkpoint)
     model, recipe, classes = None, RECIPES.get(args.recipe or ""), []
-    if (args.checkpoint / "config.json").is_file() and (args.checkpoint / "checkpoints").is_dir():
+    if (args.checkpoint / "checkpoints").is_dir() or shipped.header(args.checkpoint):
         model, recipe, classes = load_run(args.checkpoint)
     elif not recipe:
         raise UserError(f"a file of weights needs --recipe, one of {', '.join(RECIPES)}; got {args.recipe!r}")

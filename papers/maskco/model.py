@@ -221,6 +221,7 @@ class LinearProbe(nn.Module):
 # ResNets small enough for a CPU: what they change in one of timm's.
 NARROW = {
     "resnet18_narrow": ("resnet18", {"channels": (32, 64, 128, 256)}),  # that of downstream/configs/mask_rcnn_small.py
+    "resnet10_small": ("resnet18", {"channels": (24, 48, 96, 192), "layers": (1, 1, 1, 1)}),
     "resnet10_narrow": ("resnet18", {"channels": (16, 32, 64, 128), "layers": (1, 1, 1, 1)}),
 }
 

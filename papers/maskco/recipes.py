@@ -83,6 +83,10 @@ class Recipe:
     """Fraction of the resized picture's side that the center crop keeps."""
     probe: str = ""
     """Labelled pictures for a linear probe at the end, few enough for one process: a folder. "": the built-in set's."""
+    dense: str = ""
+    """COCO's folder with panoptic masks: a comparison judges there what is known of places."""
+    compare: tuple[str, ...] = ()
+    """Compare these under this recipe instead of training one network: names of `compare.MEMBERS`."""
 
 
 # Evaluations are 4 epochs of 22 steps apart.
@@ -96,6 +100,11 @@ _TINY = Recipe(
 _MINI = replace(
     _TINY, dataset="pictures", input_size_px=64, overlap_px=26, region_px=(16, 24), crop_scale=(0.2, 1.0), flip=0.5,
     blur=0.5, blur_px=(0.1, 0.6), queue=256, epochs=100, eval_every=125,
+)
+# 30 epochs of 46 steps; evaluations are 5 epochs apart. With its keys' copy the network is small enough to be shipped.
+_PLACES = replace(
+    _MINI, dataset="pictures of many objects or of one", backbone="resnet10_small", input_size_px=96, overlap_px=40,
+    region_px=(24, 36), blur_px=(0.1, 0.8), queue=1024, epochs=30, eval_every=230,
 )
 _COCO = Recipe("", dataset="COCO", epochs=800, lr=0.3, eval_every=4_620)  # steps of ten epochs
 
@@ -118,6 +127,10 @@ RECIPES = {
     "mini": replace(_MINI, about="the paper's comparison in miniature: a few hundred pictures, 64 px"),
     "mini_moco_v2": replace(_MINI, about="the same, MoCo v2", method="moco_v2"),
     "mini_no_mph": replace(_MINI, about="the same, no mask prediction head", mph="none"),
+    "compare": replace(
+        _PLACES, about="MaskCo and MoCo v2 on pictures of many objects or of one, judged by place and as a whole",
+        compare=("maskco_many_objects", "moco_v2_many_objects", "maskco_one_object", "moco_v2_one_object"),
+    ),
 }
 RECIPES["smoke"] = replace(
     RECIPES["tiny"], about="tiny cut to seconds: does everything run?", epochs=1, batch=200

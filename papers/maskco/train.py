@@ -56,7 +56,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         pictures, views, recipe.batch, clock.end, seed=options.seed, start=start, rank=world.rank, world=world.size,
         workers=options.workers, report=folder / "unreadable.txt",
     )
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{recipe.method} {recipe.backbone}: {params:,} learned parameters, {flops / 1e6:,.0f} M multiply-adds\n"
         f"{about}\n{clock.about(world, chunks, 'pictures')}, learning rate {recipe.lr:.3g}\nrun folder {folder}"

@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from common.data import pretrained
 from common.data.tiny.scenes import word_tokenizer
 from common.run import UserError, model_folder
+from common.run.hf import shape
 from papers.mm_gem.model import MMGEMConfig, MMGEMModel
 from papers.mm_gem.processing import MMGEMProcessor
 from papers.mm_gem.recipes import Recipe
@@ -81,7 +82,7 @@ def config(
         text_config=text, vision_config=vision, emb_token_id=emb, cap_token_id=cap, end_token_id=end,
         visual_width=WIDTHS.get(recipe.vision) or vision.hidden_size, standardize=recipe.standardize,
         grid=recipe.grid, joint_width=recipe.joint_width, max_text_length=recipe.max_text_length,
-        objectives=recipe.objectives, duplicates=recipe.duplicates,
+        objectives=recipe.objectives, duplicates=recipe.duplicates, cap_position=recipe.cap_position,
     )
 
 
@@ -122,7 +123,7 @@ def continued(recipe: Recipe, processor: MMGEMProcessor, dtype: torch.dtype) -> 
     model, info = model_folder.load(MMGEMModel, path, dtype=dtype, output_loading_info=True)
     if wrong := {key: info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}:
         raise UserError(f"--init {path} does not fit: {wrong}")
-    for name in ("grid", "joint_width", "standardize"):
+    for name in ("grid", "joint_width", "standardize", "cap_position"):
         if (found := getattr(model.config, name)) != getattr(recipe, name):
             raise UserError(f"--init {path} was made with {name}={found}, not {getattr(recipe, name)}")
     ids = (model.config.emb_token_id, model.config.cap_token_id)
@@ -175,6 +176,16 @@ def choose_trained(model: MMGEMModel, recipe: Recipe) -> None:
         trainable_token_indices=tokens,
     )
     model.language_model = get_peft_model(model.language_model, lora)
+
+
+def shared_parameters(model: MMGEMModel) -> int:
+    """How many of the trained parameters both objectives train: those of the two networks, but of LoRA's token rows,
+    of which [EMB] serves the one and [CAP] the other."""
+    return sum(
+        shape(parameter).numel() for name, parameter in model.named_parameters()
+        if parameter.requires_grad and name.startswith(("language_model.", "vision_tower."))
+        and "trainable_tokens" not in name
+    )
 
 
 class Pass(nn.Module):

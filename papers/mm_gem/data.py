@@ -1,6 +1,6 @@
 """Images and regions with their texts as training rows, and the order they come in.
 
-A row is (PIL image, box or None for the whole image, text).
+A row is (PIL image, box or None for the whole image, text); or, of kept features, (feature map, None, text).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import tyro
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -21,7 +22,7 @@ from common.data.picture import Unreadable, read_picture
 from common.data.text import printable
 from common.data.tiny.scenes import scenes
 from common.run import UserError
-from papers.mm_gem.processing import Box, MMGEMProcessor, nothing_in
+from papers.mm_gem.processing import Box, MMGEMProcessor, wrong_box
 from papers.mm_gem.recipes import BUILT_IN, Recipe
 
 Captioned = captions.Captions | captions.CaptionShards
@@ -35,7 +36,8 @@ and for regions
 class Rows(Dataset):
     """Captioned images, one of the captions at random, then regions."""
 
-    def __init__(self, images: Captioned, regions: list[Region]):
+    def __init__(self, images: Captioned | Dataset, regions: list[Region]):
+        """`images`: or a `features.Kept`, whose samples are feature maps with captions."""
         self.images, self.regions = images, regions
 
     def __len__(self) -> int:
@@ -47,7 +49,7 @@ class Rows(Dataset):
             return (image, None, random.choice(texts)), None
         region = self.regions[index - len(self.images)]
         image, box = read_picture(region.image), corners(region)
-        if wrong := nothing_in(box, image) or (not region.phrase.strip() and "an empty phrase"):
+        if wrong := wrong_box(box, image) or (not region.phrase.strip() and "an empty phrase"):
             raise Unreadable(wrong)
         return (image, box, region.phrase), None
 
@@ -151,7 +153,11 @@ class _Collate:
         self.processor = processor
 
     def __call__(self, samples):
-        return self.processor.collate([row for row, _ in samples])
+        rows = [row for row, _ in samples]
+        if isinstance(rows[0][0], torch.Tensor):
+            features, _, texts = zip(*rows)
+            return {"features": torch.stack(features), **self.processor.texts(texts)}
+        return self.processor.collate(rows)
 
 
 def main(folder: Path, /) -> None:

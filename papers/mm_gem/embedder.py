@@ -22,7 +22,7 @@ from common.run import UserError, World, model_folder
 from common.run.hf import quiet
 from papers.mm_gem.data import Captioned
 from papers.mm_gem.model import MMGEMModel
-from papers.mm_gem.processing import Box, MMGEMProcessor, nothing_in
+from papers.mm_gem.processing import Box, MMGEMProcessor, wrong_box
 
 BATCH = 64  # most images, regions or texts at a time
 
@@ -52,7 +52,7 @@ class Files:
         except Unreadable as error:
             raise UserError(f"{name} is unreadable ({error})") from None
         for box in self.boxes[index] if self.boxes else ():
-            if wrong := nothing_in(box, picture):
+            if wrong := wrong_box(box, picture):
                 raise UserError(f"{name}: {wrong}")
         return picture
 
@@ -125,6 +125,12 @@ class Embedder:
             with self.world.autocast():
                 found.append(self.model.encode_image(**batch).float().cpu())
         return torch.cat(found)
+
+    @torch.inference_mode()
+    def prepared(self, pixels: Tensor) -> Tensor:
+        """(I, D) on the CPU: of prepared images (I, 3, S, S)."""
+        with self.world.autocast():
+            return self.model.encode_image(pixels.to(self.world.device)).float().cpu()
 
     @torch.inference_mode()
     def regions(self, pictures: Pictures, boxes: Sequence[Sequence[Box]], what: str = "regions") -> Tensor:

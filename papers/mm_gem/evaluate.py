@@ -98,6 +98,12 @@ def words_right(captions: Sequence[str], truths: Sequence[Sequence[str]], words:
 # Tasks: (scores, outputs) of each --------------------------------------------------------------------------
 
 
+def evenly_spread(count: int, most: int) -> list[int]:
+    """At most `most` of the rows 0 to count - 1."""
+    most = min(most, count)
+    return [count * i // most for i in range(most)]
+
+
 @dataclass(frozen=True)
 class Validation:
     """Images with their captions, and the regions in them, image by image."""
@@ -116,8 +122,7 @@ class Validation:
     def of(cls, images: Captioned, regions: Sequence[Region], most: int) -> Validation:
         """At most so many images, evenly spread, with all their regions; `UserError` if there is nothing to read of
         one."""
-        most = min(most, len(images))
-        rows = [len(images) * i // most for i in range(most)]
+        rows = evenly_spread(len(images), most)
         names = [images.name(i) for i in rows]
         try:
             truths = [images.captions(i) for i in rows]

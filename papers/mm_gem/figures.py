@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,33 @@ def hits(path: Path, outputs: dict[str, Any], queries: Sequence[int]) -> None:
             captions.append(_wrapped(text) if rank == 1 else str(rank))
             colors.append("green" if text in outputs["truths"][image] else "black")
     drawing.gallery(path, pictures, captions, colors, columns=len(outputs["nearest"][0]))
+
+
+def draw_objectives(path: Path, rows: Mapping[str, Mapping[str, Mapping[str, Any]]], long: Sequence[str]) -> None:
+    """Scores of the members of a comparison, by label and name, with their spread: retrieval, captions, long texts."""
+    panels = {
+        "text -> image R@, %": {f"text -> image R@{k}": str(k) for k in (1, 5, 10)},
+        "image -> text R@, %": {f"image -> text R@{k}": str(k) for k in (1, 5, 10)},
+        "captions": {name: name for name in ("CIDEr-D", "BLEU-4", "ROUGE-L")},
+        "five captions as one text, text -> image R@1, %": {
+            f"five captions {how}, text -> image R@1": how.replace(" tokens", "") for how in long
+        },
+    }
+    figure, axes = drawing.plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    for axis, (title, keys) in zip(axes.flat, panels.items()):
+        shown = {label: its for label, its in rows.items() if any(key in its for key in keys)}
+        width = 0.8 / max(1, len(shown))
+        for number, (label, its) in enumerate(shown.items()):
+            present = [(i, its[key]) for i, key in enumerate(keys) if key in its]
+            axis.bar(
+                [i + width * (number - (len(shown) - 1) / 2) for i, _ in present], [row["value"] for _, row in present],
+                width, yerr=[row.get("spread", 0) for _, row in present], capsize=2, label=label,
+            )
+        axis.set_xticks(range(len(keys)), list(keys.values()), fontsize=8)
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3, axis="y")
+        axis.legend(frameon=False, fontsize=7)
+    drawing.save(figure, path)
 
 
 def boxed(file: str | Path, box: Sequence[float]) -> np.ndarray:

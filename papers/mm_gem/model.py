@@ -23,7 +23,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import roi_align
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
@@ -32,6 +31,7 @@ from transformers.utils import ModelOutput
 
 from common.run import UserError, gather, gather_with_gradient, processes
 from common.run.model_folder import part_config
+from papers.mm_gem.pooling import PoolAggregator, clipped, whole_images
 
 MAX_SCALE = 100.0  # 1 / tau stays below
 
@@ -48,6 +48,7 @@ class MMGEMConfig(PreTrainedConfig):
     max_text_length: most tokens of a text, [EMB] included; limited by the LLM alone, not by CLIP's 77.
     objectives: what the loss holds: L_Emb + L_Gen, or one of them.
     duplicates: pairs with equal texts count as positives of each other [ours]; else as negatives, as usual.
+    cap_position: whether [CAP] stands after the visual tokens [ours] or before them, as most summaries say.
     """
 
     model_type = "mm_gem"
@@ -65,14 +66,16 @@ class MMGEMConfig(PreTrainedConfig):
     max_text_length: int = 512
     objectives: Literal["both", "embedding", "generation"] = "both"
     duplicates: bool = False
+    cap_position: Literal["last", "first"] = "last"
 
     def __post_init__(self, **kwargs):
         self.text_config = part_config(self.text_config, "llama")
         self.vision_config = part_config(self.vision_config, "clip_vision_model")
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         super().__post_init__(**kwargs)
-        if self.objectives not in ("both", "embedding", "generation"):
-            raise UserError(f"objectives={self.objectives!r} must be 'both', 'embedding' or 'generation'")
+        for name, known in (("objectives", ("both", "embedding", "generation")), ("cap_position", ("last", "first"))):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"{name}={value!r} must be {' or '.join(map(repr, known))}")
         if (limit := self.text_config.max_position_embeddings) < self.max_text_length + self.grid**2 + 1:
             raise UserError(
                 f"max_text_length={self.max_text_length} with {self.grid**2} visual tokens and [CAP] exceeds the LLM's "
@@ -129,31 +132,13 @@ def text_keys(input_ids: Tensor, end: Tensor) -> Tensor:
     return gather(rows).unique(dim=0, return_inverse=True)[1]
 
 
-class PoolAggregator(nn.Module):
-    """A feature map and boxes -> g x g cells for each box. No parameters; the whole image is a box like any other.
-
-    The exact form is [ours]: RoI Align, whose cells are means of the map's bilinear interpolation at 2 x 2 points.
-    """
-
-    def __init__(self, grid: int):
-        super().__init__()
-        self.grid = grid
-
-    def forward(self, maps_ICHW: Tensor, boxes_R5: Tensor, size_px: tuple[int, int]) -> Tensor:
-        """boxes: (image index, left, top, right, bottom) in pixels of images of `size_px` = (height, width).
-
-        They are clipped to the image; `UserError` if nothing is left of one. Returns (R, C, g, g).
-        """
-        (height, width), (H, W) = size_px, maps_ICHW.shape[2:]
-        index, x, y = boxes_R5[:, :1], boxes_R5[:, 1::2].clamp(0, width), boxes_R5[:, 2::2].clamp(0, height)
-        empty = (x[:, 1] <= x[:, 0]) | (y[:, 1] <= y[:, 0])
-        if empty.any():
-            row = int(empty.int().argmax())
-            raise UserError(f"box {row}, {boxes_R5[row, 1:].tolist()}, is empty in the image of {width} x {height} px")
-        x, y = x * (W / width), y * (H / height)
-        boxes = torch.cat([index, x[:, :1], y[:, :1], x[:, 1:], y[:, 1:]], 1).float()
-        size = (self.grid, self.grid) if self.grid else (H, W)
-        return roi_align(maps_ICHW.float(), boxes, size, sampling_ratio=2, aligned=True).to(maps_ICHW.dtype)
+def like_lengths(input_ids: Tensor, end: Tensor, groups: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Texts in so many groups of like lengths, each without the columns that hold padding alone: (rows of the group,
+    its input_ids, its end)."""
+    if groups == 1:
+        return [(torch.arange(len(end), device=end.device), input_ids, end)]
+    parts = end.argsort(stable=True).tensor_split(min(groups, len(end)))
+    return [(rows, input_ids[rows, : int(end[rows].max()) + 1], end[rows]) for rows in parts]
 
 
 class MMGEMModel(PreTrainedModel):
@@ -222,22 +207,23 @@ class MMGEMModel(PreTrainedModel):
             features = F.layer_norm(features.movedim(1, -1), features.shape[1:2]).movedim(-1, 1)
         return features
 
-    def cells(self, pixel_values: Tensor, boxes: Tensor | None = None) -> Tensor:
-        """(R, C, g, g) of the boxes (R, 5), or of whole images."""
+    def cells(self, pixel_values: Tensor, boxes: Tensor | None = None, *, kept: bool = False) -> Tensor:
+        """(R, C, g, g) of the boxes (R, 5), or of whole images. `kept`: of feature maps, computed before."""
         size = pixel_values.shape[2:]
         if boxes is None:
             boxes = whole_images(len(pixel_values), size, pixel_values.device)
-        return self.pool(self.feature_map(pixel_values), boxes, size)
+        return self.pool(pixel_values.float() if kept else self.feature_map(pixel_values), boxes, size)
 
     def _image_embedding(self, cells_RCgg: Tensor) -> Tensor:
         return F.normalize(self.h1(cells_RCgg.mean((2, 3))).float(), dim=-1)
 
     def _prefix(self, cells_RCgg: Tensor) -> Tensor:
-        """V_in and the embedding of [CAP]: (R, g² + 1, d). [CAP] comes last and predicts the first word [ours]."""
+        """V_in and the embedding of [CAP]: (R, g² + 1, d). What comes last predicts the first word."""
         V_in = self.h2(cells_RCgg.flatten(2).mT)
         cap = torch.full((len(V_in), 1), self.config.cap_token_id, device=V_in.device)
         words = self.get_input_embeddings()(cap)
-        return torch.cat([V_in.to(words.dtype), words], 1)
+        parts = [V_in.to(words.dtype), words]
+        return torch.cat(parts if self.config.cap_position == "last" else parts[::-1], 1)
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
         """Prepared images (I, 3, height, width) -> v (I, D), of length 1."""
@@ -287,45 +273,57 @@ class MMGEMModel(PreTrainedModel):
 
     # Objectives ------------------------------------------------------------------------------------------
 
-    def _row_terms(self, pixel_values, boxes, input_ids, end) -> tuple[Tensor, Tensor, Tensor]:
+    def _row_terms(self, pixel_values, kept, groups, boxes, input_ids, end) -> tuple[Tensor, Tensor, Tensor]:
         """v, t and the summed caption loss of some rows: all that the losses take from the two networks."""
         images, index = boxes[:, 0].long().unique(return_inverse=True)
-        cells = self.cells(pixel_values[images], torch.cat([index[:, None].to(boxes.dtype), boxes[:, 1:]], 1))
+        own = torch.cat([index[:, None].to(boxes.dtype), boxes[:, 1:]], 1)
+        cells = self.cells(pixel_values[images], own, kept=kept)
         v = t = tokens = cells.new_zeros(())
+        parts = like_lengths(input_ids, end, groups)
         if self.config.objectives != "generation":
-            v, t = self._image_embedding(cells), self._text_embedding(input_ids, end)
+            rows = torch.cat([rows for rows, *_ in parts])
+            v, t = self._image_embedding(cells), torch.cat([self._text_embedding(*texts) for _, *texts in parts])
+            t = t[rows.argsort()]
         if self.config.objectives != "embedding":
-            tokens = self._caption_loss(cells, input_ids, end)
+            tokens = sum(self._caption_loss(cells[rows], *texts) for rows, *texts in parts)
         return v, t, tokens
 
     def forward(
-        self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None,
-        boxes: Tensor | None = None, chunk: int = 0,
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None,
+        boxes: Tensor | None = None, features: Tensor | None = None, chunk: int = 0, groups: int = 1,
     ) -> MMGEMOutput:
         """Pairs of images or regions and texts -> L = L_Emb + L_Gen.
 
         input_ids (R, L): texts ending in [EMB]. pixel_values (I, 3, height, width). boxes (R, 5): the region of each
-        text, as `encode_region` takes them; None: row i is about the whole of image i.
+        text, as `encode_region` takes them; None: row i is about the whole of image i. features (I, C, H, W) in place
+        of pixel_values: feature maps that were kept; boxes are then in cells of the map.
 
         With `chunk`, the networks see so many rows at a time and their activations are computed again in the backward
         pass, so that memory grows with the chunk while the contrastive loss is that of the whole batch, exactly.
+        With `groups`, the LLM sees so many groups of texts of like lengths, each padded to its own longest alone.
         """
+        kept = features is not None
+        pixel_values = features if kept else pixel_values
         if boxes is None:
             boxes = whole_images(len(pixel_values), pixel_values.shape[2:], pixel_values.device)
+        else:
+            boxes = clipped(boxes, len(pixel_values), pixel_values.shape[2:])
         if len(boxes) != len(input_ids):
             raise UserError(f"{len(input_ids)} texts, but {len(boxes)} images or regions")
         input_ids, end = self._texts(input_ids, attention_mask)
         if chunk and chunk < len(input_ids):
             rows = zip(boxes.split(chunk), input_ids.split(chunk), end.split(chunk))
             terms = [
-                checkpoint(self._row_terms, pixel_values, *row, use_reentrant=False, determinism_check="none")
+                checkpoint(
+                    self._row_terms, pixel_values, kept, groups, *row, use_reentrant=False, determinism_check="none"
+                )
                 for row in rows
             ]
             v, t, tokens = zip(*terms)
             tokens = sum(tokens)
             v, t = (torch.cat(x) if x[0].dim() else x[0] for x in (v, t))
         else:
-            v, t, tokens = self._row_terms(pixel_values, boxes, input_ids, end)
+            v, t, tokens = self._row_terms(pixel_values, kept, groups, boxes, input_ids, end)
         out = MMGEMOutput(loss=0.0)
         if self.config.objectives != "generation":
             keys = text_keys(input_ids, end) if self.config.duplicates else None
@@ -371,14 +369,6 @@ class MMGEMModel(PreTrainedModel):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
-
-
-def whole_images(count: int, size_px: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """The boxes (count, 5) of whole images of size (height, width)."""
-    height, width = size_px
-    boxes = torch.tensor([0.0, 0.0, 0.0, width, height], device=device).repeat(count, 1)
-    boxes[:, 0] = torch.arange(count, device=device)
-    return boxes
 
 
 AutoConfig.register("mm_gem", MMGEMConfig)

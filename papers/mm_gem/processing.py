@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -71,9 +72,9 @@ class MMGEMProcessor(ProcessorMixin):
         """A box of an image as the model takes it."""
         size = self.image_processor.size
         x, y = size["width"] / image.width, size["height"] / image.height
-        left, top, right, bottom = box
-        if outside := nothing_in(box, image):
-            raise UserError(outside)
+        if wrong := wrong_box(box, image):
+            raise UserError(wrong)
+        left, top, right, bottom = map(float, box)
         return [float(index), left * x, top * y, right * x, bottom * y]
 
     def texts(self, texts: Sequence[str], padding_side: str = "right") -> dict[str, torch.Tensor]:
@@ -106,9 +107,14 @@ class MMGEMProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values", "boxes"]
 
 
-def nothing_in(box: Box, image: Image.Image) -> str:
-    """What is wrong with a box that holds nothing of its image; empty if it holds something."""
-    left, top, right, bottom = box
+def wrong_box(box: Box, image: Image.Image) -> str:
+    """What is wrong with a box of an image; empty if it is four finite numbers and holds something of the image."""
+    try:
+        left, top, right, bottom = map(float, box)
+    except (TypeError, ValueError):
+        return f"box {box!r} is not four numbers: left, top, right, bottom"
+    if not all(map(math.isfinite, (left, top, right, bottom))):
+        return f"box {list(box)} is not of finite numbers"
     if min(right, image.width) > max(left, 0) and min(bottom, image.height) > max(top, 0):
         return ""
     return f"box {list(box)} holds nothing of the image of {image.width} x {image.height} px"

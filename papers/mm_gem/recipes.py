@@ -30,6 +30,8 @@ class Recipe:
     """[ours] g of the PoolAggregator: an image or region becomes g x g tokens."""
     joint_width: int = 768
     """[ours] Width of the joint embedding space."""
+    cap_position: Literal["last", "first"] = "last"
+    """[ours] Whether [CAP] stands after the visual tokens, or before them as two of three summaries say."""
     standardize: bool = False
     """[ours] Give visual features mean 0 and variance 1; for encoders that do not end in a norm."""
     objectives: Literal["both", "embedding", "generation"] = "both"
@@ -42,6 +44,13 @@ class Recipe:
     """[ours] All of the LLM and the vision encoder, or LoRA on the LLM with the vision encoder frozen."""
     lora_rank: int = 16
     """[ours] With tune=lora."""
+    length_groups: int = 1
+    """[ours] The LLM sees a batch's texts in so many groups of like lengths: less is computed for padding alone."""
+    keep_features: bool = False
+    """[ours] Compute the maps of a frozen vision encoder once, and train on them."""
+    compare: tuple[str, ...] = ()
+    """Compare these members under this recipe, over several seeds, instead of training one model: both, embedding,
+    captions, cap_first."""
     init: str | None = None
     """Run folder, or model folder, of stage 1 that stage 2 starts from."""
     region_fraction: float = 0.0
@@ -97,6 +106,10 @@ SMOLLM2 = replace(
     max_text_length=512, image_steps=0, region_fraction=0.25, dataset="COCO captions", samples=239, steps=120, batch=16,
     llm_lr=5e-4, eval_rows=60,
 )
+FLICKR8K = replace(
+    SMOLLM2, dataset="Flickr8k", samples=4500, region_fraction=0.0, keep_features=True, length_groups=4, grid=3,
+    batch=64, steps=80, warmup_steps=8, lr=2e-3, llm_lr=1e-3, eval_rows=500,
+)
 
 RECIPES = {
     "tiny": replace(TINY, about="both stages from scratch on generated scenes, minutes on a CPU"),
@@ -113,6 +126,15 @@ RECIPES = {
     "smollm2": replace(SMOLLM2, about="SmolLM2-135M by LoRA and EfficientNet-Lite0 on a few hundred COCO images"),
     "smollm2_embedding": replace(SMOLLM2, about="the same with the contrastive loss alone", objectives="embedding"),
     "smollm2_generation": replace(SMOLLM2, about="the same with the captioning loss alone", objectives="generation"),
+    "flickr8k": replace(FLICKR8K, about="the same parts on thousands of captions that people wrote"),
+    "flickr8k_objectives": replace(
+        FLICKR8K, about="do the objectives hurt each other, and where does [CAP] belong: on Flickr8k, 3 seeds",
+        compare=("both", "embedding", "captions", "cap_first"),
+    ),
+    "smoke_objectives": replace(
+        OBJECTIVES, about="a comparison cut to seconds", tune="lora", keep_features=True, steps=2, batch=16,
+        warmup_steps=0, eval_rows=8, compare=("both", "captions"),
+    ),
     "stage1": STAGE1,
     "stage1_336": replace(
         STAGE1, about="the same with the vision encoder at 336 px", vision="openai/clip-vit-large-patch14-336"

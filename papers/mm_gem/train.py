@@ -19,7 +19,7 @@ from common import run
 from common.data.loader import steps_per_epoch
 from common.run import UserError, model_folder
 from common.run.hf import Progress, Trainer, arguments, count, deepspeed_config, quiet, shape
-from papers.mm_gem import build, figures
+from papers.mm_gem import build, features, figures
 from papers.mm_gem.data import (
     Rows,
     data_folder,
@@ -55,7 +55,7 @@ class GemTrainer(Trainer):
         return rest | ({"boxes": inputs["boxes"].to(self.args.device)} if "boxes" in inputs else {})
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        out = model(**inputs, chunk=self.chunk)
+        out = model(**inputs, chunk=self.chunk, groups=self.recipe.length_groups)
         self.terms = {key: out[key].detach() for key in ("loss_emb", "loss_gen") if out.get(key) is not None}
         return (out.loss, out) if return_outputs else out.loss
 
@@ -84,6 +84,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     quiet()
     if recipe.tune == "lora" and recipe.deepspeed == "zero3":  # peft's token rows then need a GPU: never run
         raise UserError("--tune lora trains with --deepspeed zero2 or '', not zero3")
+    if recipe.keep_features and recipe.region_fraction:
+        raise UserError("--keep-features keeps maps of whole images; train regions with --no-keep-features")
     root = data_folder(recipe, options.data)
     rows = Rows(open_captions(root, "train"), open_regions(root, "train") if recipe.region_fraction else [])
     held_out = open_captions(root, "val"), regions_if_there(root, "val")
@@ -115,12 +117,15 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     params = count(model.parameters())
     build.choose_trained(model, recipe)
     trained = count(p for p in model.parameters() if p.requires_grad)
+    if recipe.keep_features:
+        rows.images = features.keep(model.to(world.device), processor, rows.images, options.workers)
 
     progress = Progress(folder, options, world, batch=recipe.batch, steps=steps, per_epoch=per_epoch)
     per_rank = recipe.batch // world.size
     chunk = options.micro_batch if 0 < options.micro_batch < per_rank else 0
     progress.log.say(
-        f"{recipe.llm} with {recipe.vision}: {params:,} parameters, {trained:,} of them trained, {recipe.objectives}\n"
+        f"{recipe.llm} with {recipe.vision}: {params:,} parameters, {trained:,} of them trained "
+        f"({build.shared_parameters(model):,} of use to both objectives), {recipe.objectives}\n"
         f"{len(rows.images):,} images and {len(rows.regions):,} regions for training from {root}\n"
         f"global batch {recipe.batch} = {world.size} processes x {per_rank} pairs"
         f"{f', {chunk} at a time' if chunk else ''}, peak learning rate {recipe.lr:.3g}, "

@@ -93,7 +93,7 @@ PAPER = trackers.Paper(
     name="sbt",
     recipes={name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)},
     build=build, make_tracker=make_tracker, convert_weights=convert_weights,
-    rules={"lasot": "lasot_pytracking"},  # the authors evaluate with PyTracking
+    rules={"lasot": "lasot_wh_valid"},  # the authors' evaluation
 )
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from common.data import crops
-from common.metrics.trackers import Box, hann_window, keep_inside
+from common.metrics.trackers import Box, hann_window, keep_inside, smoothed
 from common.run import UserError
 from papers.sbt.data import authors_around, authors_frame
 from papers.sbt.recipes import Recipe
@@ -106,5 +106,5 @@ class SBTTracker:
         box = crop.to_frame(np.array([cx - w / 2, cy - h / 2, w, h]) * crop.size)
         if not np.isfinite([*box, score]).all():
             return self.box, 0.0
-        self.box = keep_inside(box, frame.shape[1], frame.shape[0])
+        self.box = keep_inside(smoothed(box, self.box, self.recipe.size_lr), frame.shape[1], frame.shape[0])
         return self.box, score

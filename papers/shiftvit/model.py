@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, get_act_layer, get_norm_layer
-from timm.models import checkpoint_seq, generate_default_cfgs
+from timm.models import checkpoint_seq, generate_default_cfgs, register_notrace_function
 from torch import nn
 
 from common.kernels.shift import shift
-from common.run.timm import Backbone, imagenet_cfg, register
+from common.run.timm import Pyramid, imagenet_cfg, register, tagged
+from papers.shiftvit.norm import GroupNorm1
+
+register_notrace_function(shift)  # a symbolic trace calls it as it is
 
 
 class ShiftBlock(nn.Module):
@@ -28,6 +31,7 @@ class ShiftBlock(nn.Module):
         super().__init__()
         self.n_div = n_div
         self.norm = norm_layer(dim)
+        self.norm.before_convolution = True
         self.mlp = Mlp(dim, int(dim * mlp_ratio), act_layer=act_layer, use_conv=True)
         self.drop_path = DropPath(drop_path)
 
@@ -54,6 +58,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int, norm_layer):
         super().__init__()
         self.norm = norm_layer(dim)
+        self.norm.before_convolution = True
         self.reduction = nn.Conv2d(dim, 2 * dim, 2, stride=2, bias=False)
 
     def forward(self, x):
@@ -73,12 +78,12 @@ class ShiftStage(nn.Module):
 
     def forward(self, x):
         x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 
 
-class ShiftViT(Backbone, nn.Module):
+class ShiftViT(Pyramid):
     """Four stages of widths C, 2C, 4C, 8C at strides p, 2p, 4p, 8p for patch size p; no position encoding.
 
     Any input size works; sides that do not divide lose the remainder. `n_div` sets the share of channels that
@@ -103,15 +108,11 @@ class ShiftViT(Backbone, nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ):
-        super().__init__()
-        norm, act = get_norm_layer(norm_layer), get_act_layer(act_layer)
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         widths = [embed_dim * 2**s for s in range(len(depths))]
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = widths[-1]
-        self.feature_info = [
-            dict(num_chs=width, reduction=patch_size * 2**s, module=f"stages.{s}") for s, width in enumerate(widths)
-        ]
+        super().__init__(in_chans, num_classes, widths, [patch_size * 2**s for s in range(len(depths))])
+        norm = GroupNorm1 if norm_layer == "groupnorm1" else get_norm_layer(norm_layer)
+        act = get_act_layer(act_layer)
+        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, norm if patch_norm else None)
         self.stages = nn.Sequential(*(
             ShiftStage(width, rates[s], merge=s > 0, n_div=n_div, mlp_ratio=mlp_ratio, norm_layer=norm, act_layer=act)
@@ -127,17 +128,6 @@ class ShiftViT(Backbone, nn.Module):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-    def forward_features(self, x):
-        """(B, in_chans, H, W) -> (B, 8C, H/8p, W/8p), normalised."""
-        return self.norm(self.stages(self.patch_embed(x)))
-
-    def forward_head(self, x, pre_logits: bool = False):
-        """Pools; (B, num_classes), or (B, 8C) with `pre_logits` or without classes."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x):
-        return self.forward_head(self.forward_features(x))
 
 
 # The authors' tensors --------------------------------------------------------------------------------------
@@ -179,15 +169,27 @@ VARIANTS = {
     "shiftvit_light_base": (128, (2, 2, 18, 2), 4, 16, 0.5, None),
     "shiftvit_r2_base": (128, (10, 18, 36, 10), 2, 16, 0.6, None),
     "shiftvit_r4_base": (128, (4, 6, 22, 4), 4, 16, 0.5, None),
-    "shiftvit_micro": (32, (1, 1, 3, 1), 2, 12, 0.0, None),  # not in the paper: for tests and tiny runs
+    # Not in the paper: for tests and tiny runs, and of the weights that travel with this folder.
+    "shiftvit_micro": (32, (1, 1, 3, 1), 2, 12, 0.0, None),
+    "shiftvit_mini": (32, (3, 4, 9, 3), 2, 12, 0.0, None),
 }
+SIZES_PX = {"shiftvit_mini": 64}
+PAPER = dict(
+    paper_name="When Shift Operation Meets Vision Transformer", paper_ids="arXiv:2201.10801",
+    origin_url="https://github.com/microsoft/SPACH", license="mit",
+)
 RELEASE = "https://github.com/microsoft/SPACH/releases/download/v1.0/{}.pth"
 
-default_cfgs = generate_default_cfgs({
-    f"{name}.in1k": imagenet_cfg(
-        224, url=RELEASE.format(file) if file else "", pool_size=(7, 7), first_conv="patch_embed.proj", license="mit"
-    )
-    for name, (*_, file) in VARIANTS.items()
-})
+
+
+def _cfg(name: str) -> dict[str, dict]:
+    size, file = SIZES_PX.get(name, 224), VARIANTS[name][-1]
+    return tagged("shiftvit", name, imagenet_cfg(
+        size, url=RELEASE.format(file) if file else "", pool_size=(size // 32, size // 32),
+        first_conv="patch_embed.proj", **PAPER,
+    ))
+
+
+default_cfgs = generate_default_cfgs({tag: cfg for name in VARIANTS for tag, cfg in _cfg(name).items()})
 FIELDS = ("embed_dim", "depths", "mlp_ratio", "n_div", "drop_path_rate")
 register(ShiftViT, {name: dict(zip(FIELDS, row)) for name, row in VARIANTS.items()}, convert=checkpoint_filter_fn)

@@ -1,7 +1,8 @@
-"""The authors' checkpoints -> this model."""
+"""The authors' checkpoints -> this model, and back."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import timm
 import torch
 
 from common.run import UserError
-from papers.shiftvit.model import VARIANTS, checkpoint_filter_fn
+from papers.shiftvit.model import VARIANTS, ShiftViT, checkpoint_filter_fn
 
 # Values of the authors' configuration -> timm's names.
 LAYERS = {"GN1": "groupnorm1", "BN": "batchnorm2d", "GELU": "gelu", "RELU": "relu"}
@@ -31,3 +32,24 @@ def load_official(variant: str, state_dict: Mapping[str, torch.Tensor], **config
     model = timm.create_model(variant, **config)
     model.load_state_dict(checkpoint_filter_fn(state_dict), strict=True)
     return model.eval()
+
+
+# Ours -> theirs: `model.NAMES` the other way.
+THEIRS = [
+    (r"^stages\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample."),
+    (r"^stages\.(\d+)\.blocks\.(\d+)\.norm\.", r"layers.\1.blocks.\2.norm2."),
+    (r"^stages\.(\d+)\.blocks\.", r"layers.\1.blocks."),
+    (r"^head\.fc\.", "head."),
+]
+
+
+def to_official(model: ShiftViT) -> dict[str, torch.Tensor]:
+    """The network's tensors under the names that the authors' code loads."""
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        for pattern, theirs in THEIRS:
+            name, found = re.subn(pattern, theirs, name)
+            if found:
+                break
+        weights[name] = tensor
+    return weights

@@ -57,14 +57,14 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     )
     clock = run.Clock(
         options, steps=steps, batch=recipe.batch, per_epoch=steps_per_epoch, start=start,
-        eval_every=recipe.eval_every or steps_per_epoch, wall_s=state.get("wall_s", 0.0),
+        eval_every=recipe.eval_every or steps_per_epoch, wall_s=state.get("wall_s", 0.0), cpu_s=state.get("cpu_s", 0.0),
     )
     batches = loader.train_loader(
         data, transform, recipe.batch, clock.end, seed=options.seed, start=start, rank=world.rank, world=world.size,
         repeats=recipe.repeats, workers=options.workers, report=folder / "unreadable.txt",
     )
     accuracy = partial(classification.accuracy, recipe=recipe, world=world, workers=options.workers)
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{recipe.model}: {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per image\n"
         f"{len(data):,} training and {len(val):,} validation images of {classes} classes from {root}\n"
@@ -98,12 +98,13 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
 
         if clock.log_due:
             values = {"loss": world.mean(loss), "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
-            log.step(step, values | {"samples_per_s": clock.rate})
+            log.step(step, values | {"samples_per_s": clock.rate, "cpu_s": clock.cpu_s})
         else:
             log.step(step)
         if world.is_main and clock.save_due:
             weights = {"model": model.state_dict()} | ({"ema": ema.module.state_dict()} if ema else {})
-            state = {"optimizer": optimizer.state_dict(), "wall_s": clock.wall_s, "classes": data.classes}
+            state = {"optimizer": optimizer.state_dict(), "classes": data.classes}
+            state |= {"wall_s": clock.wall_s, "cpu_s": clock.cpu_s}
             run.save_checkpoint(folder, step, weights, state)
         if clock.eval_due:
             log.scores(step, lambda: accuracy(model, val))

@@ -43,7 +43,7 @@ def with_mixing(module: nn.Module, function: Callable[..., Tensor]) -> nn.Module
         def forward(self, x):
             z = F.gelu(self.norm(x))
             row, col = self.mix_row, self.mix_col
-            return function(z, row.weight, row.bias, col.weight, col.bias, self.fuse.weight.flatten(1))
+            return function(z, row.weight, row.bias, col.weight, col.bias, self.proj.weight.flatten(1))
 
     module = copy.deepcopy(module)
     for part in module.modules():

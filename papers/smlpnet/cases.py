@@ -12,9 +12,12 @@ from papers.smlpnet.train import train
 # those of the authors' code (tests/test_model.py).
 PARAMS = {
     "smlpnet_tiny": 24_092_504, "smlpnet_small": 48_519_808, "smlpnet_base": 65_842_080, "smlpnet_micro": 1_283_208,
+    "smlpnet_mini": 2_166_340,
 }
-SAMPLES = {"digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "ImageNet-1K": 1_281_167}
-CLASSES = {"ImageNet-1K": 1000}
+SAMPLES = {
+    "digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "Tiny-ImageNet-100": 18_000, "ImageNet-1K": 1_281_167,
+}
+CLASSES = {"Tiny-ImageNet-100": 100, "ImageNet-1K": 1000}
 
 MODELS = {
     name: ModelCase(

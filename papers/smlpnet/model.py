@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from timm.layers import ClassifierHead, DropPath, Mlp, calculate_drop_path_rates, to_2tuple
-from timm.models import checkpoint_seq, generate_default_cfgs
+from timm.models import checkpoint_seq, generate_default_cfgs, register_notrace_function
 from torch import nn
 
 from common.kernels.sparse_mlp import sparse_mlp
-from common.run.timm import Backbone, imagenet_cfg, register
+from common.run.timm import Pyramid, imagenet_cfg, of_size, register, tagged
+
+register_notrace_function(sparse_mlp)  # a symbolic trace calls it as it is
 
 
 class SparseMLP(nn.Module):
@@ -25,51 +27,60 @@ class SparseMLP(nn.Module):
     All branches read the activated z, the identity branch too. Two of these connect every pixel with every other.
     """
 
+    AXES = {"mix_row.weight": "WW", "mix_row.bias": "W", "mix_col.weight": "HH", "mix_col.bias": "H"}
+
     def __init__(self, dim: int, height: int, width: int):
         super().__init__()
+        self.grid = (height, width)
         self.norm = nn.BatchNorm2d(dim)
         self.mix_row = nn.Linear(width, width)  # along the width
         self.mix_col = nn.Linear(height, height)  # along the height
-        self.fuse = nn.Conv2d(3 * dim, dim, 1, bias=False)
+        self.proj = nn.Conv2d(3 * dim, dim, 1, bias=False)
 
     def forward(self, x):
         z = F.gelu(self.norm(x))
         row, col = self.mix_row, self.mix_col
-        return sparse_mlp(z, row.weight, row.bias, col.weight, col.bias, self.fuse.weight.flatten(1))
+        return sparse_mlp(z, row.weight, row.bias, col.weight, col.bias, self.proj.weight.flatten(1))
 
 
 class UnsharedSparseMLP(nn.Module):
     """For comparison: sMLP in which every row and every column has a matrix of its own."""
 
+    AXES = {"row_weight": "HWW", "row_bias": "HW", "col_weight": "WHH", "col_bias": "WH"}
+
     def __init__(self, dim: int, height: int, width: int):
         super().__init__()
+        self.grid = (height, width)
         a, d = width**-0.5, height**-0.5  # bounds of nn.Linear's initialisation
         self.norm = nn.BatchNorm2d(dim)
         self.row_weight = nn.Parameter(torch.empty(height, width, width).uniform_(-a, a))
         self.row_bias = nn.Parameter(torch.empty(height, width).uniform_(-a, a))
         self.col_weight = nn.Parameter(torch.empty(width, height, height).uniform_(-d, d))
         self.col_bias = nn.Parameter(torch.empty(width, height).uniform_(-d, d))
-        self.fuse = nn.Conv2d(3 * dim, dim, 1, bias=False)
+        self.proj = nn.Conv2d(3 * dim, dim, 1, bias=False)
 
     def forward(self, x):
         z = F.gelu(self.norm(x))
         row = torch.einsum("bchk,hwk->bchw", z, self.row_weight) + self.row_bias
-        col = torch.einsum("bckw,whk->bchw", z, self.col_weight) + self.col_bias.mT
-        return self.fuse(torch.cat([z, row, col], 1))
+        col = torch.einsum("bckw,whk->bchw", z, self.col_weight) + self.col_bias.transpose(0, 1)
+        return self.proj(torch.cat([z, row, col], 1))
 
 
 class DenseMLP(nn.Module):
     """For comparison: every pixel mixed with every other by one (HW, HW) matrix, in place of both sparse branches."""
 
+    AXES = {"mix.weight": ("HW", "HW"), "mix.bias": ("HW",)}
+
     def __init__(self, dim: int, height: int, width: int):
         super().__init__()
+        self.grid = (height, width)
         self.norm = nn.BatchNorm2d(dim)
         self.mix = nn.Linear(height * width, height * width)
-        self.fuse = nn.Conv2d(2 * dim, dim, 1, bias=False)
+        self.proj = nn.Conv2d(2 * dim, dim, 1, bias=False)
 
     def forward(self, x):
         z = F.gelu(self.norm(x))
-        return self.fuse(torch.cat([z, self.mix(z.flatten(2)).view_as(z)], 1))
+        return self.proj(torch.cat([z, self.mix(z.flatten(2)).view_as(z)], 1))
 
 
 MIXINGS = {"sparse": SparseMLP, "unshared": UnsharedSparseMLP, "dense": DenseMLP}
@@ -119,13 +130,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, bias=False)
 
     def forward(self, x):
-        height, width = x.shape[-2:]
-        if (height, width) != self.img_size:
-            raise ValueError(
-                f"images of {height}x{width} pixels: this model was built for {self.img_size[0]}x{self.img_size[1]}, "
-                f"its mixing matrices are that size. Resize them, or build the model with img_size=({height}, {width})"
-            )
-        return self.proj(x)
+        return self.proj(of_size(x, self.img_size, "its mixing matrices are that size"))
 
 
 class SMLPStage(nn.Module):
@@ -139,12 +144,12 @@ class SMLPStage(nn.Module):
 
     def forward(self, x):
         x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
+        if self.grad_checkpointing:
             return checkpoint_seq(self.blocks, x)
         return self.blocks(x)
 
 
-class SMLPNet(Backbone, nn.Module):
+class SMLPNet(Pyramid):
     """Four stages of widths C, 2C, 4C, 8C at strides p, 2p, 4p, 8p for patch size p; no position encoding.
 
     The image size is part of the architecture: it sets the sides of the mixing matrices (56, 28, 14, 7 at 224),
@@ -167,22 +172,14 @@ class SMLPNet(Backbone, nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ):
-        super().__init__()
+        widths = [embed_dim * 2**s for s in range(len(depths))]
+        strides = [patch_size * 2**s for s in range(len(depths))]
+        super().__init__(in_chans, num_classes, widths, strides)
         img_size = to_2tuple(img_size)
-        smallest = patch_size * 2 ** (len(depths) - 1)
-        if any(side % patch_size or side < smallest for side in img_size):
-            raise ValueError(f"img_size={img_size}: both sides must be multiples of {patch_size}, {smallest} or more")
+        self.check_size(img_size)
         if mixing not in MIXINGS:
             raise ValueError(f"mixing={mixing!r}; there are {', '.join(MIXINGS)}")
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        widths = [embed_dim * 2**s for s in range(len(depths))]
-        strides = [patch_size * 2**s for s in range(len(depths))]
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = widths[-1]
-        self.feature_info = [
-            dict(num_chs=width, reduction=stride, module=f"stages.{s}")
-            for s, (width, stride) in enumerate(zip(widths, strides, strict=True))
-        ]
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, img_size)
         self.stages = nn.Sequential(*(
             SMLPStage(
@@ -194,16 +191,14 @@ class SMLPNet(Backbone, nn.Module):
         self.norm = nn.BatchNorm2d(self.num_features)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate)
 
-    def forward_features(self, x):
-        """(B, in_chans, H, W) -> (B, 8C, H/8p, W/8p), normalised."""
-        return self.norm(self.stages(self.patch_embed(x)))
+    def check_size(self, img_size):
+        patch_size, smallest = self.strides[0], self.strides[-1]
+        if any(side % patch_size or side < smallest for side in img_size):
+            raise ValueError(f"img_size={img_size}: both sides must be multiples of {patch_size}, {smallest} or more")
 
-    def forward_head(self, x, pre_logits: bool = False):
-        """Pools; (B, num_classes), or (B, 8C) with `pre_logits` or without classes."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x):
-        return self.forward_head(self.forward_features(x))
+    def no_weight_decay(self) -> set[str]:
+        """The unshared biases, which have two axes and would decay where the paper's do not."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("row_bias", "col_bias"))}
 
 
 # The authors' tensors --------------------------------------------------------------------------------------
@@ -216,7 +211,7 @@ NAMES = {
     "token.1.BN.": "smlp.norm.",
     "token.1.proj_h.": "smlp.mix_row.",
     "token.1.proh_w.": "smlp.mix_col.",
-    "token.1.fuse.": "smlp.fuse.",
+    "token.1.fuse.": "smlp.proj.",
     "channel.1.": "norm.",
     "channel.2.net.0.": "mlp.fc1.",
     "channel.2.net.3.": "mlp.fc2.",
@@ -254,16 +249,26 @@ VARIANTS = {
     "smlpnet_tiny": (224, 80, (2, 8, 14, 2), 3, 0.0, None),
     "smlpnet_small": (224, 96, (2, 10, 24, 2), 3, 0.2, "smlp_s"),
     "smlpnet_base": (224, 112, (2, 10, 24, 2), 3, 0.3, "smlp_b"),
-    "smlpnet_micro": (32, 32, (1, 1, 3, 1), 2, 0.0, None),  # not in the paper: for tests and tiny runs
+    # Not in the paper: for tests and tiny runs, and of the weights that travel with this folder.
+    "smlpnet_micro": (32, 32, (1, 1, 3, 1), 2, 0.0, None),
+    "smlpnet_mini": (64, 32, (2, 2, 3, 2), 3, 0.0, None),
 }
+PAPER = dict(
+    paper_name="Sparse MLP for Image Recognition: Is Self-Attention Really Necessary?", paper_ids="arXiv:2109.05422",
+    origin_url="https://github.com/microsoft/SPACH", license="mit",
+)
 RELEASE = "https://github.com/microsoft/SPACH/releases/download/v1.0/{}.pth"
 
-default_cfgs = generate_default_cfgs({
-    f"{name}.in1k": imagenet_cfg(
+
+
+def _cfg(name: str) -> dict[str, dict]:
+    size, *_, file = VARIANTS[name]
+    return tagged("smlpnet", name, imagenet_cfg(
         size, url=RELEASE.format(file) if file else "", fixed_input_size=True, pool_size=(size // 32, size // 32),
-        first_conv="patch_embed.proj", license="mit",
-    )
-    for name, (size, *_, file) in VARIANTS.items()
-})
-FIELDS = ("img_size", "embed_dim", "depths", "alpha", "drop_path_rate")
-register(SMLPNet, {name: dict(zip(FIELDS, row)) for name, row in VARIANTS.items()}, convert=checkpoint_filter_fn)
+        first_conv="patch_embed.proj", **PAPER,
+    ))
+
+
+default_cfgs = generate_default_cfgs({tag: cfg for name in VARIANTS for tag, cfg in _cfg(name).items()})
+FIELDS = ("embed_dim", "depths", "alpha", "drop_path_rate")  # timm passes the image size, its own or an overlay's
+register(SMLPNet, {name: dict(zip(FIELDS, row[1:])) for name, row in VARIANTS.items()}, convert=checkpoint_filter_fn)

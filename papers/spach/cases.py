@@ -25,10 +25,12 @@ PARAMS = {
     "spach_ms_xs_patch4_224_hybrid": 27_956_584, "spach_ms_s_patch4_224_hybrid": 63_028_584,
     "spach_ms_xs_patch4_224_hybrid_plus": 28_060_072, "spach_ms_s_patch4_224_hybrid_plus": 63_138_728,
     "spach_ms_micro_patch4_conv": 854_888, "spach_ms_micro_patch4_attn": 1_268_520,
-    "spach_ms_micro_patch4_mlp": 856_944,
+    "spach_ms_micro_patch4_mlp": 856_944, "spach_ms_mini_patch4_64_hybrid": 2_139_784,
 }
-SAMPLES = {"digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "ImageNet-1K": 1_281_167}
-CLASSES = {"ImageNet-1K": 1000}
+SAMPLES = {
+    "digits": 1_437, "CIFAR-10": 50_000, "Imagenette": 9_469, "Tiny-ImageNet-100": 18_000, "ImageNet-1K": 1_281_167,
+}
+CLASSES = {"Tiny-ImageNet-100": 100, "ImageNet-1K": 1000}
 
 
 def _build(name: str) -> nn.Module:

@@ -100,11 +100,11 @@ def receptive_field(model: SPACH, x: torch.Tensor) -> Iterator[tuple[torch.Tenso
     for stage in model.stages:
         maps = stage.downsample(maps)
         H, W = maps.shape[2:]
-        before = stage.blocks[:-1](maps.flatten(2).mT)
-        maps = stage.blocks[-1](before).mT.unflatten(2, (H, W))
+        before = stage.blocks[:-1](maps.permute(0, 2, 3, 1))
+        maps = stage.blocks[-1](before).permute(0, 3, 1, 2)
         (gradient,) = torch.autograd.grad(maps[:, :, H // 2, W // 2].sum(), x, retain_graph=True)
         block = stage.blocks[-1]
-        yield gradient.square().mean((0, 1)).cpu(), block, weights(block, before.detach(), H, W).cpu()
+        yield gradient.square().mean((0, 1)).cpu(), block, weights(block, before.detach().flatten(1, 2), H, W).cpu()
 
 
 def weights(block: MixingBlock, tokens_BNC: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from timm.layers import (
@@ -24,30 +25,39 @@ from timm.models import checkpoint_seq, generate_default_cfgs
 from torch import nn
 
 from common.run import UserError
-from common.run.timm import Backbone, imagenet_cfg, register
+from common.run.timm import Pyramid, imagenet_cfg, of_size, register, tagged
 
 
 class SpatialMLP(Mlp):
-    """An MLP over the N tokens, shared by all channels."""
+    """An MLP over the N = H W tokens of a map, shared by all channels; `ratio` N hidden units, rounded down."""
+
+    AXES = {"fc1.weight": ("N", "HW"), "fc1.bias": ("N",), "fc2.weight": ("HW", "N"), "fc2.bias": ("HW",)}
+
+    def __init__(self, grid: tuple[int, int], ratio: float):
+        self.grid, self.ratio = grid, ratio
+        super().__init__(grid[0] * grid[1], self.hidden(grid))
+
+    def hidden(self, grid: tuple[int, int]) -> int:
+        return max(1, int(grid[0] * grid[1] * self.ratio))
 
     def forward(self, tokens_BNC):
-        return super().forward(tokens_BNC.mT).mT
+        return super().forward(tokens_BNC.transpose(1, 2)).transpose(1, 2)
 
 
 class DepthwiseConv(nn.Conv2d):
-    """3x3 depthwise convolution of tokens laid out as a map. Bare: no norm, activation, scale or drop path."""
+    """3x3 depthwise convolution. Bare: no norm, activation, scale or drop path."""
 
-    def __init__(self, dim: int, grid: tuple[int, int]):
+    def __init__(self, dim: int):
         super().__init__(dim, dim, 3, padding=1, groups=dim)
-        self.grid = grid
 
-    def forward(self, tokens_BNC):
-        return super().forward(tokens_BNC.mT.unflatten(2, self.grid)).flatten(2).mT
+    def forward(self, x_BHWC):
+        return super().forward(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class MixingBlock(nn.Module):
     """u = x + gamma F(LN(x)) + DW(x); y = u + MLP(LN(u)), with F the spatial mixer: "attn", "mlp" or "conv".
 
+    x and y: (B, H, W, C). Only the MLP has the size of the map, `grid`; the others take any.
     The depthwise convolution DW stands beside every mixer, as the bypass that tells it positions. Where the
     mixing *is* convolution there is no F, and DW alone mixes.
     """
@@ -57,20 +67,19 @@ class MixingBlock(nn.Module):
         mlp_ratio: float, bypass: bool, drop_path: float,
     ):
         super().__init__()
-        tokens = grid[0] * grid[1]
         if mixer == "conv":
             self.mixer = None
         elif mixer == "attn":
             self.mixer = Attention(dim, num_heads, qkv_bias=qkv_bias)
         elif mixer == "mlp":
-            self.mixer = SpatialMLP(tokens, max(1, int(tokens * token_ratio)))
+            self.mixer = SpatialMLP(grid, token_ratio)
         else:
             raise ValueError(f"mixer {mixer!r}; there are conv, attn and mlp")
         if self.mixer is not None:
             self.norm1 = nn.LayerNorm(dim, eps=1e-6)
             # 3-D as in the authors' code: optimizers exempt 1-D parameters from weight decay, and theirs decays gamma.
             self.gamma = nn.Parameter(torch.full((1, 1, dim), 1e-4))
-        self.bypass = DepthwiseConv(dim, grid) if bypass else None
+        self.bypass = DepthwiseConv(dim) if bypass else None
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
@@ -78,7 +87,8 @@ class MixingBlock(nn.Module):
     def forward(self, x):
         u = x
         if self.mixer is not None:
-            u = u + self.drop_path(self.gamma * self.mixer(self.norm1(x)))
+            tokens = self.mixer(self.norm1(x).flatten(1, 2))
+            u = u + self.drop_path((self.gamma * tokens).view(x.shape))
         if self.bypass is not None:
             u = u + self.bypass(x)
         return u + self.drop_path(self.mlp(self.norm2(u)))
@@ -87,11 +97,11 @@ class MixingBlock(nn.Module):
 class Stem(nn.Module):
     """Patches to vectors by one convolution, "conv1", or by the deeper "conv4" of the + models, then LayerNorm.
 
-    Refuses images of any other size than its own.
+    Refuses images of any other size than `img_size`, if there is one.
     """
 
     def __init__(
-        self, kind: str, in_chans: int, dim: int, patch_size: int, img_size: tuple[int, int], hidden: int = 64
+        self, kind: str, in_chans: int, dim: int, patch_size: int, img_size: tuple[int, int] | None, hidden: int = 64
     ):
         super().__init__()
         self.img_size = img_size
@@ -110,12 +120,8 @@ class Stem(nn.Module):
         self.norm = LayerNorm2d(dim, eps=1e-6)
 
     def forward(self, x):
-        height, width = x.shape[-2:]
-        if (height, width) != self.img_size:
-            raise ValueError(
-                f"images of {height}x{width} pixels: this model was built for {self.img_size[0]}x{self.img_size[1]}, "
-                f"its number of tokens is fixed. Resize them, or build the model with img_size=({height}, {width})"
-            )
+        if self.img_size:
+            x = of_size(x, self.img_size, "its number of tokens is fixed")
         return self.norm(self.proj(x))
 
 
@@ -147,23 +153,20 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x):
-        x = self.downsample(x)
-        grid = x.shape[2:]
-        tokens = x.flatten(2).mT
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            tokens = checkpoint_seq(self.blocks, tokens)
-        else:
-            tokens = self.blocks(tokens)
-        return tokens.mT.unflatten(2, grid)
+        x = self.downsample(x).permute(0, 2, 3, 1)
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        return x.permute(0, 3, 1, 2)
 
 
-class SPACH(Backbone, nn.Module):
+class SPACH(Pyramid):
     """Single-stage with one entry in `stages`; multi-stage (MS) with several, of widths C, 2C, ... at strides p, 2p ...
 
     A stage is a sequence of (mixer, number of blocks). `num_heads`, C / 32 by default, is the same in all stages, so
     heads grow wider. `mlp_ratio` is the paper's R; the spatial MLP has `token_ratio` N hidden units, rounded down.
-    The image size is part of the architecture: it sets N; what does not divide is lost. `stem` is "conv1" or "conv4";
-    `bypass` the depthwise convolution beside the mixers; `share_mixers` keeps one mixer per stage (MS: from stage 2).
+    With an MLP the image size is part of the architecture: it sets N; the others take any. What does not divide is
+    lost. timm's feature maps are those of the stages, of a single stage those of its blocks. `stem` is "conv1" or
+    "conv4"; `bypass` the depthwise convolution beside the mixers; `share_mixers` keeps one mixer per stage (MS: from
+    stage 2).
     """
 
     stem_name = "stem"
@@ -188,26 +191,21 @@ class SPACH(Backbone, nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ):
-        super().__init__()
-        img_size = to_2tuple(img_size)
-        smallest = patch_size * 2 ** (len(stages) - 1)
-        if min(img_size) < smallest or (stem == "conv4" and any(side % 2 for side in img_size)):
-            raise ValueError(f"img_size={img_size}: both sides must be {smallest} or more, and even for the conv4 stem")
+        widths = [embed_dim * 2**s for s in range(len(stages))]
+        strides = [patch_size * 2**s for s in range(len(stages))]
+        super().__init__(in_chans, num_classes, widths, strides)
+        img_size, self.stem_kind = to_2tuple(img_size), stem
+        self.check_size(img_size)
         mixers = [[mixer for mixer, count in stage for _ in range(count)] for stage in stages]
         multi_stage = len(stages) > 1
         if multi_stage:
             rates = calculate_drop_path_rates(drop_path_rate, [len(m) for m in mixers], stagewise=True)
         else:
             rates = [[drop_path_rate] * len(mixers[0])]  # the same in every block, unlike MS
-        widths = [embed_dim * 2**s for s in range(len(stages))]
-        strides = [patch_size * 2**s for s in range(len(stages))]
-        self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = widths[-1]
-        self.feature_info = [
-            dict(num_chs=width, reduction=stride, module=f"stages.{s}")
-            for s, (width, stride) in enumerate(zip(widths, strides, strict=True))
-        ]
-        self.stem = Stem(stem, in_chans, embed_dim, patch_size, img_size)
+            blocks = [f"stages.0.blocks.{b}" for b in range(len(mixers[0]))]
+            self.feature_info = [dict(num_chs=embed_dim, reduction=patch_size, module=block) for block in blocks]
+        fixed = any("mlp" in names for names in mixers)
+        self.stem = Stem(stem, in_chans, embed_dim, patch_size, img_size if fixed else None)
         self.stages = nn.Sequential(*(
             Stage(
                 widths[s], mixers[s], rates[s], merge=s > 0, share=share_mixers and (s > 0 or not multi_stage),
@@ -221,6 +219,8 @@ class SPACH(Backbone, nn.Module):
         self.apply(self._init_weights)
         for parameter in self.head.parameters():  # so the first loss is ln(classes)
             nn.init.zeros_(parameter)
+        if share_mixers:
+            self.register_state_dict_post_hook(_part)
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
@@ -231,16 +231,35 @@ class SPACH(Backbone, nn.Module):
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def forward_features(self, x):
-        """(B, in_chans, H, W) -> the last stage's (B, C, H, W), normalised."""
-        return self.norm(self.stages(self.stem(x)))
+    def levels(self):
+        if len(self.stages) > 1:
+            return list(self.stages)
+        return [partial(_on_map, block) for block in self.stages[0].blocks]
 
-    def forward_head(self, x, pre_logits: bool = False):
-        """Pools; (B, num_classes), or (B, C) with `pre_logits` or without classes."""
-        return self.head(x, pre_logits=pre_logits)
+    def keep_levels(self, count):
+        if len(self.stages) > 1:
+            super().keep_levels(count)
+        else:
+            self.stages[0].blocks = self.stages[0].blocks[:count]
 
-    def forward(self, x):
-        return self.forward_head(self.forward_features(x))
+    def check_size(self, img_size):
+        smallest = self.strides[-1]
+        if min(img_size) < smallest or (self.stem_kind == "conv4" and any(side % 2 for side in img_size)):
+            raise ValueError(f"img_size={img_size}: both sides must be {smallest} or more, and even for the conv4 stem")
+
+
+def _on_map(block: MixingBlock, x: torch.Tensor) -> torch.Tensor:
+    """A block on (B, C, H, W)."""
+    return block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _part(module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, _metadata: object) -> None:
+    """Gives each name a tensor of its own: safetensors, in which timm saves, knows no shared ones."""
+    seen: set[int] = set()
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if id(parameter) in seen:
+            state_dict[prefix + name] = state_dict[prefix + name].clone()
+        seen.add(id(parameter))
 
 
 # The authors' tensors --------------------------------------------------------------------------------------
@@ -330,19 +349,34 @@ VARIANTS = {
     "spach_ms_micro_patch4_conv": (32, 4, "conv1", 32, _multi("conv", 1, 1, 2, 1), 2, None),
     "spach_ms_micro_patch4_attn": (32, 4, "conv1", 32, _multi("attn", 1, 1, 2, 1), 2, None),
     "spach_ms_micro_patch4_mlp": (32, 4, "conv1", 32, _multi("mlp", 1, 1, 2, 1), 2, None),
+    # Of the weights that travel with this folder.
+    "spach_ms_mini_patch4_64_hybrid": (
+        64, 4, "conv1", 32, ((("conv", 2),), (("conv", 2),), (("conv", 3), ("attn", 3)), (("attn", 2),)), 2, None,
+    ),
 }
+PAPER = dict(
+    paper_name="A Battle of Network Structures: An Empirical Study of CNN, Transformer, and MLP",
+    paper_ids="arXiv:2108.13002", origin_url="https://github.com/microsoft/SPACH", license="mit",
+)
 RELEASE = "https://github.com/microsoft/SPACH/releases/download/v1.0/{}.pth"
 
-default_cfgs = generate_default_cfgs({
-    f"{name}.in1k": imagenet_cfg(
-        size, url=RELEASE.format(file) if file else "", fixed_input_size=True,
-        pool_size=(size // patch // 2 ** (len(stages) - 1),) * 2,
-        first_conv="stem.proj" if stem == "conv1" else "stem.proj.0", license="mit",
-    )
-    for name, (size, patch, stem, _, stages, _, file) in VARIANTS.items()
-})
-FIELDS = ("img_size", "patch_size", "stem", "embed_dim", "stages", "mlp_ratio")
+
+
+def _cfg(name: str) -> dict[str, dict]:
+    size, patch, stem, _, stages, _, file = VARIANTS[name]
+    stride = patch * 2 ** (len(stages) - 1)
+    fixed = any(mixer == "mlp" for stage in stages for mixer, _ in stage)
+    return tagged("spach", name, imagenet_cfg(
+        size, url=RELEASE.format(file) if file else "", fixed_input_size=fixed,
+        pool_size=(size // stride, size // stride), first_conv="stem.proj" if stem == "conv1" else "stem.proj.0",
+        **PAPER,
+    ))
+
+
+default_cfgs = generate_default_cfgs({tag: cfg for name in VARIANTS for tag, cfg in _cfg(name).items()})
+FIELDS = ("patch_size", "stem", "embed_dim", "stages", "mlp_ratio")  # timm passes the image size where it is fixed
 register(
-    SPACH, {name: dict(zip(FIELDS, row)) for name, row in VARIANTS.items()}, convert=checkpoint_filter_fn,
-    levels=lambda arguments: len(arguments["stages"]),
+    SPACH, {name: dict(zip(FIELDS, row[1:])) for name, row in VARIANTS.items()}, convert=checkpoint_filter_fn,
+    levels=lambda arguments: len(arguments["stages"]) if len(arguments["stages"]) > 1 else 3,
+    blocks=lambda arguments: len(arguments["stages"]) == 1,
 )

@@ -5,7 +5,9 @@ The same line works under torchrun. A run leaves its folder under runs/spach/ (s
 
 from __future__ import annotations
 
+import copy
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -14,7 +16,6 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import distribute_bn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from common import run
 from common.data import images, loader
@@ -45,14 +46,10 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     params = sum(p.numel() for p in model.parameters())
     flops = run.multiply_adds(model, torch.zeros(1, 3, size, size))
     optimizer, schedule = optimizer_and_schedule(model, recipe, steps, steps_per_epoch)
-    ema = None
-    if recipe.ema_decay:  # torch's: timm's ModelEmaV3 moves a mixer that blocks share once for every block
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True)
+    ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
 
     folder = run.open_run("spach", name, recipe, options, world)
-    start, state = run.restore(folder, options, optimizer, classes=data.classes, model=model, ema=ema and ema.module)
-    if ema:
-        ema.n_averaged.fill_(start)
+    start, state = run.restore(folder, options, optimizer, classes=data.classes, model=model, ema=ema)
     if options.compile:
         model.compile()
     network = DistributedDataParallel(model) if world.size > 1 else model
@@ -62,14 +59,14 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     )
     clock = run.Clock(
         options, steps=steps, batch=recipe.batch, per_epoch=steps_per_epoch, start=start,
-        eval_every=recipe.eval_every or steps_per_epoch, wall_s=state.get("wall_s", 0.0),
+        eval_every=recipe.eval_every or steps_per_epoch, wall_s=state.get("wall_s", 0.0), cpu_s=state.get("cpu_s", 0.0),
     )
     batches = loader.train_loader(
         data, transform, recipe.batch, clock.end, seed=options.seed, start=start, rank=world.rank, world=world.size,
         repeats=recipe.repeats, workers=options.workers, report=folder / "unreadable.txt",
     )
     accuracy = partial(classification.accuracy, recipe=recipe, world=world, workers=options.workers)
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{recipe.model}: {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per image\n"
         f"{len(data):,} training and {len(val):,} validation images of {classes} classes from {root}\n"
@@ -98,19 +95,20 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if ema:
-            ema.update_parameters(model)
+            move_average(ema, model, recipe.ema_decay if step > 1 else 0.0)
         clock.stop()
 
         if clock.log_due:
             values = {"loss": world.mean(loss), "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
-            log.step(step, values | {"samples_per_s": clock.rate})
+            log.step(step, values | {"samples_per_s": clock.rate, "cpu_s": clock.cpu_s})
         else:
             log.step(step)
         if clock.save_due or clock.eval_due:
-            average_statistics(world, model, ema and ema.module)
+            average_statistics(world, model, ema)
         if world.is_main and clock.save_due:
-            weights = {"model": model.state_dict()} | ({"ema": ema.module.state_dict()} if ema else {})
-            state = {"optimizer": optimizer.state_dict(), "wall_s": clock.wall_s, "classes": data.classes}
+            weights = {"model": model.state_dict()} | ({"ema": ema.state_dict()} if ema else {})
+            state = {"optimizer": optimizer.state_dict(), "classes": data.classes}
+            state |= {"wall_s": clock.wall_s, "cpu_s": clock.cpu_s}
             run.save_checkpoint(folder, step, weights, state)
         if clock.eval_due:
             log.scores(step, lambda: accuracy(model, val))
@@ -123,7 +121,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     log.close()
     scores["best_top1"] = max(row.get("val/top1", 0) for row in run.read_log(folder)) if world.is_main else 0.0
     if ema:
-        scores["ema_top1"] = accuracy(ema.module, val)["top1"]
+        scores["ema_top1"] = accuracy(ema, val)["top1"]
     if recipe.train_accuracy:
         scores["train_top1"] = accuracy(model, data, tolerant=True)["top1"]
         scores["gap"] = scores["train_top1"] - scores["top1"]
@@ -154,6 +152,17 @@ def optimizer_and_schedule(
         warmup_lr_init=recipe.warmup_lr, t_in_epochs=False,
     )
     return optimizer, schedule
+
+
+@torch.no_grad()
+def move_average(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
+    """Weights and buffers. timm's ModelEmaV3 moves a mixer that blocks share once for every block; torch's
+    AveragedModel sends a counter to the device at every step, and the host waits."""
+    ours, its = (list(chain(m.parameters(), m.buffers())) for m in (average, model))
+    real = [k for k, tensor in enumerate(ours) if tensor.is_floating_point()]
+    torch._foreach_lerp_([ours[k] for k in real], [its[k] for k in real], 1 - decay)
+    for k in set(range(len(ours))) - set(real):
+        ours[k].copy_(its[k])
 
 
 def average_statistics(world: run.World, *models: torch.nn.Module | None) -> None:

@@ -1,7 +1,8 @@
 """VLoRA. Importing this package registers its models, configs and processor with transformers' Auto classes."""
 
-from .baseline import VisualTokensConfig, VisualTokensForConditionalGeneration
-from .model import VLoRAConfig, VLoRAForConditionalGeneration
+from .baseline import VisualTokensForConditionalGeneration
+from .configuration import VisualTokensConfig, VLoRAConfig
+from .model import VLoRAForConditionalGeneration
 from .processing import VLoRAProcessor
 
 __all__ = [

@@ -1,8 +1,9 @@
 """The door: ``python -m papers.vlora RECIPE``."""
 
 from common import run
+from papers.vlora.compare import compare
 from papers.vlora.recipes import RECIPES
 from papers.vlora.train import train
 
 if __name__ == "__main__":
-    run.door("vlora", RECIPES, train)
+    run.door("vlora", RECIPES, train, compare)

@@ -10,14 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from papers.vlora.vision_language import VisionLanguageConfig, VisionLanguageModel, positions
-
-
-class VisualTokensConfig(VisionLanguageConfig):
-    model_type = "vlora_visual_tokens"
+from .configuration import VisualTokensConfig
+from .vision_language import VisionLanguageModel, positions
 
 
 class VisualTokensForConditionalGeneration(VisionLanguageModel):
@@ -45,7 +42,7 @@ class VisualTokensForConditionalGeneration(VisionLanguageModel):
         visual = self.projector(self.visual_features(pixel_values).to(self.projector[0].weight.dtype))
         V, (B, L) = visual.shape[1], input_ids.shape
         has = marks.any(1, keepdim=True)
-        image_of_row = (marks.sum(1).cumsum(0) - 1).clamp(min=0)
+        image_of_row = (has[:, 0].long().cumsum(0) - 1).clamp(min=0)
         first = torch.where(has, marks.int().argmax(1, keepdim=True), -1)  # of the visual slots
         slot = torch.arange(L + V - 1, device=input_ids.device).expand(B, -1)
         is_visual = (slot >= first) & (slot < first + V)
@@ -92,5 +89,5 @@ class VisualTokensForConditionalGeneration(VisionLanguageModel):
         return torch.cat([input_ids.repeat_interleave(len(new) // len(input_ids), 0), new], 1)
 
 
-AutoConfig.register("vlora_visual_tokens", VisualTokensConfig)
-AutoModelForImageTextToText.register(VisualTokensConfig, VisualTokensForConditionalGeneration)
+AutoModelForImageTextToText.register(VisualTokensConfig, VisualTokensForConditionalGeneration, exist_ok=True)
+VisualTokensForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")

@@ -16,8 +16,9 @@ from common.data import pretrained
 from common.data.tiny.scenes import word_tokenizer
 from common.run import model_folder
 from papers.vlora import official
-from papers.vlora.baseline import VisualTokensConfig, VisualTokensForConditionalGeneration
-from papers.vlora.model import VLoRAConfig, VLoRAForConditionalGeneration
+from papers.vlora.baseline import VisualTokensForConditionalGeneration
+from papers.vlora.configuration import VisualTokensConfig, VLoRAConfig
+from papers.vlora.model import VLoRAForConditionalGeneration
 from papers.vlora.processing import TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import Recipe
 from papers.vlora.vision_language import VisionLanguageModel
@@ -121,7 +122,8 @@ def model(recipe: Recipe, image_token_id: int, dtype: torch.dtype = torch.float3
     _, kind = METHODS[recipe.method]
     parts = {}
     if recipe.llm != "tiny":
-        parts["language_model"] = _load(transformers.AutoModelForCausalLM, recipe.llm, "--llm", dtype=dtype)
+        own = getattr(torch, recipe.llm_dtype) if recipe.tune == "frozen" and dtype == torch.float32 else dtype
+        parts["language_model"] = _load(transformers.AutoModelForCausalLM, recipe.llm, "--llm", dtype=own)
     if recipe.vision != "tiny":
         parts["vision_tower"] = load_vision_tower(recipe.vision, dtype)
     text = parts["language_model"].config if "language_model" in parts else CONFIGS["tiny"]

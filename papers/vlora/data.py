@@ -23,13 +23,15 @@ from common.data.loader import Augmented, steps_per_epoch
 from common.data.picture import Unreadable
 from common.data.tiny.scenes import scenes
 from common.run import UserError
+from papers.vlora.configuration import InputError
 from papers.vlora.processing import IGNORED, VLoRAProcessor
 from papers.vlora.recipes import BUILT_IN, RECIPES, SAMPLES, Recipe
 
 Messages = list[dict[str, Any]]  # a conversation as transformers' chat templates take it
 
 EXPECTED = """expected one of
-  conversations  {root}/conversations_train.json (LLaVA's format; or the folder's only .json), conversations_val.json
+  conversations  {root}/conversations_train.json (LLaVA's format; or the folder's only .json), conversations_val.json;
+                 for pre-training, of one question and one caption each, as LLaVA-Pretrain has them
   captions       {root}/annotations/captions_train*.json beside image folders  (COCO's format)
   shards         {root}/train-000000.tar ..., val-000000.tar ...  (webdataset: KEY.jpg and KEY.txt)"""
 
@@ -95,9 +97,12 @@ class Encoded(Dataset):
     def __getitem__(self, index: int):
         try:
             images, messages = self.data[index]
-            row = self.processor.encode(messages, self.max_length)
+            try:
+                row = self.processor.encode(messages, self.max_length)
+            except InputError as error:
+                raise Unreadable(str(error)) from None
             marks = int((row["input_ids"] == self.processor.image_token_id).sum())
-            if marks != len(images):
+            if bool(marks) != bool(images):
                 raise Unreadable(f"{len(images)} images, but {marks} marks within {self.max_length} tokens")
             if (row["labels"] == IGNORED).all():
                 raise Unreadable(f"no word of an answer within {self.max_length} tokens")
@@ -142,15 +147,19 @@ def open_dataset(root: Path, split: str, recipe: Recipe, report: Path | None = N
     if recipe.stage == "pretrain":
         if shards := sorted(root.glob(f"{split}-*.tar")):
             return CaptionDataset(captions.CaptionShards(shards), recipe.prompt, split == "train")
-        rows = captions.read_captions(root, split)
-        return CaptionDataset(captions.Captions(rows), recipe.prompt, split == "train")
+        if (root / "annotations").is_dir():
+            rows = captions.read_captions(root, split)
+            return CaptionDataset(captions.Captions(rows), recipe.prompt, split == "train")
     path = root / f"conversations_{split}.json"
     if not path.exists() and split == "train":
         only = [found for found in root.glob("*.json") if not found.name.startswith("conversations_")]
         path = only[0] if len(only) == 1 else path
     if not path.exists():
-        raise NoSplit(f"{root} has no conversations for {split!r}: {EXPECTED.format(root=root)}")
-    rows = conversations.read_conversations(path, root, strict=split != "train", report=report, most_images=1)
+        what = "captions" if recipe.stage == "pretrain" else "conversations"
+        raise NoSplit(f"{root} has no {what} for {split!r}: {EXPECTED.format(root=root)}")
+    rows = conversations.read_conversations(
+        path, root, strict=split != "train", report=report, most_images=1, captions=recipe.stage == "pretrain"
+    )
     return ChatDataset(conversations.Conversations(rows))
 
 
@@ -173,13 +182,15 @@ class TrainingBatches(Sampler):
 
     A function of the seed: the global batches depend neither on the number of ranks nor of chunks. `kinds` tells for
     each sample whether it has an image, and its length: then, as in the authors' trainer, every global batch is all
-    images or all text (the last rows of both share one), and micro-batches hold rows of like length.
+    images or all text (the last rows of both share one), and micro-batches hold rows of like length; so do global
+    batches where `length_groups` of them are sorted together.
     """
 
     def __init__(
         self, samples: int, batch: int, steps: int, *, seed: int, rank: int = 0, world: int = 1, chunks: int = 1,
-        kinds: Sequence[tuple[bool, int]] | None = None,
+        kinds: Sequence[tuple[bool, int]] | None = None, length_groups: int = 1,
     ):
+        self.length_groups = length_groups
         self.samples, self.batch, self.steps, self.seed = samples, batch, steps, seed
         self.rank, self.world, self.chunks, self.kinds = rank, world, chunks, kinds
         self.per_epoch = steps_per_epoch(samples, batch)
@@ -209,6 +220,12 @@ class TrainingBatches(Sampler):
         batches, left = [], []
         for rows in (order[seen], order[~seen]):
             whole = len(rows) // self.batch * self.batch
+            if self.length_groups > 1:
+                group = self.length_groups * self.batch
+                lengths = np.array([self.kinds[row][1] for row in rows])
+                for first in range(0, whole, group):
+                    part = slice(first, min(first + group, whole))
+                    rows[part] = rows[part][np.argsort(lengths[part], kind="stable")]
             batches += list(rows[:whole].reshape(-1, self.batch))
             left.append(rows[whole:])
         left = np.concatenate(left)
@@ -220,7 +237,8 @@ class TrainingBatches(Sampler):
 def kinds(data: Samples) -> list[tuple[bool, int]]:
     """(has an image, length in words) of every sample."""
     if isinstance(data, CaptionDataset):
-        return [(True, 1)] * len(data)
+        lengths = data.data.lengths() if hasattr(data.data, "lengths") else [1] * len(data)
+        return [(True, length) for length in lengths]
     return [
         (bool(row.images), sum(len(m["content"][-1]["text"].split()) for m in row.messages)) for row in data.data.rows
     ]
@@ -233,7 +251,7 @@ def train_loader(
     """`TrainingBatches` of a recipe, collated. Unreadable images are counted, reported and passed over."""
     batches = TrainingBatches(
         len(data), recipe.batch, steps, seed=seed, rank=rank, world=world, chunks=chunks,
-        kinds=kinds(data) if recipe.grouped else None,
+        kinds=kinds(data) if recipe.grouped else None, length_groups=recipe.length_groups,
     )
     samples = Augmented(Encoded(data, processor, recipe.max_length), list, report=report)
     return DataLoader(

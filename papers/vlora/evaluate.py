@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import tyro
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from common import run
 from common.data.loader import progress
@@ -37,6 +37,7 @@ from papers.vlora.data import (
     open_dataset,
     open_if_there,
 )
+from papers.vlora.features import featured
 from papers.vlora.processing import IGNORED, TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import RECIPES, Recipe
 from papers.vlora.vision_language import VisionLanguageModel
@@ -55,11 +56,17 @@ class Question:
 
 
 def load(folder: Path, device: torch.device) -> tuple[VisionLanguageModel, VLoRAProcessor]:
-    """A saved model, in eval mode, and its processor. `UserError` for a folder that holds none."""
+    """A saved model, in eval mode, and its processor. `UserError` for a folder that holds none.
+
+    The language model gets the type that its own config names, if one is there.
+    """
     folder = model_folder.model_folder(folder)
+    own = getattr(model_folder.load(AutoConfig, folder), "text_config", None)
     model = model_folder.load(AutoModelForImageTextToText, folder, dtype="auto")
     if not isinstance(model, VisionLanguageModel):
         raise UserError(f"{folder} holds a {type(model).__name__}, not a VLoRA model or the token baseline")
+    if own.dtype:  # "auto" is one type for all parts
+        model.language_model.to(own.dtype)
     return model.to(device).eval(), model_folder.load(AutoProcessor, folder)
 
 
@@ -92,7 +99,7 @@ def exchanged(asked: Sequence[Question]) -> list[int]:
 
 
 def pictures(question: Question, data: Samples) -> list[Image.Image]:
-    """The question's images, decoded."""
+    """The question's images, decoded, or their features if those are kept."""
     try:
         if isinstance(data, CaptionDataset):
             return [data.data[question.images][0]]
@@ -103,17 +110,16 @@ def pictures(question: Question, data: Samples) -> list[Image.Image]:
 
 
 class Pictures(Dataset):
-    """For each of `rows` (question, question whose images it gets instead): both questions' images."""
+    """For each of `rows` (question, question whose images it gets instead, ...): the images of each."""
 
-    def __init__(self, data: Samples, rows: Sequence[tuple[Question, Question]]):
+    def __init__(self, data: Samples, rows: Sequence[Sequence[Question]]):
         self.data, self.rows = data, rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> tuple[list[Image.Image], list[Image.Image]]:
-        right, wrong = self.rows[index]
-        return pictures(right, self.data), pictures(wrong, self.data)
+    def __getitem__(self, index: int) -> list[list[Image.Image]]:
+        return [pictures(question, self.data) for question in self.rows[index]]
 
 
 def stops(processor: VLoRAProcessor) -> list[int]:
@@ -132,6 +138,8 @@ def answer(
     """Greedy answers to conversations that end with a question, unless `options` tell generate otherwise."""
     prompts = [processor.apply_chat_template(list(turns), add_generation_prompt=True) for turns in messages]
     batch = processor([image for each in images for image in each], prompts).to(world.device)
+    if "perceptual_weights" in options:  # the images as they were perceived before
+        batch.pop("pixel_values")
     with world.autocast():
         out = model.generate(**batch, **{
             "max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": stops(processor),
@@ -185,8 +193,41 @@ def evaluate(
              "loss_exchanged": row[3]}
             for question, *row in zip(batch, right, wrong, own_loss, other_loss)
         ]
+    if isinstance(data, CaptionDataset):
+        for sample, question in zip(mine, (question for question, _ in pairs)):
+            sample["name"] = data.name(question.images)
+        compare_with_others(model, processor, data, asked, mine, recipe, world, workers)
     samples = run.gather_objects(mine)
     return score(samples, _answers(train) if isinstance(train, ChatDataset) else None), samples
+
+
+def compare_with_others(
+    model: VisionLanguageModel, processor: VLoRAProcessor, data: CaptionDataset, asked: Sequence[Question],
+    mine: Sequence[dict[str, Any]], recipe: Recipe, world: World, workers: int = 0,
+) -> None:
+    """Adds to this rank's samples the loss of the first caption without any image, and for `recipe.other_rows` of them,
+    evenly spread, with each of several other images, which are the same ones whatever the model."""
+    chosen = evenly_spread(len(asked), recipe.other_rows or len(asked))
+    step = max(1, len(asked) // (recipe.others + 1))
+    others = {i: [asked[(i + k * step) % len(asked)] for k in range(1, recipe.others + 1)] for i in chosen}
+    own = [i for i in chosen if i % world.size == world.rank] if recipe.others > 1 else []
+    loader = DataLoader(Pictures(data, [others[i] for i in own]), batch_size=None, num_workers=workers)
+    for i, images in zip(own, progress(loader, "other images", active=world.is_main)):
+        whole = [*asked[i].messages, assistant_message(asked[i].truths[0])]
+        found = losses(model, processor, images, [whole] * len(images), world)
+        mine[i // world.size]["losses_others"] = found.tolist()
+    for first in range(0, len(mine), BATCH):
+        rows = range(world.rank + first * world.size, len(asked), world.size)[:BATCH]
+        whole = [[*_blind(asked[i].messages), assistant_message(asked[i].truths[0])] for i in rows]
+        found = losses(model, processor, [[]] * len(rows), whole, world).tolist()
+        said = answer(model, processor, [[]], [_blind(asked[0].messages)], world, recipe.new_tokens)
+        for sample, loss in zip(mine[first : first + BATCH], found):
+            sample |= {"loss_blind": loss, "blind": said[0]}
+
+
+def _blind(messages: Sequence[dict[str, Any]]) -> Messages:
+    """The same turns without images."""
+    return [turn | {"content": [part for part in turn["content"] if part["type"] != "image"]} for turn in messages]
 
 
 def _columns(rows: Sequence[tuple[Any, Any]]) -> tuple[list[Any], list[Any]]:
@@ -225,10 +266,18 @@ def score(
                 scores[f"{category}, images exchanged"] = _percent(_hit(s, "exchanged") for s in rows)
                 scores[f"{category}, prior"] = _percent(priors[category])
         scores["right image preferred"] = prefers
+    if tried := [s for s in samples if "losses_others" in s]:
+        pairs = [s["loss"] < other for s in tried for other in s["losses_others"]]
+        scores["right image preferred"] = _percent(pairs)
+        scores["right image first of all"] = _percent(s["loss"] < min(s["losses_others"]) for s in tried)
     scores["loss"] = sum(s["loss"] for s in samples) / len(samples), "nats"
     scores["loss, images exchanged"] = sum(s["loss_exchanged"] for s in samples) / len(samples), "nats"
+    blind = all("loss_blind" in s for s in samples)
+    if blind:
+        scores["loss, blind"] = sum(s["loss_blind"] for s in samples) / len(samples), "nats"
     if described := [s for s in samples if s["category"] in ("caption", "describe")]:
-        for key, note in (("answer", ""), ("exchanged", ", images exchanged")):
+        ways = [("answer", ""), ("exchanged", ", images exchanged"), *([("blind", ", blind")] if blind else [])]
+        for key, note in ways:
             found = metrics.scores([s[key] for s in described], [s["truths"] for s in described])
             scores |= {f"{name}{note}": (found[name], "") for name in ("cider_d", "bleu4", "rouge_l")}
     return scores
@@ -279,6 +328,8 @@ def main() -> None:
     model, processor = load(args.checkpoint, world.device)
     root = data_folder(recipe, args.data)
     held_out, train = open_dataset(root, "val", recipe), open_if_there(root, "train", recipe)
+    if recipe.features:
+        held_out = featured(held_out, recipe, processor, train=False)
     scores, samples = evaluate(model, processor, held_out, recipe, world, train, args.workers)
     if world.is_main:
         for name, (value, unit) in scores.items():

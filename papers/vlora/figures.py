@@ -10,11 +10,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
+from common import run
 from common.metrics.captions import exact_match
 from common.run import drawing
-from papers.vlora.data import Samples
-from papers.vlora.evaluate import pictures, questions
+from papers.vlora.data import CaptionDataset, Samples
+from papers.vlora.evaluate import Question, pictures, questions
 
 
 def draw(folder: Path, data: Samples | None, samples: Sequence[dict[str, Any]]) -> None:
@@ -30,7 +32,7 @@ def answers(path: Path, data: Samples, samples: Sequence[dict[str, Any]], count:
     asked = questions(data, len(samples))
     images, captions, colors = [], [], []
     for row in drawing.evenly_spaced(len(samples), count):
-        sample, picture = samples[row], pictures(asked[row], data)
+        sample, picture = samples[row], _pictures(asked[row], data)
         right = exact_match(sample["answer"], sample["truths"])
         words = [sample["question"], sample["answer"]] if sample["question"] else [sample["answer"]]
         if not right and sample["category"] != "caption":
@@ -39,6 +41,22 @@ def answers(path: Path, data: Samples, samples: Sequence[dict[str, Any]], count:
         captions.append("\n".join(wrapped(text) for text in words))
         colors.append("black" if sample["category"] == "caption" else "green" if right else "red")
     drawing.gallery(path, images, captions, colors, columns=5)
+
+
+def _pictures(question: Question, data: Samples) -> list[Image.Image]:
+    if isinstance(data, CaptionDataset) and hasattr(data.data, "picture"):  # features took its place
+        return [data.data.picture(question.images)]
+    return pictures(question, data)
+
+
+def write_answers(folder: Path, samples: Sequence[dict[str, Any]], count: int = 50) -> None:
+    """All of them, and fifty captions beside their pictures' names, for a person to count."""
+    run.write_json(folder / "answers.json", samples)
+    named = [sample for sample in samples if "name" in sample]
+    if named:
+        shown = named[:: max(1, len(named) // count)][:count]
+        lines = [f"| {sample['name']} | {sample['answer']} | {sample['truths'][0]} |\n" for sample in shown]
+        run.write_text(folder / "captions.md", "".join(["| picture | caption | a person's |\n|---|---|---|\n", *lines]))
 
 
 def wrapped(text: str) -> str:

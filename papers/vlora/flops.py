@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
-from papers.vlora.model import VLoRAConfig
+from papers.vlora.configuration import VLoRAConfig
 
 
 def language_model(config: Any, tokens: int, *, logits: int = 1) -> int:

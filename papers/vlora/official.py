@@ -16,7 +16,8 @@ from transformers.modeling_utils import local_torch_dtype
 
 from common import run
 from common.run import UserError, model_folder
-from papers.vlora.model import VLoRAConfig, VLoRAForConditionalGeneration
+from papers.vlora.configuration import VLoRAConfig
+from papers.vlora.model import VLoRAForConditionalGeneration
 from papers.vlora.processing import TEMPLATES, VLoRAProcessor
 
 # The released 7B model (feipengma/VLoRA-7b-v1): Vicuna-7B-v1.5 and CLIP ViT-L/14 at 336 px.

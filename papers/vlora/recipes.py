@@ -12,7 +12,10 @@ TITLE = "Visual Perception by Large Language Model's Weights (NeurIPS 2024, arXi
 CLAIM = "An image can change a language model's weights instead of lengthening its input."
 BUILT_IN = ("scenes",)  # data sets that come with the repository
 # Training samples of the data sets that recipes are meant for.
-SAMPLES = {"scenes": 4_000, "COCO captions": 239, "CapsFusion-30M": 30_000_000, "LLaVA-1.5 mixture": 665_298}
+SAMPLES = {
+    "scenes": 4_000, "COCO captions": 239, "Flickr8k": 22_500, "CapsFusion-30M": 30_000_000,
+    "LLaVA-1.5 mixture": 665_298,
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,16 @@ class Recipe:
     """Tokens of a conversation that are kept."""
     grouped: bool = True
     """Batches of images or of text alone, micro-batches of like length."""
+    length_groups: int = 128
+    """With grouped: so many global batches are sorted by length together, as in the authors' trainer, so that each is
+    of one length; their order stays random. 1: a global batch holds any lengths."""
+    features: bool = False
+    """Compute the visual features once and keep them in the user's cache; with captions only, which are then a sample
+    each."""
+    blind: bool = False
+    """With features: every image has the mean of all, a control that sees nothing."""
+    llm_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of a frozen LLM's weights; what is trained stays float32."""
     dataset: str = "LLaVA-1.5 mixture"
     """Data the recipe is meant for; all but the built-in ones are given with --data."""
     epochs: int = 1
@@ -75,8 +88,8 @@ class Recipe:
     warmup_ratio: float = 0.03
     """Part of the steps in which the learning rate rises, as the authors' scripts have it."""
     weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    """Most norm of the gradient; 0: as it is."""
+    clip_norm: float = 0.0
+    """Most norm of the gradient; 0: as it is, as in the authors' runs under DeepSpeed."""
     gradient_checkpointing: bool = True
     deepspeed: Literal["", "zero2", "zero3"] = "zero2"
     """scripts/zero2.json or zero3.json; empty: plain DDP, or one process."""
@@ -86,6 +99,12 @@ class Recipe:
     """Most validation samples that are used."""
     new_tokens: int = 64
     """Most tokens of an answer or caption in evaluation."""
+    others: int = 1
+    """With captions: other images that the right one is compared with."""
+    other_rows: int = 0
+    """Most captions for which the others after the first are tried; 0: all."""
+    compare: tuple[str, ...] = ()
+    """Recipes that are trained with every seed and reported in one table."""
 
 
 FINETUNE = Recipe(about="VLoRA-7B, second stage: generator and LLM on LLaVA-1.5's 665 K conversations; MMBench 63.4")
@@ -107,12 +126,19 @@ TINY = Recipe(
     about="", llm="tiny", vision="tiny", width=64, blocks=2, rank=8, alpha=8, every=2, template="short",
     pad_to_square=False, max_length=64, dataset="scenes", batch=24, lr=1e-3, warmup_ratio=0.05,
     gradient_checkpointing=False, deepspeed="", eval_every=100, eval_rows=600, new_tokens=12, steps=800,
+    clip_norm=1.0, length_groups=1,
 )
 SMOLLM2 = Recipe(
     about="", stage="pretrain", llm="smollm2", vision="efficientnet-lite0", width=128, blocks=2, rank=16, alpha=16,
     every=3, standardize=True, tune="frozen", template="prompted", prompt="A photo of:", pad_to_square=False,
     max_length=64, grouped=False, dataset="COCO captions", batch=10, steps=320, lr=1e-3, schedule="linear",
     warmup_ratio=0.1, gradient_checkpointing=False, deepspeed="", eval_every=40, eval_rows=60, new_tokens=24,
+    clip_norm=1.0, length_groups=1,
+)
+# A quarter of an hour of a core; the generator is small enough to be shipped.
+FLICKR8K = replace(
+    SMOLLM2, rank=8, alpha=8, grouped=True, length_groups=32, features=True, llm_dtype="bfloat16", dataset="Flickr8k",
+    batch=16, steps=600, eval_every=300, eval_rows=300, others=20, other_rows=100,
 )
 
 RECIPES = {
@@ -124,6 +150,18 @@ RECIPES = {
     ),
     "smollm2": replace(SMOLLM2, about="frozen SmolLM2-135M and EfficientNet-Lite0 on a few hundred COCO captions"),
     "smollm2_tokens": replace(SMOLLM2, about="the same with visual tokens instead of weights", method="tokens"),
+    "flickr8k": replace(FLICKR8K, about="frozen SmolLM2-135M and EfficientNet-Lite0 on 22,500 captions of Flickr8k"),
+    "flickr8k_tokens": replace(
+        FLICKR8K, about="the same with visual tokens instead of weights, for as long", method="tokens", steps=300,
+    ),
+    "flickr8k_tokens_steps": replace(
+        FLICKR8K, about="the same with visual tokens instead of weights, for as many steps", method="tokens",
+    ),
+    "flickr8k_blind": replace(FLICKR8K, about="the same with the mean image in place of every image", blind=True),
+    "flickr8k_compare": replace(
+        FLICKR8K, about="weights against visual tokens at equal time, three seeds",
+        compare=("flickr8k", "flickr8k_tokens"),
+    ),
     "smollm2_scenes": replace(
         SMOLLM2, about="frozen SmolLM2-135M answers about the generated scenes", stage="finetune", template="chatml",
         prompt="", dataset="scenes", max_length=256, steps=120, lr=2e-3, eval_rows=200,

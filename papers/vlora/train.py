@@ -21,6 +21,7 @@ from common.run.hf import Progress, Trainer, arguments, count, deepspeed_config,
 from papers.vlora import build, figures
 from papers.vlora.data import Encoded, data_folder, describe, evenly_spread, open_dataset, open_if_there, train_loader
 from papers.vlora.evaluate import evaluate, load, questions
+from papers.vlora.features import featured
 from papers.vlora.processing import VLoRAProcessor
 from papers.vlora.recipes import Recipe
 
@@ -36,8 +37,12 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         questions(held_out, recipe.eval_rows)  # an empty caption is found now, not at the end
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
     processor = build.processor(recipe)
+    if recipe.features and held_out:
+        held_out = featured(held_out, recipe, processor, train=False)
     folder = run.open_run("vlora", name, recipe, options, world)
     data = open_dataset(root, "train", recipe, report=folder / "unreadable.txt" if world.is_main else None)
+    if recipe.features:
+        data = featured(data, recipe, processor, train=True)
     per_epoch = steps_per_epoch(len(data), recipe.batch)
     steps = recipe.steps or recipe.epochs * per_epoch
     args = arguments(
@@ -103,7 +108,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             metrics=[run.metric(key, value, unit) for key, (value, unit) in scores.items()], params=params,
             flops=multiply_adds(recipe), wall_s=progress.clock.wall_s, throughput=progress.clock.rate,
             peak_mem_bytes=peak, then={
-                "answers": lambda: run.write_json(folder / "answers.json", samples),
+                "answers": lambda: figures.write_answers(folder, samples),
                 "pictures": lambda: figures.draw(folder, held_out, samples),
             },
         )

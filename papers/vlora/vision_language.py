@@ -7,44 +7,12 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
 
-from common.run import UserError
-from common.run.model_folder import part_config
-
-
-class VisionLanguageConfig(PreTrainedConfig):
-    """Any vision tower and any causal language model that transformers knows.
-
-    visual_layer: entry of the tower's hidden states that is seen (-2: the output of the last but one block); None
-        takes its last hidden state, which may be a map of a convolutional network.
-    class_token: the tower's first feature is a class token, and dropped.
-    standardize: give every visual feature mean 0 and variance 1 over its width. Not in the paper: for towers that do
-        not end in a norm.
-    num_features, visual_width: V and D, the shape of what the tower makes of one image.
-    image_token_id: what stands for an image in input_ids; need not be in the vocabulary.
-    """
-
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
-
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    visual_layer: int | None = -2
-    class_token: bool = True
-    standardize: bool = False
-    num_features: int = 576
-    visual_width: int = 1024
-    image_token_id: int = -200  # LLaVA's
-
-    def __post_init__(self, **kwargs):
-        self.text_config = part_config(self.text_config, "llama")
-        self.vision_config = part_config(self.vision_config, "clip_vision_model")
-        self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        super().__post_init__(**kwargs)
+from .configuration import InputError, VisionLanguageConfig
 
 
 class VisionLanguageModel(PreTrainedModel, GenerationMixin):
@@ -76,27 +44,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
         """As transformers'; the reentrant kind, which would lose the visual weights' gradient, is refused."""
         if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise UserError("use_reentrant=True loses the gradient of the visual weights; leave it False")
+            raise InputError("use_reentrant=True loses the gradient of the visual weights; leave it False")
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
-    @torch.no_grad()
     def visual_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(I, 3, H, W) prepared images -> (I, V, D), which may also be given as they are. The tower is frozen."""
-        if pixel_values.dim() == 3:
-            return pixel_values
-        layer = self.config.visual_layer
-        out = self.vision_tower(pixel_values.to(self.vision_tower.dtype), output_hidden_states=layer is not None)
-        features = out.last_hidden_state if layer is None else out.hidden_states[layer]
-        if features.dim() == 4:  # a convolutional network's map
-            features = features.flatten(2).mT
-        if self.config.class_token:
-            features = features[:, 1:]
-        if self.config.standardize:
-            features = nn.functional.layer_norm(features.float(), features.shape[-1:])
-        expected = (self.config.num_features, self.config.visual_width)
-        if features.shape[1:] != expected:
-            raise UserError(f"the vision tower gives features of shape {tuple(features.shape[1:])}, not {expected}")
-        return features
+        return visual_features(self.vision_tower, self.config, pixel_values)
 
     def no_features(self) -> torch.Tensor:
         """(1, V, D) features of a blank image, for training on text alone: under ZeRO-3 the weights of the tower are
@@ -112,13 +65,16 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         return input_ids == self.config.image_token_id
 
     def check_images(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> None:
-        """Raises `UserError` unless there is one image for every placeholder, and one in a row at most. Waits for the
-        device."""
+        """Raises `InputError` unless there is one image for every row with a placeholder. Waits for the device.
+
+        A row's image may be named more than once; two images in a row are refused.
+        """
         marks, images = self.placeholders(input_ids).sum(1), 0 if pixel_values is None else len(pixel_values)
-        if int(marks.sum()) != images:
-            raise UserError(f"{int(marks.sum())} image placeholders in the text, but {images} images")
-        if (most := int(marks.max())) > 1:
-            raise UserError(f"{most} images in one row: the model takes one")
+        if int((marks > 0).sum()) == images:
+            return
+        if int(marks.sum()) == images:
+            raise InputError(f"{int(marks.max())} images in one row: the model takes one")
+        raise InputError(f"{int(marks.sum())} image placeholders in the text, but {images} images")
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -129,6 +85,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=0.02)
@@ -136,6 +95,26 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
                 init.zeros_(module.bias)
         else:
             super()._init_weights(module)
+
+
+@torch.no_grad()
+def visual_features(tower: PreTrainedModel, config: VisionLanguageConfig, pixel_values: torch.Tensor) -> torch.Tensor:
+    """(I, 3, H, W) prepared images, or (I, V, D) their features -> (I, V, D)."""
+    if pixel_values.dim() == 3:
+        return pixel_values
+    layer = config.visual_layer
+    out = tower(pixel_values.to(tower.dtype), output_hidden_states=layer is not None)
+    features = out.last_hidden_state if layer is None else out.hidden_states[layer]
+    if features.dim() == 4:  # a convolutional network's map
+        features = features.flatten(2).mT
+    if config.class_token:
+        features = features[:, 1:]
+    if config.standardize:
+        features = nn.functional.layer_norm(features.float(), features.shape[-1:])
+    expected = (config.num_features, config.visual_width)
+    if features.shape[1:] != expected:
+        raise InputError(f"the vision tower gives features of shape {tuple(features.shape[1:])}, not {expected}")
+    return features
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:

@@ -36,20 +36,20 @@ def html(root) -> str:
 
 
 def words(page: str) -> str:
-    """The page as it is read: no tags, no style, single spaces."""
-    page = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    """The page as it is read: no tags, style or script, single spaces."""
+    page = re.sub(r"<(style|script)>.*?</\1>", "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]*>", " ", page).split())
 
 
-def test_a_tiny_run_is_called_not_comparable_wherever_a_figure_stands(root):
+def test_a_tiny_run_is_called_not_comparable_and_nothing_of_it_comparable(root):
     scores = [metric("top1", 87.7778, "%"), metric("loss", 0.5, "nats")]
     add(root, results=record(metrics=scores), log=[{"step": 10, "loss": 2.0}])
-    shown = words(html(root))
-    assert "top1 none given 87.78 % not comparable 1 finished" in shown  # overview
-    assert "20260101-000000 not comparable Run folder" in shown  # head of the section
-    assert "loss none given 0.5 nats not comparable" in shown  # its table
+    page, shown = html(root), words(html(root))
+    assert "No figure here is comparable with a paper's" in shown  # said once
+    assert "tiny top1 87.78 % · loss 0.5 nats seed 0, 20260101-000000 Run folder" in shown  # its line
+    assert "metric ours paper top1 87.78 % loss 0.5 nats" in shown  # its table
     assert "Curves (not comparable)" in shown
-    assert 'class="yes"' not in html(root)
+    assert page.count('class="yes"') == 1  # where the word is explained
 
 
 def test_the_papers_figure_stands_beside_ours(root):
@@ -57,8 +57,37 @@ def test_the_papers_figure_stands_beside_ours(root):
     add(root, results=record(metrics=[ours]))
     add(root, "toypaper/cut/20260101-000000", record(recipe="cut", metrics=[{**ours, "comparable": False}]))
     shown = words(html(root))
-    assert "top1 81.7 % Table 2 81.62 % comparable" in shown
-    assert "top1 81.7 % 81.62 % not comparable: other data, protocol or size 1 finished" in shown
+    assert "top1 81.62 % comparable 81.7 % Table 2" in shown
+    assert "cut top1 81.62 % (the paper 81.7) seed 0" in shown and "top1 81.62 % 81.7 % Table 2" in shown
+
+
+def test_a_card_for_each_paper(root, monkeypatch):
+    (root / "papers/toypaper").mkdir(parents=True)
+    (root / "papers/toypaper/README.md").write_text(
+        "# Toy\n\n| | |\n|---|---|\n| Verdict | [seen](x.md): `a` 3.1 ± 0.2 | over b |\n"
+        "| Only a GPU can tell | speed |\n| Verdicts | other |\n", encoding="utf-8")
+    monkeypatch.setattr(report, "ROOT", root)
+    monkeypatch.setattr(report, "papers", lambda: ["toypaper"])
+    monkeypatch.setattr(report, "recipes", lambda name: type("R", (), {"TITLE": "A toy", "CLAIM": "Toys teach."}))
+    report.known.cache_clear()
+    add(root, results=record())
+    add(root, "toypaper/tiny/20260101-000001")
+    shown = words(html(root))
+    report.known.cache_clear()
+    assert "A toy Toys teach. Verdict seen: a 3.1 ± 0.2 | over b Only a GPU can tell speed Runs 1 finished" in shown
+
+
+def test_settings_are_there_to_be_compared(root):
+    add(root, results=record(), config={"recipe": {"lr": 0.1, "name": "a \"b\" <c>"}, "options": {"seed": 3}})
+
+    class Settings(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if "data-settings" in dict(attrs):
+                found.append(json.loads(dict(attrs)["data-settings"]))
+
+    found = []
+    Settings().feed(html(root))
+    assert found == [{"lr": 0.1, "name": 'a "b" <c>', "seed": 3}]
 
 
 def test_unfinished_and_damaged_runs_are_told(root, capsys, monkeypatch):
@@ -156,7 +185,7 @@ def test_nothing_is_shown_through_a_link(root):
     (root / "runs/toypaper/tiny/20260101-000001").symlink_to(root / "runs/elsewhere/tiny/20260101-000009")
     (root / "runs/linked").symlink_to(root / "runs/elsewhere")
     page = html(root)
-    assert page.count("data:image/png") == 1  # the one in its own place
+    assert page.count("data:image/png") == 1  # the one in its own place; an unfinished run is no card's
     assert "<strong>private" not in page and "x.png: no picture: ValueError: a link" in page
     assert page.count("a link, and what it leads to is not shown") == 4  # two runs, above and in their places
 
@@ -186,7 +215,7 @@ def test_names_are_escaped(root):
     name = "<script>alert(1)</script>"
     add(root, "toypaper/x/20260101-000000", record(recipe=name, data="a & b"), log=[{"step": 1, "<i>": 1.0}])
     page = html(root)
-    assert "<script" not in page and "<i>" not in page
+    assert page.count("<script") == 1 and "<i>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "a &amp; b" in page
 
 
@@ -204,9 +233,9 @@ def test_the_page_needs_nothing_else(root):
 
     page = html(root)
     Links().feed(page)
-    assert [link[:22] for link in found if not link.startswith("#")] == ["data:image/png;base64,"]
+    assert [link[:22] for link in found if not link.startswith("#")] == 2 * ["data:image/png;base64,"]
     assert all(link[1:] in anchors for link in found if link.startswith("#"))
-    assert not re.search(r"<script|<link|@import|url\(", page)
+    assert not re.search(r"<script |<link|@import|url\(|fetch|XMLHttp|import ", page)
 
 
 def test_newest_first_with_kept_records_not_shown_twice(root):

@@ -23,7 +23,7 @@ from .device import Device
 TABLE = Path(__file__).with_name("counts.json")
 ARCH, SHAPE, N_DIV = "sm_90", (1, 96, 56, 56), 12
 DENSE = {"NCHW": "dense<unsigned short, void, false>", "NHWC": "dense<unsigned short, void, true>"}
-IN_PLACE = "in_place_planes<unsigned short>"
+IN_PLACE = {"NCHW": "in_place_planes<unsigned short>", "NHWC": "in_place<uint4>"}
 PARAMETERS = {
     "dense": ("out", "x"), "in_place_planes": ("x",), "in_place": ("x",),
     "axial_mix": ("u", "z"), "axial_backward": ("dz", "partial", "g", "z"),
@@ -42,7 +42,8 @@ def measure() -> dict:
         instructions[f"shift {layout}"] = {
             "staying": stay, "moving": move, "weighted": round((1 - moving) * stay + moving * move, 1)
         }
-    instructions["shift_ NCHW"] = {"moving": ways(code[symbols[IN_PLACE]])[1]}
+    for layout, name in IN_PLACE.items():
+        instructions[f"shift_ {layout}"] = {"moving": ways(code[symbols[name]])[1]}
     return {
         "compiler": f"NVRTC {'.'.join(map(str, nvrtc.nvrtcVersion()[1:]))}, {ARCH}",
         "instructions per 16 bytes": instructions,

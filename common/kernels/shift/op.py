@@ -237,9 +237,9 @@ def _shift_inplace_cuda(x: Tensor, n_div: int, step: int) -> bool:
         return cuda.launch(kernel, B * blocks, min(256, 32 * ceil(vectors / 128)), args, x.device)
 
     sn, sc, si, sj = x.stride()
-    per_word = per_vector if sc == 1 else 1
-    if x.data_ptr() % 16 or any(k % per_word for k in (group, moving, sn, si, sj)):
-        per_word = 1
+    # the widest words that neither a group's end nor an address cuts
+    first = x.data_ptr() // x.element_size()
+    per_word = gcd(per_vector, group, moving, sn, si, sj, first) if sc == 1 else 1
     word_bytes = per_word * x.element_size()
     kernel = cuda.load(SOURCE, f"in_place<{WORDS.get(word_bytes, 'uint4')}>", x.device)
     if kernel is None:

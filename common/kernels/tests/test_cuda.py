@@ -11,9 +11,12 @@ import pytest
 import torch
 
 from common.kernels import cuda
+from common.kernels.check.device import Device
 from common.kernels.shift import op as shift_op
 from common.kernels.shift import shift
 from common.kernels.sparse_mlp import op as sparse_mlp_op
+
+from .conftest import GXX
 
 KERNEL = "in_place<unsigned short>"
 
@@ -181,3 +184,71 @@ def test_what_reaches_the_driver(monkeypatch):
         thread.join()
     assert launched == [("stream 7", (3, 1, 1), (64, 1, 1), "kernel", (x.data_ptr(), 0, 5))] * 4
     assert [index for _, index in bound] == [1, 1] and len({ident for ident, _ in bound}) == 2
+
+
+@GXX
+def test_from_source_to_result_above_a_pretend_driver(monkeypatch):
+    """Everything of `load` and `launch` is real but the driver: compiled for sm_90, kept on the disk, found by its
+    mangled name, launched with pointers, from autograd's thread too. The driver executes the kernel's PTX."""
+    core = pytest.importorskip("cuda.core", reason="needs cuda-core")
+    driver = PretendDriver(Device(shift_op.KERNELS))
+    for name in ("ObjectCode", "Device", "Stream", "launch"):
+        monkeypatch.setattr(core, name, getattr(driver, name))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(cuda, "wanted", lambda device: True)
+    monkeypatch.setattr(cuda, "_bound", threading.local())
+    launch = cuda.launch
+    monkeypatch.setattr(cuda, "launch", lambda kernel, grid, block, args, device: driver.remember(args) or
+                        launch(kernel, grid, block, args, device))
+    monkeypatch.setenv("KERNEL_BACKEND", "cuda")
+    x = torch.randn(2, 16, 6, 8).requires_grad_()
+    g = torch.randn(2, 16, 6, 8)
+    gradients = []
+    thread = threading.Thread(target=lambda: gradients.append(torch.autograd.grad(shift(x, 4), x, g)[0]))
+    assert torch.equal(shift(x, 4), shift_op.reference.shift(x, 4))
+    thread.start()
+    thread.join()
+    assert torch.equal(gradients[0], shift_op.reference.shift(g, 4, -1))
+    assert driver.device.launched == {"dense<unsigned int, void, false>": 3}
+    assert driver.contexts == 2  # one in each thread
+
+
+class PretendDriver:
+    """cuda.core's names, as far as cuda.py calls them."""
+
+    def __init__(self, device: Device):
+        self.device, self.tensors, self.contexts = device, {}, 0
+        driver = self
+
+        class ObjectCode:
+            @staticmethod
+            def from_cubin(cubin):
+                assert cubin.startswith(b"\x7fELF")
+                return ObjectCode()
+
+            def get_kernel(self, symbol):
+                names = cuda.compile(shift_op.SOURCE, shift_op.KERNELS, "sm_90").symbols
+                return next(name for name in names if names[name] == symbol)
+
+        class Context:
+            def __init__(self, index):
+                pass
+
+            def set_current(self):
+                driver.contexts += 1
+
+        self.ObjectCode, self.Device = ObjectCode, Context
+        self.Stream = SimpleNamespace(from_handle=lambda handle: handle)
+
+    def remember(self, args):
+        """What a pointer belongs to, which a driver knows and the checker must."""
+        self.tensors = {a.data_ptr(): a for a in args if isinstance(a, torch.Tensor)}
+
+    def launch(self, stream, config, kernel, *values):
+        assert stream == 7
+        args = [self.tensors.get(v, v) for v in values]
+        loaded = self.device.load(shift_op.SOURCE, kernel, None)
+        self.device.launch(loaded, config.grid[0], config.block[0], args, None)

@@ -154,6 +154,16 @@ def test_in_place_over_several_chunks(shape, n_div, layout, ptx):
                 same(shift_(x.clone(), n_div, step), want)
 
 
+@pytest.mark.parametrize(
+    "group, word", [(1, "unsigned short"), (2, "unsigned int"), (4, "unsigned long long"), (8, "uint4")]
+)
+def test_in_place_moves_the_widest_words_that_fit(group, word, ptx):
+    x = make((2, 6 * group, 5, 3), torch.bfloat16, torch.channels_last)
+    before = ptx.launched.get(f"in_place<{word}>", 0)
+    same(shift_(x.clone(), 6), oracle(x, 6, 1))
+    assert ptx.launched[f"in_place<{word}>"] == before + 1
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_large_tensor_takes_several_launches(layout, ptx, monkeypatch):
     x, residual = (make((20, 16, 4, 4), torch.bfloat16, layout, seed=s) for s in (0, 1))

@@ -7,3 +7,4 @@ is any object with the fields ``model, dataset, input_size_px, eval_crop, paper_
 from common.metrics.classification.accuracy import Accuracy, accuracy, data_folder, describe, metrics
 from common.metrics.classification.demo import demo
 from common.metrics.classification.paper import Paper, main, of_classes
+from common.metrics.classification.probe import probe

@@ -15,7 +15,7 @@ from common.data.picture import Unreadable, read_picture
 from common.data.text import printable
 from common.data.tiny.digits import digits
 from common.metrics.classification.paper import Paper
-from common.run import UserError, drawing
+from common.run import UserError, drawing, shipped
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Arguments:
     picture: Annotated[Path | None, tyro.conf.Positional] = None
     """An image file; without one, a digit of the built-in set."""
     checkpoint: Path | None = None
-    """Run folder; without one, the paper's newest finished run under runs/."""
+    """Run folder, or shipped[:NAME]; without one, the shipped weights, or the newest finished run under runs/."""
     out: Path = Path("answer.png")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -31,7 +31,7 @@ class Arguments:
 def demo(paper: Paper) -> None:
     """The command line of ``papers.<name>.demo``: prints and draws a picture's most likely classes."""
     args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.demo", description="A picture, classified.")
-    checkpoint = args.checkpoint or run.newest(paper.name, paper.recipes)
+    checkpoint = shipped.for_demo(paper.name, args.checkpoint, paper.recipes)
     picture = args.picture or min((digits() / "val" / "7").iterdir())
     try:
         image = read_picture(picture)

@@ -15,8 +15,10 @@ from common import run
 from common.data import images
 from common.data.text import printable
 from common.metrics import evaluation
-from common.metrics.classification.accuracy import accuracy, data_folder, metrics
-from common.run import UserError
+from common.metrics.classification.accuracy import UNITS, accuracy, data_folder, metrics
+from common.metrics.classification.probe import probe
+from common.metrics.classification.test_sets import Among, TestSet, open_test_set, synsets
+from common.run import UserError, shipped
 
 IMAGENET = (1_281_167, 50_000)  # training and validation images
 
@@ -67,11 +69,16 @@ class Paper:
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or file of weights (.safetensors, .pth)."""
+    """Run folder, file of weights (.safetensors, .pth), or shipped[:NAME]."""
     recipe: str | None = None
-    """Recipe that names the model and the evaluation; a run folder knows its own."""
+    """Recipe that names the model and the evaluation; a run folder and shipped weights know their own."""
     data: Path | None = None
     """Data folder with a validation split."""
+    test_set: TestSet | None = None
+    """--data is this other test set for ImageNet-1K's classes, as it is published."""
+    probe: bool = False
+    """Score a linear classifier fitted to the network's features of --data's training images, whose classes may be any;
+    beside it, one on the features of the network before any training."""
     out: Path | None = None
     """JSON file to write the scores to."""
     workers: int = 0
@@ -83,27 +90,53 @@ def main(paper: Paper) -> None:
     """The command line of ``papers.<name>.evaluate``."""
     args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.evaluate", description="Scores of a checkpoint.")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
-    if not args.checkpoint.exists():
-        raise UserError(f"no checkpoint at {args.checkpoint}")
-    if args.checkpoint.is_dir():
+    args.checkpoint = shipped.path_of(paper.name, args.checkpoint)
+    model, recipe, val = opened(paper, args)
+    model.to(world.device, memory_format=torch.channels_last)  # as it was trained
+    if args.probe:
+        train = images.open_images(data_folder(recipe, args.data), "train")
+        run.seed_all(0)
+        untrained = paper.build(recipe, len(train.classes)).to(world.device, memory_format=torch.channels_last)
+        networks = {"probe_top1": model, "untrained_probe_top1": untrained}
+        val = images.same_classes(train.classes, val)
+        scores = probe(networks, train, val, recipe, world, workers=args.workers)
+    else:
+        scores = accuracy(model, val, recipe, world, workers=args.workers)
+    if world.is_main:
+        if args.probe or args.test_set:  # the paper says nothing of these
+            rows = [run.metric(key, value, UNITS.get(key, "%")) for key, value in scores.items()]
+        else:
+            rows = metrics(scores, recipe, paper.comparable_checkpoint(args.checkpoint, model, recipe, val))
+        evaluation.print_rows(rows)
+        what = f", a linear classifier on its features of {len(train)} training images" if args.probe else ""
+        print(f"{len(val)} images of {len(val.classes)} classes, {recipe.model}, {args.checkpoint}{what}")
+        if args.out:
+            about = {"checkpoint": str(args.checkpoint), "images": len(val), "metrics": rows}
+            run.write_json(args.out, about | run.environment())
+
+
+def opened(paper: Paper, args: Arguments) -> tuple[torch.nn.Module, Any, images.Images]:
+    """The network, its recipe, and the images to score it on."""
+    if args.probe and args.test_set:
+        raise UserError("--probe and --test-set exclude one another")
+    if args.checkpoint.is_dir() or (not args.recipe and shipped.is_run(args.checkpoint)):
         model, recipe, classes = paper.load_run(args.checkpoint)
-        val = of_classes(args.checkpoint, classes, images.open_images(data_folder(recipe, args.data), "val"))
     else:
         if args.recipe not in paper.recipes:
             known = ", ".join(paper.recipes)
             raise UserError(f"a file of weights needs --recipe, one of {known}; got {args.recipe!r}")
-        recipe = paper.recipes[args.recipe]
+        model, recipe, classes = None, paper.recipes[args.recipe], None
+    if args.test_set:
+        val = open_test_set(args.test_set, args.data)
+        if classes and classes != synsets():
+            raise UserError(f"{args.test_set} tests networks of ImageNet-1K's classes; {args.checkpoint} has others")
+    else:
         val = images.open_images(data_folder(recipe, args.data), "val")
-        model = paper.load_file(args.checkpoint, recipe, len(val.classes))
-    model.to(world.device, memory_format=torch.channels_last)  # as it was trained
-    scores = accuracy(model, val, recipe, world, workers=args.workers)
-    if world.is_main:
-        rows = metrics(scores, recipe, paper.comparable_checkpoint(args.checkpoint, model, recipe, val))
-        evaluation.print_rows(rows)
-        print(f"{len(val)} images of {len(val.classes)} classes, {recipe.model}, {args.checkpoint}")
-        if args.out:
-            about = {"checkpoint": str(args.checkpoint), "images": len(val), "metrics": rows}
-            run.write_json(args.out, about | run.environment())
+        if classes and not args.probe:
+            val = of_classes(args.checkpoint, classes, val)
+    if model is None:
+        model = paper.load_file(args.checkpoint, recipe, 1000 if args.test_set else len(val.classes))
+    return (Among(model, args.test_set).eval() if args.test_set else model), recipe, val
 
 
 def of_classes(checkpoint: Path, trained: Sequence[str], val: images.Images) -> images.Images:

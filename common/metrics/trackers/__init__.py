@@ -11,15 +11,15 @@ A paper's ``evaluate.py`` describes itself by a `Paper` and hands it to `main`, 
     protocol   boxes, trackers, how a data set is scored    geometry    windows, boxes kept inside
     files      result files, archives                       loop        a tracker over sequences, resumed
     score      scores, speeds, rows of results.json         draw        curves, frames with boxes
-    baselines  two trackers that learn nothing              paper       what a paper tells; comparison after a training
+    baselines  trackers that learn nothing                  paper       what a paper tells; comparison after a training
     cli, demo, vot    command lines
 """
 
-from common.metrics.trackers.baselines import BASELINES, OLD_LABELS
+from common.metrics.trackers.baselines import BASELINES, FLOOR, OLD_LABELS
 from common.metrics.trackers.cli import main
 from common.metrics.trackers.draw import COLORS, draw_tracks, plot
 from common.metrics.trackers.files import Result, archive, read_result, results, write_result
-from common.metrics.trackers.geometry import hann_window, keep_inside
+from common.metrics.trackers.geometry import hann_window, keep_inside, smoothed
 from common.metrics.trackers.loop import evaluate
 from common.metrics.trackers.paper import (
     Paper,
@@ -29,6 +29,6 @@ from common.metrics.trackers.paper import (
     settings_of,
     shares,
 )
-from common.metrics.trackers.protocol import BENCHMARK_SIZES, RULES, Box, Protocol, Tracker, dataset_of
+from common.metrics.trackers.protocol import RULES, Box, Protocol, Tracker, dataset_of
 from common.metrics.trackers.score import metrics, scorable, score, speed
 from common.metrics.trackers.tables import real_table

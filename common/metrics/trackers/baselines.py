@@ -1,11 +1,17 @@
-"""Two trackers that learn nothing, for others to be measured against. As `protocol.Tracker` has it."""
+"""Trackers that learn nothing beforehand, for others to be measured against. As `protocol.Tracker` has it.
+
+`static` and `ncc` are the floor; KCF and CSRT, OpenCV's as they are, what a user would otherwise take.
+"""
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
-from common.metrics.trackers.protocol import Box
+from common.metrics.trackers.protocol import Box, Tracker
+from common.run import UserError
 
 # Searched sizes relative to the last one, and what their correlation is multiplied with. Ours, chosen by hand; SiamFC's
 # three are 1.0375 apart, at 0.9745.
@@ -76,6 +82,53 @@ def _patch(gray: np.ndarray, left: int, top: int, w: int, h: int) -> np.ndarray:
     return gray[rows[:, None], columns]
 
 
-BASELINES: dict[str, type[StaticBox] | type[NCC]] = {"static box": StaticBox, "template matching (NCC)": NCC}
+class OpenCV:
+    """A tracker of OpenCV's with its own settings. It takes and gives whole pixels; where it says that the target is
+    lost, the last box stays, with score 0."""
+
+    name: ClassVar[str]
+    """KCF for cv2.TrackerKCF."""
+
+    def init(self, frame: np.ndarray, box: Box) -> None:
+        make: Any = getattr(cv2, f"Tracker{self.name}_create", None)
+        if make is None:
+            raise UserError(
+                f"this OpenCV has no {self.name} tracker: pip install -c constraints.txt "
+                "opencv-contrib-python-headless, and uninstall opencv-python-headless before"
+            )
+        self.tracker, self.box = make(), tuple(float(v) for v in box)
+        height, width = frame.shape[:2]
+        x, y = (min(max(round(v), 0), side - 2) for v, side in zip(box[:2], (width, height)))
+        w, h = (min(max(round(v), 2), side - at) for v, side, at in zip(box[2:], (width, height), (x, y)))
+        self.tracker.init(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), (x, y, w, h))
+
+    def track(self, frame: np.ndarray) -> tuple[Box, float]:
+        found, box = self.tracker.update(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        if found:
+            self.box = tuple(float(v) for v in box)
+        return self.box, float(found)
+
+
+class KCF(OpenCV):
+    """Kernelized correlation filters, Henriques et al., TPAMI 2015: no change of size."""
+
+    folder = "kcf"
+    name = "KCF"
+
+
+class CSRT(OpenCV):
+    """Correlation filters with channel and spatial reliability, Lukezic et al., CVPR 2017."""
+
+    folder = "csrt"
+    name = "CSRT"
+
+
+BASELINES: dict[str, type[Tracker]] = {
+    "static box": StaticBox, "template matching (NCC)": NCC, "KCF (OpenCV)": KCF, "CSRT (OpenCV)": CSRT,
+}
+FLOOR = ("static box", "template matching (NCC)")
+"""Those that run at the end of every training."""
+WORDS = {"static": "static box", "ncc": FLOOR[1], "kcf": "KCF (OpenCV)", "csrt": "CSRT (OpenCV)"}
+"""What they are called on command lines."""
 # What older records call them.
 OLD_LABELS = {"still": "static box", "correlation": "template matching (NCC)"}

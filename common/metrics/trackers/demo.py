@@ -23,7 +23,7 @@ from common.data.tiny.sequences import sequences
 from common.data.video import FrameFolder
 from common.metrics.trackers.paper import Paper
 from common.metrics.trackers.protocol import Box, Tracker
-from common.run import UserError, drawing
+from common.run import UserError, drawing, shipped
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Arguments:
     """The target in the first frame: x,y,w,h in pixels, or a ground truth file whose first line says it; a folder
     with a groundtruth*.txt needs none."""
     checkpoint: Path | None = None
-    """Run folder or file of weights; without one, the paper's newest finished run under runs/."""
+    """Run folder, file of weights, or shipped[:NAME]; without one, the shipped weights, or the newest finished run."""
     recipe: str | None = None
     """Recipe of a file of weights."""
     out: Path = Path("answer.mp4")
@@ -47,7 +47,7 @@ class Arguments:
 def main(paper: Paper) -> None:
     """The command line of ``papers.<name>.demo``: draws the boxes a tracker gives into a video."""
     args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.demo", description="A target, followed.")
-    checkpoint = args.checkpoint or run.newest(paper.name, paper.recipes)
+    checkpoint = shipped.for_demo(paper.name, args.checkpoint, paper.recipes)
     tracker = paper.load(checkpoint, args.recipe, run.start_world(run.Options(device=args.device))).tracker
     if args.source:
         source, box = args.source, first_box(args.source, args.box)

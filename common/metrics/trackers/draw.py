@@ -13,7 +13,8 @@ from common.metrics.trackers.baselines import BASELINES
 from common.metrics.trackers.files import results
 from common.run import drawing
 
-COLORS = {"truth": "lime", "tracker": "red", "static box": "white", "template matching (NCC)": "deepskyblue"}
+COLORS = {"truth": "lime", "tracker": "red", "static box": "white", "template matching (NCC)": "deepskyblue",
+          "KCF (OpenCV)": "violet", "CSRT (OpenCV)": "orange"}
 # A panel's title, the label of its axis, and the scores that stand in its legend, whichever there is.
 PANELS = {
     "success": ("success", "overlap", ("auc", "ao")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from common import run
 from common.data import tracking as data
 from common.data.tiny.sequences import sequences as built_in_sequences
 from common.metrics import evaluation, tracking
-from common.metrics.trackers.baselines import BASELINES
+from common.metrics.trackers.baselines import BASELINES, FLOOR
 from common.metrics.trackers.draw import plot
 from common.metrics.trackers.files import archive
 from common.metrics.trackers.loop import device_of, evaluate
-from common.metrics.trackers.protocol import BENCHMARK_SIZES, RULES, Protocol, Tracker
+from common.metrics.trackers.protocol import RULES, Protocol, Tracker
 from common.metrics.trackers.score import metrics, scorable, score, speed
-from common.run import UserError, World
+from common.run import UserError, World, shipped
 
 
 class Loaded(NamedTuple):
@@ -67,18 +67,18 @@ class Paper:
     def comparable(self, loaded: Loaded, protocol: Protocol, sequences: Sequence[data.Sequence]) -> bool:
         """Whether scores may stand beside the paper's: its network, its rule, the whole test set."""
         same_rule = protocol.rule == self.protocol(protocol.dataset).rule
-        return loaded.published and same_rule and len(sequences) == BENCHMARK_SIZES.get(protocol.dataset)
+        return loaded.published and same_rule and data.is_whole(protocol.dataset, [s.name for s in sequences])
 
     def load(self, checkpoint: Path, name: str | None, world: World) -> Loaded:
-        """A run folder, whose newest model and own recipe are taken, or a file of weights for the recipe `name`."""
-        if not checkpoint.exists():
-            raise UserError(f"no checkpoint at {checkpoint}")
-        if checkpoint.is_dir():
+        """A run folder, whose newest model and own recipe are taken, shipped weights, or a file for the recipe `name`.
+        """
+        checkpoint = shipped.path_of(self.name, checkpoint)
+        if checkpoint.is_dir() or (name is None and shipped.is_run(checkpoint)):
             recipe, weights, _ = run.load_run(checkpoint, type(next(iter(self.recipes.values()))))
             what = f"{checkpoint} is no tracker's run of this version"
             network = run.built(lambda: self.build(recipe), weights["model"], what)
-            trained_as = run.read_json(checkpoint / "config.json").get("recipe_name")
-            published = evaluation.is_untouched(trained_as, recipe, self.recipes)
+            said = shipped.header(checkpoint) or run.read_json(checkpoint / "config.json")
+            published = evaluation.is_untouched(said.get("recipe_name"), recipe, self.recipes)
         else:
             if name not in self.recipes:
                 raise UserError(f"a file of weights needs --recipe, one of {', '.join(self.recipes)}; got {name!r}")
@@ -129,12 +129,13 @@ class Entrant(NamedTuple):
     """Folder of its results."""
 
 
-def entrants(loaded: Loaded, out: Path, baselines: bool) -> Iterator[Entrant]:
-    """The paper's tracker and, if asked, the baselines."""
-    yield Entrant("", loaded.tracker, loaded.settings, out)
-    if baselines:
-        for label, make in BASELINES.items():
-            yield Entrant(label, make(), {"baseline": label}, out / make.folder)
+def entrants(loaded: Loaded | None, out: Path, baselines: Iterable[str]) -> Iterator[Entrant]:
+    """The paper's tracker, if one is given, and the baselines, keys of `BASELINES`."""
+    if loaded:
+        yield Entrant("", loaded.tracker, loaded.settings, out)
+    for label in baselines:
+        make = BASELINES[label]
+        yield Entrant(label, make(), {"baseline": label}, out / make.folder)
 
 
 def compare(
@@ -143,10 +144,11 @@ def compare(
 ) -> list[dict[str, Any]]:
     """The tracker of a finished run and, if asked, the baselines on its test sequences: rows of results.json.
 
-    For every data set the headline score (AO or AUC) of the tracker, then of the baselines; with `each` the same of
-    every sequence ("otb/Bolt auc, static box"); at last the tracker's speed, with reading and without. Boxes, curves
-    and all scores are under tracking/ in the run folder.
+    For every data set the headline score (AO or AUC) of the tracker, then of the baselines (`FLOOR`); with `each` the
+    same of every sequence ("otb/Bolt auc, static box"), OpenCV's trackers among the baselines; at last the tracker's
+    speed, with reading and without. Boxes, curves and all scores are under tracking/ in the run folder.
     """
+    beside_it = (BASELINES if each else FLOOR) if baselines else ()
     loaded = paper.load(folder, None, world)
     rows, single, speeds = [], [], []
     for dataset in dict.fromkeys(sequence.dataset for sequence in sequences):
@@ -156,7 +158,7 @@ def compare(
             "published": paper.figures(loaded.recipe, protocol), "source": loaded.recipe.paper_source,
             "comparable": paper.comparable(loaded, protocol, its),
         }
-        for label, tracker, settings, out in entrants(loaded, folder / "tracking", baselines):
+        for label, tracker, settings, out in entrants(loaded, folder / "tracking", beside_it):
             summary, fps = evaluate_and_score(tracker, its, out, protocol=protocol, settings=settings, world=world)
             headline = next(iter(summary.scores))  # ao or auc
             own = {} if label else beside

@@ -31,7 +31,7 @@ def score(sequences: Sequence[data.Sequence], out: Path, protocol: Protocol | No
         visible = None
         if rule == "got10k" and sequence.cover is not None:
             visible = np.asarray(sequence.cover) > 0
-        elif rule.startswith("lasot") and sequence.absent is not None:
+        elif rule.startswith(("lasot", "avist")) and sequence.absent is not None:
             visible = ~sequence.absent
         truth, boxes = sequence.boxes + to_file, result.boxes + to_file
         tracks.append(tracking.Track(sequence.name, truth, boxes, visible, result.size))

@@ -102,7 +102,7 @@ def box_to_region(box: Box, region: RegionKind, size: tuple[int, int]):
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or file of weights."""
+    """Run folder, file of weights, or shipped[:NAME]."""
     recipe: str | None = None
     """Recipe of a file of weights."""
     region: RegionKind = "rectangle"

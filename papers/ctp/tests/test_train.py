@@ -16,7 +16,7 @@ from common import run
 from common.data import video
 from common.data.tiny.clips import clips
 from common.run import results
-from papers.ctp import baselines, bench, cases, compare, data, demo, evaluate, train
+from papers.ctp import baselines, bench, cases, compare, data, demo, evaluate, motion, train
 from papers.ctp.model import Backbone
 from papers.ctp.official import export, load_backbone
 from papers.ctp.recipes import BASELINES, RECIPES
@@ -168,13 +168,15 @@ def test_neighbours_and_a_linear_classifier_by_hand(monkeypatch):
     ))
     monkeypatch.setattr(evaluate, "features", lambda _, videos, *__, **___: np.array(splits[videos.name][0]))
     found = evaluate.frozen_scores("", ACTIONS, run.Options(), WORLD)
-    assert found == {"probe_top1": 50, "R@1": 50, "R@5": 100, "R@10": 100}
+    assert found == {"probe_top1": 50, "R@1": 50} | {f"R@{k}": 100 for k in (5, 10, 20, 50)}
 
 
 def test_a_comparison_goes_on_where_it_was_killed(tmp_path, tiny, monkeypatch):
     monkeypatch.setitem(RECIPES, "tiny_recognize", ACTIONS)
+    monkeypatch.setattr(evaluate, "clips", lambda: tiny)  # what is fine-tuned learns the built-in clips
+    monkeypatch.setattr(motion, "COUNTS", {"train": 24, "val": 16})
     recipe = dataclasses.replace(
-        RECIPES["compare"], compare=("ctp", "rotation", "random"), epochs=1, batch=16, eval_every=0,
+        RECIPES["compare"], compare=("ctp", "rotation", "random"), epochs=1, batch=16, eval_every=0, width=8,
     )
     options = run.Options(data=tiny, out=tmp_path, seeds=(3,), resume="auto")
 
@@ -193,18 +195,20 @@ def test_a_comparison_goes_on_where_it_was_killed(tmp_path, tiny, monkeypatch):
             go_on()
     assert go_on() == folder
     scores = _scores(folder)
-    assert next(iter(scores)) == "ctp finetune_top1"
-    assert {"ctp iou", "rotation own_top1", "random finetune_top1", "random probe_top1"} <= set(scores)
+    assert next(iter(scores)) == "ctp camera_direction"
+    assert {"ctp iou", "rotation own_top1", "random finetune_top1", "random object_shuffled"} <= set(scores)
     assert "random iou" not in scores and "rotation iou" not in scores
     found = json.loads((folder / "results.json").read_text())
     assert run.table(found["metrics"], compare.COLUMNS, "pre-training") in (folder / "report.md").read_text()
-    assert compare.README_PARTS["compare"]([found]).splitlines()[2].startswith("| pre-training | fine-tuned, % |")
+    assert "\n| pre-training | camera: direction, % |" in compare.README_PARTS["compare"]([found])
 
 
 def test_a_comparisons_peak_memory_is_its_runs(tmp_path, tiny, monkeypatch):
     """Not that of the process which ends it, and which may have trained nothing."""
     monkeypatch.setitem(RECIPES, "tiny_recognize", ACTIONS)
-    recipe = dataclasses.replace(RECIPES["compare"], compare=("random",), epochs=1, batch=16)
+    monkeypatch.setattr(evaluate, "clips", lambda: tiny)
+    monkeypatch.setattr(motion, "COUNTS", {"train": 24, "val": 16})
+    recipe = dataclasses.replace(RECIPES["compare"], compare=("random",), epochs=1, batch=16, width=8)
     options = run.Options(data=tiny, out=tmp_path, seeds=(3,), resume="auto")
     folder = compare.compare("compare", recipe, options, WORLD, train.train)
     (own,) = folder.glob("seed3/ctp/random/*/results.json")
@@ -386,11 +390,13 @@ def test_the_benchmark_times_clips_and_the_loader(tmp_path, tiny, monkeypatch, c
 
 def test_videos_are_shrunk(tmp_path):
     sources = video.open_videos(clips(), "val").paths[:4]
-    shrink_videos.main(tmp_path / "small", sources)
+    shrink_videos.main(tmp_path / "small", tuple(sources))
     train_videos, val = (video.open_videos(tmp_path / "small", split) for split in ("train", "val"))
-    assert len(set(train_videos.paths)) == 3 and len(set(val.paths)) == 1 and len(val) == shrink_videos.TIMES
+    assert len(set(train_videos.paths)) == 3 and len(set(val.paths)) == 1 and len(val) == 16
     with video.open_video(val.paths[0]) as small, video.open_video(sources[3]) as source:
         assert len(small) == len(source) and small.read([0]).shape == (1, 48, 58, 3)
+    shrink_videos.main(tmp_path / "named", tuple(sources[:1]), val=tuple(sources[1:3]), times=1)
+    assert [len(video.open_videos(tmp_path / "named", split)) for split in ("train", "val")] == [1, 2]
 
 
 def _class_folders(root, tiny):
@@ -417,6 +423,9 @@ def test_other_classes_in_validation_are_one_line_before_training(tmp_path, tiny
     (root / "train" / ".ipynb_checkpoints").mkdir()
     folder = _train(tmp_path / "runs", root, ACTIONS, stop_at=1)
     assert run.load_checkpoint(folder)[2]["classes"] == classes
+    (root / "train" / first / "notes.txt").write_text("not a video")
+    home = _train(tmp_path / "whole", root, dataclasses.replace(SMALL, batch=24))
+    assert "- passed over in training: 1 files that are no video (.txt), 1 hidden" in (home / "report.md").read_text()
     (root / "train" / first).rename(root / "train" / "zz")
     (root / "val" / first).rename(root / "val" / "zz")
     with pytest.raises(run.UserError, match=f"it learned '{first}', the data have 'zz'"):

@@ -1,10 +1,11 @@
-"""Two sets of pictures that differ in what they show, for `compare.sh`: many objects (COCO), or one (an image folder).
+"""Two sets of pictures that differ in what they show, for the comparison: many objects (Flickr8k, COCO), or one (a
+folder of classes).
 
-    .venv/bin/python -m papers.maskco.scripts.mini_sets COCO IMAGENETTE OUT
+    .venv/bin/python -m papers.maskco.scripts.mini_sets FLICKR8K IMAGENETTE OUT [--count 3000] [--validation 500]
 
-Writes OUT/many_objects and OUT/one_object, with train/ and val/ in each: as many pictures in one as in the other,
-reduced to a shorter side of 160 px, for on a CPU reading large ones takes longer than learning from crops of 64 px.
-Training pictures of the image folder are taken evenly from its classes; validation pictures are of its own split.
+Writes OUT/many_objects and OUT/one_object, with train/ and val/ in each: as many pictures in one as in the other, each
+of its own split, reduced to a shorter side of 160 px, for on a CPU reading large ones takes longer than learning from
+small crops. Training pictures of the folder of classes are taken evenly from them.
 """
 
 import random
@@ -18,20 +19,18 @@ from common.data import images, loader
 from papers.maskco import data
 
 SIDE = 160  # px
-VALIDATION = 57  # pictures
 
 
-def main(coco: Path, folder: Path, out: Path, /) -> None:
-    many = [image for split in ("train", "val") for image in data.open_pictures(coco, split).sources]
-    random.Random(0).shuffle(many)
-    count = len(many) - VALIDATION
-    one = {split: images.open_images(folder, split) for split in ("train", "val")}
-    if count < 1 or len(one["train"]) < count or len(one["val"]) < VALIDATION:
-        raise run.UserError(f"{coco} has {len(many)} pictures: more than {VALIDATION}, and as many in {folder}, needed")
-    write(many[:count], out / "many_objects" / "train")
-    write(many[count:], out / "many_objects" / "val")
-    write(evenly(one["train"], count), out / "one_object" / "train")
-    write(evenly(one["val"], VALIDATION), out / "one_object" / "val")
+def main(many: Path, one: Path, out: Path, /, count: int = 3000, validation: int = 500) -> None:
+    for split, wanted in (("train", count), ("val", validation)):
+        objects = sorted(data.open_pictures(many, split).sources)
+        random.Random(0).shuffle(objects)
+        classes = images.open_images(one, split)
+        if min(len(objects), len(classes)) < wanted:
+            raise run.UserError(f"{split}: {many} has {len(objects)} pictures and {one} {len(classes)}; "
+                                f"{wanted} of each are needed, or --count and --validation say otherwise")
+        write(objects[:wanted], out / "many_objects" / split)
+        write(evenly(classes, wanted), out / "one_object" / split)
 
 
 def evenly(pictures: images.Images, count: int) -> list[Path]:

@@ -12,6 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+import tyro
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
@@ -20,12 +21,12 @@ from common import run
 from common.data.tiny.digits import digits
 from common.data.tiny.scenes import scenes
 from common.tests.squares import BROKEN, break_classes, class_folders
-from papers.maskco import cases, compare, data, demo, evaluate
+from papers.maskco import cases, data, demo, evaluate
 from papers.maskco.__main__ import choose
 from papers.maskco.export import export, load_backbone
 from papers.maskco.model import MaskCo, MomentumContrast, build_backbone
 from papers.maskco.recipes import RECIPES
-from papers.maskco.scripts import mini_sets
+from papers.maskco.scripts import to_detectron2
 
 DOOR = lambda: run.door("maskco", RECIPES, choose)  # noqa: E731
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -374,41 +375,6 @@ def test_annotations_of_both_splits_must_be_there_and_agree(tmp_path):
         data.open_labelled(tmp_path)
 
 
-def test_the_comparisons_sets_are_of_one_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(mini_sets, "VALIDATION", 2)
-    for split, count in (("train2017", 4), ("val2017", 3)):
-        (tmp_path / "coco" / split).mkdir(parents=True)
-        for i in range(count):
-            Image.new("RGB", (640, 480), (count, i, 0)).save(tmp_path / "coco" / split / f"{i}.png")
-    for split, of, count in (("train", "a", 4), ("train", "b", 3), ("val", "a", 2), ("val", "b", 2)):
-        (tmp_path / "one" / split / of).mkdir(parents=True)
-        for i in range(count):
-            Image.new("RGB", (224, 224), (0, 0, 80 * (of == "b"))).save(tmp_path / "one" / split / of / f"{i}.png")
-    mini_sets.main(tmp_path / "coco", tmp_path / "one", tmp_path / "out")
-    for name in ("many_objects", "one_object"):
-        found = [data.open_pictures(tmp_path / "out" / name, split) for split in ("train", "val")]
-        assert [len(pictures) for pictures in found] == [5, 2]
-        assert all(min(picture.size) == 160 for pictures in found for picture, _ in pictures)
-    one = data.open_pictures(tmp_path / "out" / "one_object", "train")
-    blue = [np.asarray(picture)[0, 0, 2] > 40 for picture, _ in one]
-    assert blue == [False, True, False, True, False], "evenly from both classes"
-    with pytest.raises(run.UserError, match="has 7 pictures: more than 6"):
-        monkeypatch.setattr(mini_sets, "VALIDATION", 6)
-        mini_sets.main(tmp_path / "coco", tmp_path / "one", tmp_path / "again")
-
-
-def test_the_comparisons_table():
-    records = []
-    for recipe, seed, top1 in (("mini_moco_v2", 0, 30.0), ("mini", 1, 42.0), ("mini", 0, 40.0), ("tiny", 0, 99.0)):
-        metrics = [{"name": "probe_top1", "value": top1}, {"name": "contrast_rank", "value": 8.0}]
-        records.append({"data": "coco_small: 8", "recipe": recipe, "seed": seed, "metrics": metrics})
-    assert compare.table(records).splitlines()[2:] == [
-        "| coco_small: 8 | mini | 41.0 ± 1.4 % | 8.0 ± 0.0 % | 0, 1 |",
-        "| coco_small: 8 | mini_moco_v2 | 30.0 % | 8.0 % | 0 |",
-    ]
-    assert compare.table(records[-1:]) == ""
-
-
 @pytest.mark.parametrize("how, message", BROKEN)
 def test_other_classes_in_a_classifiers_validation_are_one_line(tmp_path, how, message):
     break_classes(root := class_folders(tmp_path / "data"), how)
@@ -432,3 +398,27 @@ def test_a_training_picture_that_cannot_be_read_is_left_out_of_the_probe(tmp_pat
     (root / "val" / "a" / "0.png").write_bytes(b"damaged")
     with pytest.raises(run.UserError, match="cannot evaluate"):
         evaluate.probe_scores(backbone, train, val, SMALL, WORLD)
+
+
+def test_a_backbone_has_detectron2s_names(tmp_path, monkeypatch):
+    """By detectron2's own scheme, stage by stage; every tensor once, and nothing of it changed."""
+    network = build_backbone("resnet50")
+    run.save_weights(tmp_path / "model.safetensors", network.state_dict())
+    monkeypatch.setattr(sys, "argv", ["to_detectron2", str(tmp_path / "model.safetensors"), str(tmp_path / "d2.pth")])
+    tyro.cli(to_detectron2.main)
+    content = torch.load(tmp_path / "d2.pth", weights_only=True)
+    assert content["matching_heuristics"] is True
+    norms = ["weight", "bias", "running_mean", "running_var"]
+    convolutions = ["stem.conv1"]
+    for stage, blocks in (("res2", 3), ("res3", 4), ("res4", 6), ("res5", 3)):
+        for block in range(blocks):
+            names = ["conv1", "conv2", "conv3", *(["shortcut"] if block == 0 else [])]
+            convolutions += [f"{stage}.{block}.{name}" for name in names]
+    expected = {f"{c}.weight" for c in convolutions} | {f"{c}.norm.{part}" for c in convolutions for part in norms}
+    assert set(content["model"]) == expected
+    ours = network.state_dict()
+    for theirs, name in (
+        ("stem.conv1.norm.bias", "bn1.bias"), ("res2.0.shortcut.norm.weight", "layer1.0.downsample.1.weight"),
+        ("res5.2.conv3.weight", "layer4.2.conv3.weight"), ("res4.0.conv2.norm.bias", "layer3.0.bn2.bias"),
+    ):
+        assert torch.equal(content["model"][theirs], ours[name])

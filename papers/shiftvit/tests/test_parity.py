@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from common.tests import parity
-from papers.shiftvit import load_official
+from papers.shiftvit import load_official, to_official
 from papers.shiftvit.model import PatchMerging, ShiftBlock, checkpoint_filter_fn
 from papers.shiftvit.official import LAYERS
 
@@ -28,6 +28,8 @@ def test_network(name):
     model = load_official(name.split("__")[0], weights, **about["config"])
     assert sum(p.numel() for p in model.parameters()) == about["total_params"]
     assert len(checkpoint_filter_fn(weights)) == len(weights) == len(model.state_dict())
+    back = to_official(model)
+    assert back.keys() == weights.keys() and all(torch.equal(back[key], weights[key]) for key in weights)
 
     stages = {"patch_embed": model.patch_embed, "final_norm": model.norm}
     for i, stage in enumerate(model.stages):

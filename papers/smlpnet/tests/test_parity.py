@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from common.run import UserError
 from common.tests import parity
-from papers.smlpnet import VARIANTS, load_official
+from papers.smlpnet import VARIANTS, load_official, to_official
 from papers.smlpnet.model import SMLPBlock, SMLPNet, checkpoint_filter_fn, rename
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -27,6 +27,8 @@ def test_network(name):
     model = load_official(name.split("__")[0], weights, **about["config"])
     assert sum(p.numel() for p in model.parameters()) == about["total_params"]
     assert len(checkpoint_filter_fn(weights, model)) == len(weights) == len(model.state_dict())
+    back = to_official(model)
+    assert back.keys() == weights.keys() and all(torch.equal(back[key], weights[key]) for key in weights)
 
     stages = {"stage1_embed": model.patch_embed, "final_norm": model.norm}
     for i, stage in enumerate(model.stages, 1):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from common.run import UserError
 from common.tests import parity
-from papers.spach import VARIANTS, load_official
+from papers.spach import VARIANTS, load_official, to_official
 from papers.spach.model import MixingBlock, Stem, checkpoint_filter_fn, merging, rename
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -27,6 +27,8 @@ def test_network(name):
     model = load_official(name.split("__")[0], weights, **about["config"])
     assert sum(p.numel() for p in model.parameters()) == about["total_params"]
     assert len(checkpoint_filter_fn(weights, model)) == len(weights) == len(model.state_dict())
+    back = to_official(model)
+    assert back.keys() == weights.keys() and all(torch.equal(back[key], weights[key]) for key in weights)
 
     stages = {"stem": model.stem.proj, "norm1": model.stem.norm, "final_norm": model.norm}
     for i, stage in enumerate(model.stages, 1):
@@ -38,7 +40,7 @@ def test_network(name):
 
     def record(key, out):
         if out.ndim == 4 and layout.get(key) == "BNC":
-            out = out.flatten(2).mT
+            out = out.flatten(1, 2) if key.startswith("block") else out.flatten(2).mT
         seen[key] = parity.summary(out)
 
     for key, module in stages.items():
@@ -64,11 +66,11 @@ def _block(args, tokens, dim):
 
 # The fixture's "op" -> where its names stand in the authors' network, and what computes it in our block.
 MODULES = {
-    "SPACH mixing block": ("blocks.0.", lambda block: block),
+    "SPACH mixing block": ("blocks.0.", lambda block: _on_square(block)),
     "SPACH spatial attention": ("blocks.0.spatial_func.", lambda block: block.mixer),
     "SPACH spatial MLP": ("blocks.0.spatial_func.", lambda block: block.mixer),
     "SPACH channel MLP": ("blocks.0.channel_func.", lambda block: block.mlp),
-    "SPACH convolution / positional bypass": ("blocks.0.cpe_net.", lambda block: block.bypass),
+    "SPACH convolution / positional bypass": ("blocks.0.cpe_net.", lambda block: _on_square(block.bypass)),
     "SPACH-MS downsample": ("layer2.0.", None),
     "SPACH stem": ("stem.", None),
 }
@@ -87,6 +89,15 @@ def _module(op):
     _, (_, tokens, dim) = op["x"]
     block = _block(args, tokens, dim)
     return theirs, "stages.0.blocks.0.", block, compute(block)
+
+
+def _on_square(module):
+    """A function of (B, H, W, C) as one of tokens."""
+    def compute(tokens_BNC):
+        side = int(tokens_BNC.shape[1] ** 0.5)
+        return module(tokens_BNC.unflatten(1, (side, side))).flatten(1, 2)
+
+    return compute
 
 
 def _on_tokens(module):
