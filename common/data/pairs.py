@@ -66,11 +66,11 @@ class Data:
         return f"{name}: {videos:,} training sequences{stills}, {len(self.test)} test sequences"
 
 
-def open_data(recipe: Any, root: str | Path) -> Data:
+def open_data(recipe: Any, root: str | Path, missing: float = 0.01) -> Data:
     """The data sets that `recipe.datasets` and `recipe.held_out` name: subfolders of `root` (`tracking.folders`), or,
     where one is asked for, `root` itself.
 
-    Training splits are opened without the annotations that cannot be used. Where data sets are held out, they are
+    Training splits are opened without the annotations that cannot be used, a share `missing` at most. Where data sets are held out, they are
     tested on and train nothing, and `datasets`, among them the built-in "sequences", are taken whole where they have no
     splits. One that is in both gives its training split to the one and its validation split to the other.
     """
@@ -90,7 +90,7 @@ def open_data(recipe: Any, root: str | Path) -> Data:
         elif recipe.held_out:
             train[name] = tracking.open_sequences(folders[name], tracking.split_in(folders[name], "train"))
         else:
-            train[name] = tracking.open_sequences(folders[name], "train", limit=0.01, damaged=damaged)
+            train[name] = tracking.open_sequences(folders[name], "train", limit=missing, damaged=damaged)
     if recipe.held_out:
         test = []
         for name in recipe.held_out:
