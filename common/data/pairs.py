@@ -70,9 +70,10 @@ def open_data(recipe: Any, root: str | Path, missing: float = 0.01) -> Data:
     """The data sets that `recipe.datasets` and `recipe.held_out` name: subfolders of `root` (`tracking.folders`), or,
     where one is asked for, `root` itself.
 
-    Training splits are opened without the annotations that cannot be used, a share `missing` at most. Where data sets are held out, they are
-    tested on and train nothing, and `datasets`, among them the built-in "sequences", are taken whole where they have no
-    splits. One that is in both gives its training split to the one and its validation split to the other.
+    Of training splits a share `missing` of the annotations may be such as cannot be used, and is left out. Where data
+    sets are held out, they are tested on and train nothing, and `datasets`, among them the built-in "sequences", are
+    taken whole where they have no splits. One that is in both gives its training split to the one and its validation
+    split to the other.
     """
     folders = tracking.folders(root)
     if not recipe.held_out and len(recipe.datasets) == 1:
