@@ -49,6 +49,8 @@ class Options:
     """Threads of a CPU's computations, which end elsewhere with another number; 0: torch's own choice."""
     val_classes: Literal["all", "subset"] = "all"
     """'subset': validation may lack classes that training has."""
+    missing: float = 0.01
+    """Share of a listed training set that may be absent or damaged; of what is measured on, nothing may."""
     micro_batch: int = 0
     """Most samples a device takes at once; the global batch is reached by accumulation. 0: no limit."""
     compile: bool = False

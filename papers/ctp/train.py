@@ -28,9 +28,11 @@ from papers.ctp.recipes import Recipe
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, evaluates and reports one run; returns its folder."""
     if world.amp is torch.bfloat16 and world.device.type == "cpu":
-        raise run.UserError("--precision bf16 on a CPU: the weight gradients of torch's 3-D convolutions are wrong "
-                            "there; leave it fp32")
-    videos, val = (evaluate.open_split(recipe, options.data, split) for split in ("train", "val"))
+        raise run.UserError(
+            "--precision bf16 on a CPU: the weight gradients of torch's 3-D convolutions are wrong there; leave it fp32"
+        )
+    videos = evaluate.open_split(recipe, options.data, "train", options.missing)
+    val = evaluate.open_split(recipe, options.data, "val", None if recipe.method == "recognize" else options.missing)
     if recipe.method == "recognize" and options.val_classes == "all":
         evaluate.expect_all_classes(val)
     about = evaluate.describe(recipe, options.data, videos, val)

@@ -98,6 +98,9 @@ class Pretrain:
     model: str = "sbt_base"
     """A variant of `model.VARIANTS`."""
     model_args: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    """Fine-tuning: the run folder, file of weights, or shipped[:NAME] that the network starts from; its classifier
+    starts at random where the classes are others. None: all of it at random."""
     dataset: str = "ImageNet-1K"
     """Data the recipe is meant for; all but the built-in ones are given with --data."""
     input_size_px: int = 224
