@@ -13,8 +13,8 @@ BASELINE_NAMES = {name: name for name in BASELINES} | OLD_LABELS
 
 
 def real_table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Markdown: for each choice of data, folds apart, trackers and baselines on each real sequence that trained none of them, their
-    mean, and the speeds.
+    """Markdown: for each choice of data, folds apart, trackers and baselines on each real sequence that trained none of
+    them, their mean, and the speeds.
 
     `records` by paper; those count whose metrics name sequences ("otb/Bolt auc"). Recipes of one paper share a column
     where they track different sequences, such as real_small and real_small_otb; a training that began from weights has
