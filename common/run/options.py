@@ -42,13 +42,15 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """'auto' takes the GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast type of the forward pass; 'auto' is bf16 on a GPU, fp32 on a CPU."""
+    """Autocast type of the forward pass; 'auto' is bf16 on a GPU, fp32 on a CPU. A GPU's fp32 products are TF32."""
     workers: int = 0
     """Data loading processes per rank; the data do not depend on it. Not given, a GPU has its share of the cores."""
     threads: int = 1
     """Threads of a CPU's computations, which end elsewhere with another number; 0: torch's own choice."""
     val_classes: Literal["all", "subset"] = "all"
     """'subset': validation may lack classes that training has."""
+    missing: float = 0.01
+    """Share of a listed training set that may be absent or damaged; of what is measured on, nothing may."""
     micro_batch: int = 0
     """Most samples a device takes at once; the global batch is reached by accumulation. 0: no limit."""
     compile: bool = False
