@@ -197,6 +197,17 @@ class Trainer(transformers.Trainer):
     def get_train_dataloader(self) -> DataLoader:
         return self.batches  # shared out between the ranks already
 
+    def _prepare_input(self, data: Any) -> Any:
+        """As transformers', but the host does not wait for the copy."""
+        if not isinstance(data, torch.Tensor) or self.is_deepspeed_enabled:
+            return super()._prepare_input(data)
+        return data.to(self.args.device, non_blocking=True)
+
+    def _get_num_items_in_batch(self, batches: list[Any], device: torch.device) -> torch.Tensor | int | None:
+        """Of one process a number: a tensor would have to be brought to the device."""
+        count = super()._get_num_items_in_batch(batches, torch.device("cpu") if self.args.world_size == 1 else device)
+        return int(count) if isinstance(count, torch.Tensor) and count.is_cpu else count
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.state.global_step == self.progress.clock.start and self.progress.owes_scores():
             self.evaluate()

@@ -285,3 +285,11 @@ def test_names_in_a_mistake_move_no_terminal(capsys):
     with pytest.raises(SystemExit):
         run.main(fails)
     assert capsys.readouterr().err == "error: no \\x1b]0;PWNED\\x07 there,\nexpected caf\xe9 or \\udce9\n"
+
+
+def test_a_recipe_in_full_precision_yields_to_who_asks_for_another():
+    bf16 = torch.bfloat16
+    assert run.World(0, 1, torch.device("cpu"), bf16).in_full(True).amp is None
+    assert run.World(0, 1, torch.device("cpu"), bf16).in_full(False).amp is bf16
+    chosen = run.start_world(run.Options(device="cpu", precision="bf16"))
+    assert chosen.in_full(True).amp is bf16

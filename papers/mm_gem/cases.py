@@ -36,7 +36,7 @@ MEAN_TOKENS = 40  # of a text [ours]
 def rehearsal(recipe: Recipe) -> Rehearsal:
     """The schedules of this reproduction's sheet: the paper's are not at hand. FLOPs are counted by a mean text."""
     peak, warmup, epochs = (2e-5, 500, 3) if recipe.region_fraction else (1e-4, 2000, 1)
-    curve = Curve(peak, warmup=warmup, in_steps=True, epochs=epochs)
+    curve = Curve(peak, warmup=warmup, in_steps=True, after_warmup=True, epochs=epochs)
     return Rehearsal(
         None, recipe, recipe.samples, curve, micro_batch=MICRO_BATCH, parts=lambda: _parts(recipe),
         cost=MEAN_TOKENS / build.TEXT_TOKENS,
@@ -45,7 +45,7 @@ def rehearsal(recipe: Recipe) -> Rehearsal:
 
 def _parts(recipe: Recipe) -> Parts:
     """Both paths of MICRO_BATCH pairs and both terms of the loss."""
-    model, (ids, pixels) = build.on_meta(recipe)
+    model, (_, pixels) = build.on_meta(recipe)
     model.to(torch.bfloat16)
     if recipe.gradient_checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tyro
 from PIL import Image
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common import run
@@ -256,7 +257,7 @@ def train_loader(
     samples = Augmented(Encoded(data, processor, recipe.max_length), list, report=report)
     return DataLoader(
         samples, batch_sampler=batches, collate_fn=processor.collate, num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
     )
 
 

@@ -332,6 +332,7 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path, tiny):
     (DOOR, ["ucf101_r3d18"], "meant for UCF101: give its folder with --data"),
     (DOOR, ["tiny", "--batch", "999"], "larger than the 288 training samples"),
     (DOOR, ["tiny", "--init", "gone.pth"], "no checkpoint at gone.pth"),
+    (DOOR, ["smoke", "--size-px", "48"], "--size-px 48 is no crop of frames whose shorter side is 32 px"),
     (DOOR, ["compare", "--compare", "ctp", "magic"], "no member 'magic'"),
     (DOOR, ["compare", "--compare", "ctp", "--downstream", "gone"], "no recipe --downstream 'gone'"),
     (DOOR, ["tiny", "--downstream", "gone"], "no recipe --downstream 'gone'"),

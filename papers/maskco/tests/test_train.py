@@ -89,7 +89,8 @@ def test_a_batch_is_learned_by_heart(method):
 
 
 @pytest.mark.parametrize("method, changes", [
-    ("maskco", {}), ("maskco", {"regions": 2, "mph_on_key": True, "mask": "learned"}), ("moco_v2", {}), ("linear", {}),
+    ("maskco", {}), ("maskco", {"regions": 2, "mph_on_key": True, "mask": "learned", "overlap_tries": 0}),
+    ("moco_v2", {}), ("linear", {}),
 ])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, tiny, method, changes):
     recipe = replace(SMALL, method=method, **changes)
@@ -102,7 +103,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, tiny, metho
     assert _train(tmp_path / "parts", folder, recipe, resume=str(parts), workers=1) == parts
     (_, ours, _), (_, theirs, _) = run.load_checkpoint(whole), run.load_checkpoint(parts)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)  # queue, its pointer and the keys' networks among it
-    assert [row["loss"] for row in run.read_log(whole)] == [row["loss"] for row in run.read_log(parts)]
+    logs = [[(row["loss"], row.get("fallbacks")) for row in run.read_log(folder)] for folder in (whole, parts)]
+    assert logs[0] == logs[1]
+    if "overlap_tries" in changes:
+        assert [count for _, count in logs[0]] == [8, 16, 24], "of every picture the crops do not meet"
     assert _scores(whole) == _scores(parts)
     if method != "linear":
         assert ours["model"]["queue_ptr"] == 24 * recipe.regions % 40
@@ -276,11 +280,11 @@ def test_shuffled_keys_are_those_of_their_own_boxes(tmp_path):
 def test_two_processes_share_a_batch(tmp_path, tiny):
     """Batch normalisation sees half the batch each, so losses are near, not equal."""
     _launch(tmp_path, "papers.maskco.train", "smoke", "--out", tmp_path / "two", "--data", tiny, "--batch", 8,
-            "--queue", 40, "--log-every", 1, "--lr", 0.01)
+            "--queue", 40, "--log-every", 1, "--lr", 0.01, "--overlap-tries", 0)
     (folder,) = (tmp_path / "two").glob("maskco/smoke/*")
-    one = _train(tmp_path / "one", tiny, replace(RECIPES["smoke"], batch=8, queue=40, lr=0.01))
+    one = _train(tmp_path / "one", tiny, replace(RECIPES["smoke"], batch=8, queue=40, lr=0.01, overlap_tries=0))
     logs = [run.read_log(each) for each in (one, folder)]
-    assert len(logs[0]) == len(logs[1]) == 3
+    assert [row["fallbacks"] for row in logs[0]] == [row["fallbacks"] for row in logs[1]] == [8, 16, 24]
     assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], rel=0.25)
     assert run.load_checkpoint(folder)[1]["model"]["queue_ptr"] == 24
     assert list(_scores(folder)) == list(_scores(one)), "one process probes the features of both"
