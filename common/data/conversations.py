@@ -4,9 +4,9 @@
         {"from": "human", "value": "<image>\\nWhat color is it?"}, {"from": "gpt", "value": "red"}, ...]}
 
 "image" may be missing (text only) or a list; each image has its mark ``<image>`` in a human turn. "category" may name
-the kind of question, for evaluation. What else LLaVA's files hold is taken as LLaVA's code takes it: a first turn of the
-model's side is dropped; several marks of one turn are one; an image without a mark is not looked at; without an image
-the mark is ordinary text; texts keep their blanks, but for a turn with a mark.
+the kind of question, for evaluation. What else LLaVA's files hold is taken as LLaVA's code takes it: a first turn of
+the model's side is dropped; several marks of one turn are one; an image without a mark is not looked at; without an
+image the mark is ordinary text; texts keep their blanks, but for a turn with a mark.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Progress(transformers.TrainerCallback):
         self.clock = run.Clock(
             options, steps=steps, batch=batch, per_epoch=per_epoch, eval_every=eval_every, start=start, wall_s=wall_s
         )
-        self.log = run.Log(folder, world, steps=steps, start=start)
+        self.log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
 
     def owes_scores(self) -> bool:
         """Whether an evaluation is due after this step that was not made: also by a run that ended before it."""
@@ -281,3 +281,12 @@ def shape(parameter: torch.nn.Parameter) -> torch.Size:
 def count(parameters: Iterable[torch.nn.Parameter]) -> int:
     """Elements of the parameters, whole."""
     return sum(shape(parameter).numel() for parameter in parameters)
+
+
+def rates(peaks: list[float], schedule: str, warmup_steps: int, steps: int, step: int) -> list[float]:
+    """Learning rates with which the Trainer takes step number `step`, of 1 to `steps`."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": peak} for peak in peaks]
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    optimizer = torch.optim.SGD(groups)
+    found = transformers.get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps)
+    return [peak * at(step - 1) for peak, at in zip(peaks, found.lr_lambdas)]

@@ -102,6 +102,11 @@ def describe(recipe: Recipe, folder: Path | None, videos: Videos, val: Videos) -
     return f"{name}: {len(videos):,} training, {len(val):,} validation videos"
 
 
+def passed_over(**splits: Videos) -> str:
+    """What stands in the data folder and is not among the videos, a line for each split; empty if nothing is."""
+    return "".join(f"- passed over in {split}: {notes}\n" for split, its in splits.items() if (notes := its.notes()))
+
+
 def _batches(samples: Clips, what: str, world: World, workers: int, batch: int):
     loaded = loader.eval_loader(
         loader.Plain(samples, loader.identity), batch, rank=world.rank, world=world.size, workers=workers

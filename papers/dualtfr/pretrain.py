@@ -80,7 +80,7 @@ def train(name: str, recipe: Pretrain, options: run.Options, world: run.World) -
         workers=options.workers, report=folder / "unreadable.txt",
     )
     about = classification.describe(recipe, options.data, data, val)
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{recipe.model} as a classifier: {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per image\n"
         f"{about}, of {classes} classes, from {root}\n"

@@ -54,7 +54,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         samples, recipe.batch, clock.end, seed=options.seed, start=start, rank=world.rank, world=world.size,
         workers=options.workers,
     )
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{recipe.model}: {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per pair\n"
         f"{data.describe(recipe.dataset)}, from {root}\n"

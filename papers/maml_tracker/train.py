@@ -56,7 +56,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
         eval_every=recipe.eval_every or steps_per_epoch, wall_s=state.get("wall_s", 0.0),
     )
     batches = training_batches(data, recipe, options, world, start, clock.end, folder / "unreadable.txt")
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{describe(recipe, maml)}, {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per crop\n"
         f"{data.describe(recipe.dataset)}, from {root}\n"

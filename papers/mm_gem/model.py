@@ -132,6 +132,15 @@ def text_keys(input_ids: Tensor, end: Tensor) -> Tensor:
     return gather(((input_ids + 1) * powers).masked_fill(place > end[:, None], 0).sum(1))
 
 
+def like_lengths(input_ids: Tensor, end: Tensor, groups: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Texts in so many groups of like lengths, each without the columns that hold padding alone: (rows of the group,
+    its input_ids, its end)."""
+    if groups == 1:
+        return [(torch.arange(len(end), device=end.device), input_ids, end)]
+    parts = end.argsort(stable=True).tensor_split(min(groups, len(end)))
+    return [(rows, input_ids[rows, : int(end[rows].max()) + 1], end[rows]) for rows in parts]
+
+
 class MMGEMModel(PreTrainedModel):
     """`encode_image`, `encode_region` and `encode_text` embed; `generate` describes; `forward` is the training loss."""
 
@@ -288,7 +297,9 @@ class MMGEMModel(PreTrainedModel):
             clipped(boxes, len(maps), maps.shape[2:])
         self._texts(input_ids, attention_mask)
 
-    def _row_terms(self, pixel_values, kept, boxes, input_ids, end, part: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _row_terms(
+        self, pixel_values, kept, groups, boxes, input_ids, end, part: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """v, t and the summed caption loss of some rows: all that the losses take from the two networks. Of a `part`
         of the batch only its own images are looked at."""
         if part:
@@ -296,15 +307,19 @@ class MMGEMModel(PreTrainedModel):
             pixel_values, boxes = pixel_values[images], torch.cat([index[:, None].to(boxes.dtype), boxes[:, 1:]], 1)
         cells = self.cells(pixel_values, boxes, kept=kept, checked=True)
         v = t = tokens = cells.new_zeros(())
+        parts = like_lengths(input_ids, end, groups)
         if self.config.objectives != "generation":
-            v, t = self._image_embedding(cells), self._text_embedding(input_ids, end)
+            rows = torch.cat([rows for rows, *_ in parts])
+            v, t = self._image_embedding(cells), torch.cat([self._text_embedding(*texts) for _, *texts in parts])
+            t = t[rows.argsort()]
         if self.config.objectives != "embedding":
-            tokens = self._caption_loss(cells, input_ids, end)
+            tokens = sum(self._caption_loss(cells[rows], *texts) for rows, *texts in parts)
         return v, t, tokens
 
     def forward(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None,
-        boxes: Tensor | None = None, features: Tensor | None = None, chunk: int = 0, checked: bool = False,
+        boxes: Tensor | None = None, features: Tensor | None = None, chunk: int = 0, groups: int = 1,
+        checked: bool = False,
     ) -> MMGEMOutput:
         """Pairs of images or regions and texts -> L = L_Emb + L_Gen.
 
@@ -312,8 +327,10 @@ class MMGEMModel(PreTrainedModel):
         text, as `encode_region` takes them; None: row i is about the whole of image i. features (I, C, H, W) in place
         of pixel_values: feature maps that were kept; boxes are then in cells of the map.
 
-        `checked`: by `check`, on the CPU. With `chunk`, the networks see so many rows at a time and their activations are computed again in the backward
-        pass, so that memory grows with the chunk while the contrastive loss is that of the whole batch, exactly.
+        `checked`: by `check`, on the CPU. With `chunk`, the networks see so many rows at a time and their activations
+        are computed again in the backward pass, so that memory grows with the chunk while the contrastive loss is that
+        of the whole batch, exactly.
+        With `groups`, the LLM sees so many groups of texts of like lengths, each padded to its own longest alone.
         """
         kept = features is not None
         pixel_values = features if kept else pixel_values
@@ -328,7 +345,8 @@ class MMGEMModel(PreTrainedModel):
             rows = zip(boxes.split(chunk), input_ids.split(chunk), end.split(chunk))
             terms = [
                 checkpoint(
-                    self._row_terms, pixel_values, kept, *row, True, use_reentrant=False, determinism_check="none"
+                    self._row_terms, pixel_values, kept, groups, *row, True, use_reentrant=False,
+                    determinism_check="none",
                 )
                 for row in rows
             ]
@@ -336,7 +354,7 @@ class MMGEMModel(PreTrainedModel):
             tokens = sum(tokens)
             v, t = (torch.cat(x) if x[0].dim() else x[0] for x in (v, t))
         else:
-            v, t, tokens = self._row_terms(pixel_values, kept, boxes, input_ids, end, False)
+            v, t, tokens = self._row_terms(pixel_values, kept, groups, boxes, input_ids, end, False)
         out = MMGEMOutput(loss=0.0)
         if self.config.objectives != "generation":
             keys = text_keys(input_ids, end) if self.config.duplicates else None

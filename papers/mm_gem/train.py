@@ -57,7 +57,7 @@ class GemTrainer(Trainer):
         return rest | ({"boxes": inputs["boxes"].to(self.args.device, non_blocking=True)} if "boxes" in inputs else {})
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        out = model(**inputs, chunk=self.chunk, checked=True)
+        out = model(**inputs, chunk=self.chunk, groups=self.recipe.length_groups, checked=True)
         self.terms = {key: out[key].detach() for key in ("loss_emb", "loss_gen") if out.get(key) is not None}
         return (out.loss, out) if return_outputs else out.loss
 

@@ -1,8 +1,8 @@
-"""Text -> token ids as the authors' stack made them, whose tokenizers were older (transformers 4.37.2, tokenizers 0.15.2).
+"""Text -> token ids as the authors' stack made them, which was older (transformers 4.37.2, tokenizers 0.15.2).
 
-Today's LLaMA tokenizers differ in three ways: after a special piece no blank piece stands; none is put before a text that
-begins with a blank; and where a folder has nothing but SentencePiece's ``tokenizer.model``, runs of blanks join first,
-because the merges are not ordered by the pieces' scores. The released weights never saw such ids.
+Today's LLaMA tokenizers differ in three ways: after a special piece no blank piece stands; none is put before a text
+that begins with a blank; and where a folder has nothing but SentencePiece's ``tokenizer.model``, runs of blanks join
+first, because the merges are not ordered by the pieces' scores. The released weights never saw such ids.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ run leaves its folder under runs/vlora/ (see common/run/folder.py).
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,12 @@ def export(
     folder: Path, recipe: Recipe, processor: VLoRAProcessor, weights: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
     """``model/`` for from_pretrained, LoRA merged, and ``connection.safetensors`` for a second stage."""
-    model = build.model(recipe, processor.image_token_id, dtype)  # whole, where ZeRO-3 has scattered the trained one
+    whole = replace(recipe, llm_dtype="bfloat16") if recipe.llm_dtype == "nf4" else recipe
+    model = build.model(whole, processor.image_token_id, dtype)  # ZeRO-3 has scattered the trained one
     build.choose_trained(model, recipe)
-    model.load_state_dict(weights)
+    if whole is not recipe:  # the language model is as it was, and not in 4 bits
+        weights = {k: t for k, t in weights.items() if not k.startswith("language_model.")}
+    model.load_state_dict(weights, strict=whole is recipe)
     if recipe.tune == "lora":
         model.language_model = model.language_model.merge_and_unload()
     run.save_weights(folder / "connection.safetensors", build.connection(model, recipe).state_dict())
