@@ -29,12 +29,14 @@ run() {  # run NAME COMMAND ...: never longer than there is time left
     return
   fi
   echo "$name: $*"
-  if timeout -k 10 "$left" "$@" > "$out/$name.log" 2>&1; then
+  timeout -k 10 "$left" "$@" > "$out/$name.log" 2>&1
+  local status=$?
+  if [ "$status" -eq 0 ]; then
     passed+=("$name")
     echo "$name: $((SECONDS - began)) s"
   else
     failed+=("$name")
-    echo "$name: FAILED with status $? after $((SECONDS - began)) s; $(tail -n 1 "$out/$name.log")"
+    echo "$name: FAILED with status $status after $((SECONDS - began)) s; $(tail -n 1 "$out/$name.log")"
   fi
 }
 
@@ -54,8 +56,8 @@ training() {  # training PAPER RECIPE ...: and its record among the paper's
 
 tests() {
   has pytest || { echo "tests: left out, pytest is missing"; return; }
-  run tests-kernels "$python" -m pytest -q -m gpu common/kernels ${cut:+-k backend}
-  run tests-papers "$python" -m pytest -q -m gpu papers common/run ${cut:+-k layout}
+  run tests-kernels "$python" -m pytest -q -m gpu common/kernels ${cut:+-k gradients}
+  run tests-papers "$python" -m pytest -q -m gpu papers ${cut:+-k layout}
 }
 
 benchmark() {  # benchmark NAME MODULE ...

@@ -148,6 +148,39 @@ def test_a_training_step_waits_once_at_most(paper, tmp_path):
         assert sum(step.values()) <= 1, "\n".join(f"{n} {line}" for line, n in step.items())
 
 
+TRACKERS = {  # how one is made of a recipe, the network untrained
+    "sbt": "from papers.sbt.tracker import SBTTracker as Tracker; tracker = Tracker(build(recipe).cuda().eval(), recipe)",
+    "dualtfr": "from papers.dualtfr.tracker import DualTFRTracker as Tracker; "
+               "tracker = Tracker(build(recipe).cuda().eval(), recipe)",
+    "maml_tracker": "from papers.maml_tracker.tracker import MAMLTracker as Tracker; "
+                    "tracker = Tracker(build(recipe).cuda().eval(), recipe, World(0, 1, torch.device('cuda'), None))",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("paper", TRACKERS)
+def test_a_tracked_frame_waits_for_the_answer_alone(paper):
+    script = START + f"""
+import numpy as np
+from common.run import World
+from papers.{paper}.evaluate import build
+from papers.{paper}.recipes import RECIPES
+recipe = RECIPES["tiny"]
+{TRACKERS[paper]}
+frames = np.random.default_rng(0).integers(0, 255, (6, 90, 120, 3), dtype=np.uint8)
+tracker.init(frames[0], (40.0, 30.0, 30.0, 24.0))
+tracker.track(frames[1])  # constants are made once
+for frame in frames[2:]:
+    with pretend_gpu.waits.counted() as found:
+        tracker.track(frame)
+    assert len(found) == 1 and sum(found.values()) == 1, found
+    (((what, line), _),) = found.items()
+    assert what.startswith("copy to the host") and "tracker.py" in line, found
+"""
+    done = python("-c", script)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("paper", sorted(set(papers()) - {"maml_tracker"}))  # whose option text says why not
 def test_a_compiled_training_is_one_graph(paper, tmp_path):
