@@ -82,6 +82,8 @@ def main() -> None:
 
 def recipe_type(paper: str, name: str) -> type:
     known: dict[str, Any] = recipes(paper).RECIPES
+    if name in {member for each in known.values() for member in getattr(each, "compare", ())}:
+        return type(next(iter(known.values())))  # a member of a comparison: a paper's recipes are of one type
     if name not in known:
         raise UserError(f"{paper} has no recipe {name!r} any more; use the revision the run was made with")
     return type(known[name])

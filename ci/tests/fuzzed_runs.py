@@ -15,7 +15,7 @@ from ci.tests.fuzzed import add, file, json_file, picture
 from common import run
 from common.data import pretrained
 from common.run import hf, readme
-from papers.mm_gem.search import Index
+from papers.mm_gem.index import Index, Row
 from papers.shiftvit.recipes import RECIPES, Recipe
 from tools import report, tables
 
@@ -126,14 +126,17 @@ def _readme(root: Path) -> list[Path]:
 
 
 def _search(root: Path) -> None:
-    Index.load(root).nearest(torch.ones(8), 3)
+    Index.open(root, "a model").nearest(torch.ones(8), 3)
 
 
-@add("faiss", _search)
+@add("index", _search)
 def _index(root: Path) -> list[Path]:
-    pytest.importorskip("faiss", reason="needs faiss-cpu")
-    Index.of(torch.nn.functional.normalize(torch.arange(40.0).reshape(5, 8).sin()), list("abcde"), "HNSW8").save(root)
-    return [root / "vectors.faiss", root / "names.json"]
+    index = Index.create(root, "a model", 8)
+    vectors = torch.nn.functional.normalize(torch.arange(40.0).reshape(5, 8).sin())
+    index.add([Row(name, 3, 4, "5") for name in "abcde"], vectors)
+    index.passed["f"] = [1, 2, "torn"]
+    index.save_passed()
+    return [*index.parts, root / "about.json", root / "passed.json"]
 
 
 def _read_gguf(root: Path) -> None:

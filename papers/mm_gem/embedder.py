@@ -127,6 +127,12 @@ class Embedder:
         return torch.cat(found)
 
     @torch.inference_mode()
+    def prepared(self, pixels: Tensor) -> Tensor:
+        """(I, D) on the CPU: of prepared images (I, 3, S, S)."""
+        with self.world.autocast():
+            return self.model.encode_image(pixels.to(self.world.device)).float().cpu()
+
+    @torch.inference_mode()
     def regions(self, pictures: Pictures, boxes: Sequence[Sequence[Box]], what: str = "regions") -> Tensor:
         """(R, D) on the CPU: of each picture's boxes, in the pictures' order."""
         found = []

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -122,14 +123,22 @@ def contrastive(v_bD: Tensor, t_bD: Tensor, scale: Tensor, keys_B: Tensor | None
 def text_keys(input_ids: Tensor, end: Tensor) -> Tensor:
     """For each text of all processes an integer, the same for equal texts. (B,)
 
-    input_ids (b, L), padded on the right to a length of this process's own; end (b,), where [EMB] is.
+    input_ids (b, L), padded on the right to a length of this process's own; end (b,), where [EMB] is. The integer is
+    the value modulo 2^64 of a polynomial whose coefficients are the tokens, which different texts do not share but by a
+    chance of about one in 2^64: for texts to be compared themselves, the host would have to wait for the device.
     """
-    longest = torch.tensor(input_ids.shape[1], device=end.device)
-    if processes() > 1:
-        dist.all_reduce(longest, op=dist.ReduceOp.MAX)
-    padding = torch.arange(input_ids.shape[1], device=end.device) > end[:, None]
-    rows = F.pad(input_ids.masked_fill(padding, -1), (0, longest.item() - input_ids.shape[1]), value=-1)
-    return gather(rows).unique(dim=0, return_inverse=True)[1]
+    place = torch.arange(input_ids.shape[1], device=end.device)
+    powers = torch.full_like(place, 0x5851F42D4C957F2D).cumprod(0)
+    return gather(((input_ids + 1) * powers).masked_fill(place > end[:, None], 0).sum(1))
+
+
+def like_lengths(input_ids: Tensor, end: Tensor, groups: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Texts in so many groups of like lengths, each without the columns that hold padding alone: (rows of the group,
+    its input_ids, its end)."""
+    if groups == 1:
+        return [(torch.arange(len(end), device=end.device), input_ids, end)]
+    parts = end.argsort(stable=True).tensor_split(min(groups, len(end)))
+    return [(rows, input_ids[rows, : int(end[rows].max()) + 1], end[rows]) for rows in parts]
 
 
 class MMGEMModel(PreTrainedModel):
@@ -198,12 +207,14 @@ class MMGEMModel(PreTrainedModel):
             features = F.layer_norm(features.movedim(1, -1), features.shape[1:2]).movedim(-1, 1)
         return features
 
-    def cells(self, pixel_values: Tensor, boxes: Tensor | None = None, *, kept: bool = False) -> Tensor:
+    def cells(
+        self, pixel_values: Tensor, boxes: Tensor | None = None, *, kept: bool = False, checked: bool = False
+    ) -> Tensor:
         """(R, C, g, g) of the boxes (R, 5), or of whole images. `kept`: of feature maps, computed before."""
         size = pixel_values.shape[2:]
         if boxes is None:
-            boxes = whole_images(len(pixel_values), size, pixel_values.device)
-        return self.pool(pixel_values.float() if kept else self.feature_map(pixel_values), boxes, size)
+            boxes, checked = whole_images(len(pixel_values), size, pixel_values.device), True
+        return self.pool(pixel_values.float() if kept else self.feature_map(pixel_values), boxes, size, checked)
 
     def _image_embedding(self, cells_RCgg: Tensor) -> Tensor:
         return F.normalize(self.h1(cells_RCgg.mean((2, 3))).float(), dim=-1)
@@ -232,17 +243,28 @@ class MMGEMModel(PreTrainedModel):
         return self._text_embedding(*self._texts(input_ids, attention_mask))
 
     def _text_embedding(self, input_ids: Tensor, end: Tensor) -> Tensor:
-        decoder, mask = self.language_model.get_decoder(), torch.ones_like(input_ids)
+        decoder, mask = self.language_model.get_decoder(), self._mask(input_ids)
         hidden = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
         return F.normalize(self.h3(hidden[torch.arange(len(end), device=end.device), end]).float(), dim=-1)
 
-    def _texts(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _mask(self, tokens_RL: Tensor) -> Tensor:
+        """Nothing is masked but what comes later. On a GPU this is said at full length: else transformers would ask the
+        device whether anything is masked, and the host would wait."""
+        mask = torch.ones(tokens_RL.shape, dtype=torch.long, device=tokens_RL.device)
+        if not mask.is_cuda or not self.training:
+            return mask
+        like = tokens_RL[..., None].to(self.dtype)
+        return create_causal_mask(self.language_model.config, like, None, None, allow_is_causal_skip=False)
+
+    def _texts(
+        self, input_ids: Tensor, attention_mask: Tensor | None, checked: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Token ids with all padding on the right, where a causal model does not see it, and where [EMB] is."""
         if attention_mask is not None:
             order = (attention_mask == 0).int().argsort(dim=1, stable=True)
             input_ids = input_ids.gather(1, order)
         marks = input_ids == self.config.emb_token_id
-        if (wrong := marks.sum(1) != 1).any():
+        if not checked and (wrong := marks.sum(1) != 1).any():
             raise UserError(
                 f"{int(wrong.sum())} of {len(marks)} texts do not hold [EMB], {self.config.emb_token_id}, just once; "
                 "the processor appends it"
@@ -254,7 +276,7 @@ class MMGEMModel(PreTrainedModel):
         words = self.get_input_embeddings()(input_ids[:, :-1])
         embeds = torch.cat([self._prefix(cells_RCgg), words], 1)
         L = input_ids.shape[1]
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        mask = self._mask(embeds[..., 0])
         logits = self.language_model(
             inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=L
         ).logits
@@ -264,21 +286,40 @@ class MMGEMModel(PreTrainedModel):
 
     # Objectives ------------------------------------------------------------------------------------------
 
-    def _row_terms(self, pixel_values, kept, boxes, input_ids, end) -> tuple[Tensor, Tensor, Tensor]:
-        """v, t and the summed caption loss of some rows: all that the losses take from the two networks."""
-        images, index = boxes[:, 0].long().unique(return_inverse=True)
-        own = torch.cat([index[:, None].to(boxes.dtype), boxes[:, 1:]], 1)
-        cells = self.cells(pixel_values[images], own, kept=kept)
+    def check(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None,
+        boxes: Tensor | None = None, features: Tensor | None = None,
+    ) -> None:
+        """`UserError` where `forward` would raise one. On a GPU each look at a tensor makes the host wait: who has the
+        batch on the CPU checks it there, and says so."""
+        maps = pixel_values if features is None else features
+        if boxes is not None:
+            clipped(boxes, len(maps), maps.shape[2:])
+        self._texts(input_ids, attention_mask)
+
+    def _row_terms(
+        self, pixel_values, kept, groups, boxes, input_ids, end, part: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """v, t and the summed caption loss of some rows: all that the losses take from the two networks. Of a `part`
+        of the batch only its own images are looked at."""
+        if part:
+            images, index = boxes[:, 0].long().unique(return_inverse=True)
+            pixel_values, boxes = pixel_values[images], torch.cat([index[:, None].to(boxes.dtype), boxes[:, 1:]], 1)
+        cells = self.cells(pixel_values, boxes, kept=kept, checked=True)
         v = t = tokens = cells.new_zeros(())
+        parts = like_lengths(input_ids, end, groups)
         if self.config.objectives != "generation":
-            v, t = self._image_embedding(cells), self._text_embedding(input_ids, end)
+            rows = torch.cat([rows for rows, *_ in parts])
+            v, t = self._image_embedding(cells), torch.cat([self._text_embedding(*texts) for _, *texts in parts])
+            t = t[rows.argsort()]
         if self.config.objectives != "embedding":
-            tokens = self._caption_loss(cells, input_ids, end)
+            tokens = sum(self._caption_loss(cells[rows], *texts) for rows, *texts in parts)
         return v, t, tokens
 
     def forward(
         self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None,
-        boxes: Tensor | None = None, features: Tensor | None = None, chunk: int = 0,
+        boxes: Tensor | None = None, features: Tensor | None = None, chunk: int = 0, groups: int = 1,
+        checked: bool = False,
     ) -> MMGEMOutput:
         """Pairs of images or regions and texts -> L = L_Emb + L_Gen.
 
@@ -286,29 +327,34 @@ class MMGEMModel(PreTrainedModel):
         text, as `encode_region` takes them; None: row i is about the whole of image i. features (I, C, H, W) in place
         of pixel_values: feature maps that were kept; boxes are then in cells of the map.
 
-        With `chunk`, the networks see so many rows at a time and their activations are computed again in the backward
-        pass, so that memory grows with the chunk while the contrastive loss is that of the whole batch, exactly.
+        `checked`: by `check`, on the CPU. With `chunk`, the networks see so many rows at a time and their activations
+        are computed again in the backward pass, so that memory grows with the chunk while the contrastive loss is that
+        of the whole batch, exactly.
+        With `groups`, the LLM sees so many groups of texts of like lengths, each padded to its own longest alone.
         """
         kept = features is not None
         pixel_values = features if kept else pixel_values
         if boxes is None:
             boxes = whole_images(len(pixel_values), pixel_values.shape[2:], pixel_values.device)
         else:
-            boxes = clipped(boxes, len(pixel_values), pixel_values.shape[2:])
+            boxes = clipped(boxes, len(pixel_values), pixel_values.shape[2:], checked=checked)
         if len(boxes) != len(input_ids):
             raise UserError(f"{len(input_ids)} texts, but {len(boxes)} images or regions")
-        input_ids, end = self._texts(input_ids, attention_mask)
+        input_ids, end = self._texts(input_ids, attention_mask, checked)
         if chunk and chunk < len(input_ids):
             rows = zip(boxes.split(chunk), input_ids.split(chunk), end.split(chunk))
             terms = [
-                checkpoint(self._row_terms, pixel_values, kept, *row, use_reentrant=False, determinism_check="none")
+                checkpoint(
+                    self._row_terms, pixel_values, kept, groups, *row, True, use_reentrant=False,
+                    determinism_check="none",
+                )
                 for row in rows
             ]
             v, t, tokens = zip(*terms)
             tokens = sum(tokens)
             v, t = (torch.cat(x) if x[0].dim() else x[0] for x in (v, t))
         else:
-            v, t, tokens = self._row_terms(pixel_values, kept, boxes, input_ids, end)
+            v, t, tokens = self._row_terms(pixel_values, kept, groups, boxes, input_ids, end, False)
         out = MMGEMOutput(loss=0.0)
         if self.config.objectives != "generation":
             keys = text_keys(input_ids, end) if self.config.duplicates else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+NAME = "MM-GEM"
 TITLE = "Multi-Modal Generative Embedding Model (arXiv 2405.19333)"
 CLAIM = "One language model embeds texts for retrieval and describes images and regions; the two objectives get along."
 BUILT_IN = ("scenes",)  # data sets that come with the repository
@@ -44,6 +45,8 @@ class Recipe:
     """[ours] All of the LLM and the vision encoder, or LoRA on the LLM with the vision encoder frozen."""
     lora_rank: int = 16
     """[ours] With tune=lora."""
+    length_groups: int = 1
+    """[ours] The LLM sees a batch's texts in so many groups of like lengths: less is computed for padding alone."""
     keep_features: bool = False
     """[ours] Compute the maps of a frozen vision encoder once, and train on them."""
     compare: tuple[str, ...] = ()
@@ -105,8 +108,8 @@ SMOLLM2 = replace(
     llm_lr=5e-4, eval_rows=60,
 )
 FLICKR8K = replace(
-    SMOLLM2, region_fraction=0.0, keep_features=True, dataset="Flickr8k", samples=4500, grid=3, batch=64, steps=100,
-    warmup_steps=10, lr=2e-3, llm_lr=1e-3, eval_rows=500,
+    SMOLLM2, dataset="Flickr8k", samples=4500, region_fraction=0.0, keep_features=True, length_groups=4, grid=3,
+    batch=64, steps=80, warmup_steps=8, lr=2e-3, llm_lr=1e-3, eval_rows=500,
 )
 
 RECIPES = {

@@ -50,12 +50,14 @@ class GemTrainer(Trainer):
         return self.optimizer
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Keeps boxes, which hold their images' indices, out of the cast that DeepSpeed's trainings get."""
+        """Checks what it finds on the CPU, and keeps boxes, which hold their images' indices, out of the cast that
+        DeepSpeed's trainings get."""
+        self.model.check(**inputs)
         rest = super()._prepare_inputs({key: value for key, value in inputs.items() if key != "boxes"})
-        return rest | ({"boxes": inputs["boxes"].to(self.args.device)} if "boxes" in inputs else {})
+        return rest | ({"boxes": inputs["boxes"].to(self.args.device, non_blocking=True)} if "boxes" in inputs else {})
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        out = model(**inputs, chunk=self.chunk)
+        out = model(**inputs, chunk=self.chunk, groups=self.recipe.length_groups, checked=True)
         self.terms = {key: out[key].detach() for key in ("loss_emb", "loss_gen") if out.get(key) is not None}
         return (out.loss, out) if return_outputs else out.loss
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+NAME = "VLoRA"
 TITLE = "Visual Perception by Large Language Model's Weights (NeurIPS 2024, arXiv 2405.20339)"
 CLAIM = "An image can change a language model's weights instead of lengthening its input."
 BUILT_IN = ("scenes",)  # data sets that come with the repository

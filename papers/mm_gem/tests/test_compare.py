@@ -12,6 +12,7 @@ from common.run import UserError
 from papers.mm_gem import build, compare, features, linear_map, train
 from papers.mm_gem.data import open_captions
 from papers.mm_gem.evaluate import retrieval
+from papers.mm_gem.model import like_lengths
 from papers.mm_gem.recipes import RECIPES
 
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -44,6 +45,20 @@ def test_kept_features_train_what_pixels_train(tmp_path, data):
         folder = train.train("smoke_objectives", recipe, options, WORLD)
         losses.append([row["loss"] for row in run.read_log(folder) if "loss" in row])
     assert len(losses[0]) == 3 and losses[0] == pytest.approx(losses[1], rel=2e-4)
+
+
+def test_groups_of_like_lengths_change_nothing(data):
+    model, processor = _model()
+    texts = processor.texts(["a red circle .", "two .", "a green triangle left of a red square .", "a ."])
+    pixels, found = torch.randn(4, 3, 64, 64), []
+    for groups in (1, 3):
+        model.zero_grad()
+        out = model(pixel_values=pixels, groups=groups, **texts)
+        out.loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((out.loss_emb, out.loss_gen, out.text_embeds, gradient))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    assert [ids.shape[1] for _, ids, _ in like_lengths(*model._texts(*texts.values()), 3)] == [3, 5, 10]
 
 
 def test_features_are_of_these_files_and_this_encoder(tmp_path, data):

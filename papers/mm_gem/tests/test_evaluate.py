@@ -18,7 +18,6 @@ from papers.mm_gem.embedder import BATCH, Embedder, Files, Prepared
 from papers.mm_gem.evaluate import named_classes, region_hits, relevant, retrieval, words_right, zero_shot
 from papers.mm_gem.prompts import CLIP, SEVEN
 from papers.mm_gem.recipes import RECIPES
-from papers.mm_gem.search import Index, embed
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -135,29 +134,6 @@ def test_batches_hold_so_many_boxes(embedder):
     assert found.batches == [[0, 1], [2, 3], [4], [5]]
     assert [len(batch["boxes"]) for batch in (found[i] for i in range(4))] == [BATCH, 1, BATCH + 5, 2]
     assert Prepared(embedder.processor, [None] * (BATCH + 1), None).batches == [list(range(BATCH)), [BATCH]]
-
-
-def test_an_index_finds_its_own_pictures(embedder, tmp_path):
-    pytest.importorskip("faiss", reason="needs faiss-cpu")
-    files = [row.image for row in open_captions(scenes(train=64, val=24, root=tmp_path / "scenes"), "val").rows]
-    (broken := tmp_path / "broken.png").write_bytes(b"no picture")
-    for kind in ("Flat", "HNSW8"):
-        embed(embedder, [*files, broken], kind).save(tmp_path / "index")
-        index = Index.load(tmp_path / "index")
-        assert index.names == [str(file) for file in files]
-        for i in (0, 13):
-            name, similarity = index.nearest(embedder.images(Files([files[i]]))[0], 3)[0]
-            assert similarity == pytest.approx(1, abs=1e-5) and name == str(files[i])
-    exact = embed(embedder, files)
-    vectors = embedder.images(Files(files))
-    found = [similarity for _, similarity in exact.nearest(vectors[5], 99)]
-    assert found == pytest.approx((vectors @ vectors[5]).sort(descending=True).values.tolist(), abs=1e-5)
-    with pytest.raises(UserError, match="FAISS makes no index of kind 'IVF64,Flat' of 24 pictures"):
-        embed(embedder, files, "IVF64,Flat")
-    with pytest.raises(UserError, match="width 64, the model 3"):
-        exact.nearest(vectors[0, :3], 1)
-    with pytest.raises(UserError, match="is no index of this program"):
-        Index.load(tmp_path)
 
 
 def test_batches_are_a_function_of_the_seed_and_shared_out(tmp_path):

@@ -22,7 +22,6 @@ from papers.mm_gem.embedder import Embedder, Files, load
 from papers.mm_gem.evaluate import Validation
 from papers.mm_gem.model import MMGEMModel
 from papers.mm_gem.recipes import RECIPES
-from papers.mm_gem.search import Index
 
 WORLD = run.World(0, 1, torch.device("cpu"), None)
 SMOKE = dataclasses.replace(RECIPES["smoke"], batch=16, steps=2, image_steps=1, eval_rows=8)
@@ -100,37 +99,6 @@ def test_boxes_of_a_file_are_looked_at_as_it_is_opened(data):
     assert Files([region.image], [[corners(region)]])[0].size == (64, 64)
     with pytest.raises(UserError, match=rf"{region.image}: box \[64, 0, 99, 9\] holds nothing of the image"):
         Files([region.image], [[corners(region), (64, 0, 99, 9)]])[0]
-
-
-def test_damaged_indices_are_one_line(tmp_path, capsys):
-    faiss = pytest.importorskip("faiss", reason="needs faiss-cpu")
-    vectors = torch.nn.functional.normalize(torch.randn(40, 8, generator=torch.manual_seed(0)), dim=1)
-    names = [f"{i}.png" for i in range(40)]
-    Index.of(vectors, names).save(tmp_path / "index")
-    good = (tmp_path / "index" / "vectors.faiss").read_bytes()
-    assert Index.load(tmp_path / "index").nearest(vectors[3], 1)[0][0] == "3.png"
-    for damaged in (b"", good[:20], good[:-7], b"IxF2" + b"\xff" * 60, good[:4] + b"\xff" * 8 + good[12:]):
-        (tmp_path / "index" / "vectors.faiss").write_bytes(damaged)
-        with pytest.raises(UserError) as found:
-            Index.load(tmp_path / "index").nearest(vectors[3], 5)
-        assert "\n" not in str(found.value)
-    (tmp_path / "index" / "vectors.faiss").write_bytes(good)
-    for wrong in ({"0": "a.png"}, names[:-1], [1] * 40, "x" * 40):
-        (tmp_path / "index" / "names.json").write_text(json.dumps(wrong))
-        with pytest.raises(UserError, match="names"):
-            Index.load(tmp_path / "index")
-
-    quantizer = faiss.IndexFlatIP(8)
-    index = faiss.IndexIVFFlat(quantizer, 8, 2, faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors.numpy())
-    (tmp_path / "elsewhere").mkdir()
-    lists = faiss.OnDiskInvertedLists(2, index.code_size, str(tmp_path / "elsewhere" / "lists"))
-    index.replace_invlists(lists)
-    index.add(vectors.numpy())
-    faiss.write_index(index, str(tmp_path / "index" / "vectors.faiss"))
-    (tmp_path / "index" / "names.json").write_text(json.dumps(names))
-    with pytest.raises(UserError, match="is no index of this program"):  # it would read the file elsewhere
-        Index.load(tmp_path / "index")
 
 
 @pytest.mark.parametrize("part, message", [

@@ -195,11 +195,11 @@ def test_lora_is_merged_into_what_is_exported(tmp_path):
     torch.testing.assert_close(connection, dict(model.generator.state_dict()), rtol=0, atol=0)
 
 
-def _launch(out, data, processes, *words, port=None):
-    launch = ["-m", "torch.distributed.run", f"--master-port={port}", "--nproc-per-node", str(processes)]
+def _launch(out, data, processes, *words):
+    launch = ["-m", "common.run.launch", str(processes)] if processes > 1 else ["-m"]
     fields = ["--device", "cpu", "--log-every", "1", "--batch", "8", "--blocks", "1", "--width", "32", "--rank", "4",
               "--eval-rows", "8", "--eval-every", "2", "--steps", "4"]
-    command = [sys.executable, *(launch if processes > 1 else []), "-m", "papers.vlora.train", "smoke",
+    command = [sys.executable, *launch, "papers.vlora.train", "smoke",
                "--data", str(data), "--out", str(out), *fields, *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -225,7 +225,7 @@ def alone(tmp_path_factory, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "zero2", "zero3"])
-def test_two_processes_train_as_one(tmp_path, data, alone, how, free_port):
+def test_two_processes_train_as_one(tmp_path, data, alone, how):
     """ZeRO scatters optimizer and gradients (2), and weights (3); what is loaded and saved is whole all the same."""
     words, one = alone
     if how == "ddp":
@@ -233,9 +233,9 @@ def test_two_processes_train_as_one(tmp_path, data, alone, how, free_port):
     else:
         words = [*words, "--deepspeed", how]
     if how == "zero3":
-        _launch(tmp_path, data, 2, *words, "--stop-at", "2", port=free_port)
+        _launch(tmp_path, data, 2, *words, "--stop-at", "2")
         words += ["--resume", "auto"]
-    two = _launch(tmp_path, data, 2, *words, port=free_port)
+    two = _launch(tmp_path, data, 2, *words)
     weights = {folder: _weights(folder) for folder in (one, two)}
     assert {k: v.shape for k, v in weights[two].items()} == {k: v.shape for k, v in weights[one].items()}
     losses = [[row["loss"] for row in run.read_log(folder) if "loss" in row] for folder in (one, two)]
@@ -249,14 +249,14 @@ def test_two_processes_train_as_one(tmp_path, data, alone, how, free_port):
 
 
 @pytest.mark.slow
-def test_zero3_where_one_process_has_an_image_and_the_other_none(tmp_path, data, alone, free_port):
+def test_zero3_where_one_process_has_an_image_and_the_other_none(tmp_path, data, alone):
     """The tower's weights are scattered as well: all processes gather them, or none."""
     root = tmp_path / "mixed"
     shutil.copytree(data, root)
     talks = json.loads((root / "conversations_train.json").read_text())
     (root / "conversations_train.json").write_text(json.dumps(talks[:4] + talks[-4:]))  # one batch, half of it text
     words = [*alone[0], "--deepspeed", "zero3", "--micro-batch", "1", "--steps", "2"]
-    assert (_launch(tmp_path / "out", root, 2, *words, port=free_port) / "results.json").exists()
+    assert (_launch(tmp_path / "out", root, 2, *words) / "results.json").exists()
 
 
 def door():
