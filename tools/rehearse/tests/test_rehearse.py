@@ -180,3 +180,13 @@ def test_two_recipes_of_one_augmentation_are_looked_at_once():
     assert data.signature(one) == data.signature(again) != data.signature(other)
     assert (data.kind(one), data.kind(other)) == ("policy", "pictures")
     assert math.isfinite(data.look(other, 3)[0])
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_loader_processes(tmp_path, monkeypatch):
+    """What each process has for itself, of an index of 128,000 names: the same with one and with eight."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    layouts.lay_out("ImageNet-1K", tmp_path / "data", 0.1)
+    samples = loader.Augmented(images.open_images(tmp_path / "data", "train"), images.train_transform(32))
+    alone, among = (data.workers_memory_mb(samples, workers) for workers in (1, 8))
+    assert max(among) < 1.1 * alone[0] + 5, (alone, among)
