@@ -146,6 +146,14 @@ def test_missing_files_of_kinetics_are_named(kinetics):
     assert "13 of 400 train videos" in data.opening(work, kinetics).error
 
 
+def test_a_trainer_is_called_until_it_has_its_data(tmp_path):
+    work = Rehearsal(train, Recipe(), SAMPLES, Curve(0.1))
+    found = data.opening(work, tmp_path)
+    assert not found.error and 0 <= found.cpu_seconds < 60
+    refused = Rehearsal(lambda name, recipe, options, world: images.open_both(options.data), Recipe(), 1, Curve(0.1))
+    assert "no train split" in data.opening(refused, tmp_path).error
+
+
 def test_curves():
     whole = Curve(1.0, warmup=2, start=0.1, end=0.5, epochs=10)
     assert [curve.expected(whole, step, 100, 10) for step in (1, 11)] == pytest.approx([0.1, 0.55])
