@@ -57,7 +57,8 @@ def rehearsal(recipe: Recipe) -> Rehearsal:
     return Rehearsal(
         None, recipe, SAMPLES[recipe.dataset], curve, micro_batch=32 if recipe.stage == "pretrain" else 16,
         parts=lambda: _parts(recipe),
-        opens=lambda root: open_dataset(root, "train", recipe), cost=MEAN_TOKENS.get(recipe.dataset, 32) / build.TEXT_TOKENS,
+        opens=lambda root: open_dataset(root, "train", recipe),
+        cost=MEAN_TOKENS.get(recipe.dataset, build.TEXT_TOKENS) / build.TEXT_TOKENS,
     )
 
 
