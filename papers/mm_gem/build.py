@@ -17,7 +17,8 @@ from common.data import pretrained
 from common.data.tiny.scenes import word_tokenizer
 from common.run import UserError, model_folder
 from common.run.hf import shape
-from papers.mm_gem.model import MMGEMConfig, MMGEMModel
+from papers.mm_gem.configuration import MMGEMConfig
+from papers.mm_gem.model import MMGEMModel
 from papers.mm_gem.processing import MMGEMProcessor
 from papers.mm_gem.recipes import Recipe
 

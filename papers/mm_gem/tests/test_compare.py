@@ -10,6 +10,7 @@ from common import run
 from common.data.tiny.scenes import scenes
 from common.run import UserError
 from papers.mm_gem import build, compare, features, linear_map, train
+from papers.mm_gem.configuration import InputError
 from papers.mm_gem.data import open_captions
 from papers.mm_gem.evaluate import retrieval
 from papers.mm_gem.model import like_lengths
@@ -110,7 +111,7 @@ def test_cap_stands_where_it_is_told():
         prefix = model._prefix(torch.randn(2, 64, 4, 4))
         cap = model.get_input_embeddings()(torch.tensor([model.config.cap_token_id]))
         assert prefix.shape[1] == 17 and torch.equal(prefix[:, row], cap.expand(2, -1))
-    with pytest.raises(UserError, match="cap_position='middle' must be 'last' or 'first'"):
+    with pytest.raises(InputError, match="cap_position='middle' must be 'last' or 'first'"):
         _model(dataclasses.replace(RECIPE, cap_position="middle"))
 
 

@@ -13,6 +13,7 @@ from common.data.tiny.scenes import scenes
 from common.run import UserError
 from common.tests import parity
 from papers.mm_gem import build, compare
+from papers.mm_gem.configuration import InputError
 from papers.mm_gem.data import Mixture, Rows, describe, open_captions, open_regions, regions_if_there
 from papers.mm_gem.embedder import BATCH, Embedder, Files, Prepared
 from papers.mm_gem.evaluate import named_classes, region_hits, relevant, retrieval, words_right, zero_shot
@@ -100,9 +101,9 @@ def test_boxes_follow_their_image_through_resizing(embedder):
     image = Image.new("RGB", (128, 32))
     out = embedder.processor(images=[image], boxes=[[(32, 8, 96, 24), (0, 0, 128, 32)]])
     assert out["boxes"].tolist() == [[0, 16, 16, 48, 48], [0, 0, 0, 64, 64]]
-    with pytest.raises(UserError, match="holds nothing of the image of 128 x 32 px"):
+    with pytest.raises(InputError, match="holds nothing of the image of 128 x 32 px"):
         embedder.processor(images=[image], boxes=[[(130, 0, 140, 9)]])
-    with pytest.raises(UserError, match="1 lists of boxes for 0 images"):
+    with pytest.raises(InputError, match="1 lists of boxes for 0 images"):
         embedder.processor(boxes=[[(0, 0, 1, 1)]])
 
 
