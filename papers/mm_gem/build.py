@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,20 @@ def shared_parameters(model: MMGEMModel) -> int:
         if parameter.requires_grad and name.startswith(("language_model.", "vision_tower."))
         and "trainable_tokens" not in name
     )
+
+
+def assembled(recipe: Recipe, processor: MMGEMProcessor, weights: Mapping[str, Tensor]) -> MMGEMModel:
+    """The recipe's model with what `choose_trained` trains of it from `weights`, LoRA merged. `UserError` if they are
+    others."""
+    whole = model(replace(recipe, init=None), processor)
+    choose_trained(whole, recipe)
+    trained = {name for name, parameter in whole.named_parameters() if parameter.requires_grad}
+    if differ := trained ^ weights.keys():
+        raise UserError(f"these are not the weights that {recipe.llm} with {recipe.vision} lacks: {min(differ)} differs")
+    whole.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
+    if recipe.tune == "lora":
+        whole.language_model = whole.language_model.merge_and_unload()
+    return whole.eval()
 
 
 class Pass(nn.Module):

@@ -33,7 +33,7 @@ from common.data.text import printable, read_text
 from common.data.tiny.scenes import COLORS, SHAPES
 from common.metrics import captions as metrics
 from common.metrics.retrieval import recall_at
-from common.run import UserError, model_folder
+from common.run import UserError, model_folder, shipped
 from papers.mm_gem.data import Captioned, corners, data_folder, open_captions, regions_if_there
 from papers.mm_gem.embedder import Chosen, Embedder, Files, Pictures, load
 from papers.mm_gem.processing import Box
@@ -299,7 +299,7 @@ def _percent(hits: Sequence[bool] | Tensor) -> tuple[float, str]:
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or model folder."""
+    """Run folder, model folder, or shipped weights: shipped, shipped:NAME."""
     recipe: str | None = None
     """Recipe that says what is evaluated and how; a run folder knows its own."""
     data: Path | None = None
@@ -319,15 +319,16 @@ class Arguments:
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.mm_gem.evaluate", description="Scores of a checkpoint.")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
-    if not args.checkpoint.is_dir():
-        raise UserError(f"no run or model folder at {args.checkpoint}")
+    args.checkpoint = shipped.path_of("mm_gem", args.checkpoint)
     if world.size > 1:
         raise UserError(f"found {world.size} processes; evaluation runs in one: start it without torchrun")
     if args.images:
         embedder, data = load(args.checkpoint, world, args.workers), image_sets.open_images(args.images, "val")
         scores = classify_folder(embedder, data, read_names(args.names, data.classes))
     else:
-        recipe = model_folder.recipe_of(args.checkpoint, args.recipe, RECIPES)
+        about = shipped.header(args.checkpoint)
+        known = Recipe(**about["recipe"]) if about and not args.recipe else None
+        recipe = known or model_folder.recipe_of(args.checkpoint, args.recipe, RECIPES)
         embedder, root = load(args.checkpoint, world, args.workers), data_folder(recipe, args.data)
         scores, _ = evaluate(embedder, open_captions(root, "val"), regions_if_there(root, "val"), recipe)
     for name, (value, unit) in scores.items():
