@@ -24,7 +24,26 @@ def recipes(paper: str) -> ModuleType:
     return module
 
 
+# Data that are at hand, or that a CPU trains on in minutes; all others are those of papers.
+SMALL = {
+    "CIFAR-10", "Imagenette", "Tiny-ImageNet-100", "Flickr8k", "COCO captions", "pictures", "real videos",
+    "pictures of many objects or of one", "46 real sequences and COCO",
+    "OTB, VOT, GOT-10k, LaSOT and coco side by side",
+}
+
+
+def full_scale(paper: str) -> list[str]:
+    """The recipes on a paper's own data."""
+    module = recipes(paper)
+    return [name for name, r in module.RECIPES.items() if r.dataset not in {*module.BUILT_IN, *SMALL}]
+
+
 def main() -> None:
+    if sys.argv[1:] == ["--full-scale"]:
+        print("\n".join(f"{paper} {name}" for paper in papers() for name in full_scale(paper)))
+        return
+    if sys.argv[1:]:
+        sys.exit(f"error: tools.list knows --full-scale, not {' '.join(sys.argv[1:])}")
     for paper in papers():
         module = recipes(paper)
         print(f"{paper}: {module.TITLE}\n    {module.CLAIM}")

@@ -20,6 +20,7 @@ from common import run
 PAPERS = sorted(path.parent.name for path in run.ROOT.glob("papers/*/recipes.py"))
 KILLS = 2  # of each trainer
 MOST_STARTS = 8  # a run may end before its moment has come: then another one is started
+HANGS_S = 1800  # a busy machine is no hang
 # What is seen on disk before the seconds within which the process then dies.
 EVENTS = {"a checkpoint is being written": 0.05, "evaluation begins": 0.5, "pictures are made": 1.0}
 FULL_DISK = 'mount -t tmpfs -o "size=$1" tmpfs "$2"; "${@:4}"; status=$?; cp -a "$2"/. "$3"; exit $status'
@@ -77,7 +78,7 @@ class Runs:
         return self.logs[start].read_text(encoding="utf-8", errors="replace")
 
     def end(self, process: subprocess.Popen, start: int = -1) -> None:
-        assert process.wait(timeout=300) == 0, self.said(start)
+        assert process.wait(timeout=HANGS_S) == 0, self.said(start)
 
     def folders(self) -> list[Path]:
         return sorted(path.parent for path in self.out.glob(f"{self.paper}/smoke/*/config.json"))
@@ -149,7 +150,7 @@ def fill_the_disk(runs: Runs, size: int) -> None:
         folder.mkdir()
     namespace = ("unshare", "-Urm") if mountable else ()
     process = runs.start(before=(*namespace, "bash", "-c", script, "bash", str(size), str(runs.out), str(kept)))
-    assert process.wait(timeout=300) == 2, runs.said()
+    assert process.wait(timeout=HANGS_S) == 2, runs.said()
     text = runs.said()
     assert "Traceback" not in text and sum("error: " in line for line in text.splitlines()) == 1, text
     runs.out = kept

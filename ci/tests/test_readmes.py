@@ -1,6 +1,7 @@
 """The commands READMEs show reach a parser that takes every word of them."""
 
 import argparse
+import functools
 import importlib.util
 import re
 import runpy
@@ -65,10 +66,22 @@ def _parse(words, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", then_stop(argparse.ArgumentParser.parse_args))
     monkeypatch.setattr(tyro, "cli", then_stop(tyro.cli))
+    monkeypatch.setattr(tyro.extras, "subcommand_cli_from_dict", _of_commands)
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(Parsed):
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     monkeypatch.undo()
+
+
+def _of_commands(commands, *, parse=tyro.extras.subcommand_cli_from_dict):
+    """Reads the words of one of several commands, and does not run it."""
+    def stopped(function):
+        @functools.wraps(function)
+        def stop(*_, **__):
+            raise Parsed
+        return stop
+
+    parse({name: stopped(function) for name, function in commands.items()})
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -6,14 +6,17 @@ benchmark's files have them.
 
     rule              success          precision    normalised      frames                          mean over
     otb               IoU > t, AUC     at 20 px     -               all                             sequences
+    uav123            as otb; without a true box (NaN) a frame fails in success and hits in precision
     lasot             IoU > t, AUC     at 20 px     at 0.2          all; absent ones are failures   sequences
-    lasot_pytracking  the same by PyTracking's idea of a valid box, as most published LaSOT figures since 2019
+    lasot_wh_valid    as lasot, a true box being valid if w, h > 0: STARK, SBT, OSTrack, most figures since 2020
+    lasot_xywh_valid  as that, if x, y, w, h > 0: PyTracking itself
+    avist             curves as lasot_wh_valid: AUC, and success at 0.5 and 0.75
     trackingnet       IoU >= t, area   area to 50   area to 0.5     all, rounded to integers        sequences
     got10k            AO, SR50, SR75   -            -               not the first, nor those with   frames
                                                                     cover 0; clipped to the image
 
 Where a toolkit stops or answers NaN, here every rule does the same: a prediction longer than the ground truth is cut,
-a shorter one goes on with empty boxes (an error under the two LaSOT rules), NaN where a box is due is a failure.
+a shorter one goes on with empty boxes (an error under LaSOT's rules), NaN where a box is due is a failure.
 """
 
 from __future__ import annotations
@@ -98,15 +101,22 @@ def _offset(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def otb(tracks: Iterable[Track]) -> Summary:
     """One-pass evaluation: success AUC and precision at 20 px, the first box taken from the ground truth."""
-    def curves(track: Track) -> Curves:
-        truth, boxes = _aligned(track)
-        boxes[0] = truth[0]
-        return {
-            "success": _fraction(iou(boxes, truth), np.greater, OVERLAPS),
-            "precision": _fraction(center_error(boxes, truth), np.less_equal, PIXELS),
-        }
+    return _averaged("otb", tracks, _one_pass, _at_thresholds)
 
-    return _averaged("otb", tracks, curves, _at_thresholds)
+
+def uav123(tracks: Iterable[Track]) -> Summary:
+    """As `otb`; a frame whose true box is NaN, the target being absent, fails in success and hits in precision."""
+    return _averaged("uav123", tracks, lambda track: _one_pass(track, absent_error=-1.0), _at_thresholds)
+
+
+def _one_pass(track: Track, absent_error: float = np.nan) -> Curves:
+    truth, boxes = _aligned(track)
+    boxes[0] = truth[0]
+    errors = np.where(np.isnan(truth).any(1), absent_error, center_error(boxes, truth))
+    return {
+        "success": _fraction(iou(boxes, truth), np.greater, OVERLAPS),
+        "precision": _fraction(errors, np.less_equal, PIXELS),
+    }
 
 
 def lasot(tracks: Iterable[Track]) -> Summary:
@@ -122,16 +132,35 @@ def lasot(tracks: Iterable[Track]) -> Summary:
     return _averaged("lasot", tracks, curves, _at_thresholds, drop_empty=True)
 
 
-def lasot_pytracking(tracks: Iterable[Track]) -> Summary:
-    """PyTracking's LaSOT: as `lasot`, but a true box is valid if w and h are positive, and every curve counts.
+def lasot_wh_valid(tracks: Iterable[Track]) -> Summary:
+    """As `lasot`, but a true box is valid if w and h are positive, and every curve counts: the evaluation of STARK,
+    SBT, OSTrack and most since, which they call PyTracking's.
 
     At an invalid one any prediction fails in success and precision, and hits in normalised precision. An invalid
-    prediction takes the box of the frame before here too (PyTracking refuses NaN and negative sizes).
+    prediction takes the box of the frame before here too (they refuse NaN and negative sizes).
     """
-    def curves(track: Track) -> Curves:
-        return _robust(track, lambda truth: (truth[:, 2:] > 0).all(1), invalid_error=np.inf)
+    return _averaged("lasot_wh_valid", tracks, _wh_valid, _at_thresholds)
 
-    return _averaged("lasot_pytracking", tracks, curves, _at_thresholds)
+
+def lasot_xywh_valid(tracks: Iterable[Track]) -> Summary:
+    """As `lasot_wh_valid`, but a true box is valid if x, y, w and h are positive: PyTracking itself."""
+    def curves(track: Track) -> Curves:
+        return _robust(track, lambda truth: (truth > 0).all(1), invalid_error=np.inf)
+
+    return _averaged("lasot_xywh_valid", tracks, curves, _at_thresholds)
+
+
+def avist(tracks: Iterable[Track]) -> Summary:
+    """AVisT: auc, and op50 and op75, success at 0.5 and 0.75. Boxes and absent frames as under `lasot_wh_valid`."""
+    def read(curves: Curves) -> dict[str, float]:
+        success = curves["success"][1]
+        return {"auc": float(success.mean()), "op50": float(success[10]), "op75": float(success[15])}
+
+    return _averaged("avist", tracks, _wh_valid, read)
+
+
+def _wh_valid(track: Track) -> Curves:
+    return _robust(track, lambda truth: (truth[:, 2:] > 0).all(1), invalid_error=np.inf)
 
 
 def trackingnet(tracks: Iterable[Track]) -> Summary:
@@ -174,9 +203,9 @@ def got10k(tracks: Iterable[Track]) -> Summary:
     return Summary("got10k", scores(everything), curves, sequences)
 
 
-RULES: dict[str, Callable[[Iterable[Track]], Summary]] = {
-    rule.__name__: rule for rule in (otb, lasot, lasot_pytracking, trackingnet, got10k)
-}
+RULES: dict[str, Callable[[Iterable[Track]], Summary]] = {rule.__name__: rule for rule in (
+    otb, lasot, lasot_wh_valid, lasot_xywh_valid, trackingnet, got10k, uav123, avist,
+)}
 
 
 def _aligned(track: Track, pad: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -107,8 +107,6 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, dict[str, torch.Tensor
             state = _unpack(read_json(home / "state.json"), files.pop("state"))
             if not files or not isinstance(state, dict):
                 raise ValueError("no weights or no state in it")
-            if not isinstance(state.get("classes", []), list):
-                raise ValueError("its classes are no list")
             float(state.get("wall_s", 0.0))
         except (UserError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             print(f"passing over {home}: {error}", file=sys.stderr)
@@ -131,6 +129,7 @@ def restore(
         return 0, {}
     step, weights, state = found
     learned = state.get("classes", [])
+    learned = learned if isinstance(learned, list) else []
     if classes and learned != list(classes):
         lacking, new = (
             [repr(name) for name in ours if name not in theirs][:5]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.run.log import expect_wandb
 from common.run.options import main, parse
 from common.run.sweep import Train, over_seeds
 from common.run.world import start_world
@@ -26,6 +27,8 @@ def door(
 
     def start() -> None:
         name, recipe, options = parse(recipes, f"papers.{paper}")
+        if options.wandb:
+            expect_wandb()
         world = start_world(options)
         if world.device.type == "cuda" and not any(word.split("=")[0] == "--workers" for word in sys.argv):
             options = replace(options, workers=cores_per_process())

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import sys
-import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -102,7 +101,7 @@ class Progress(transformers.TrainerCallback):
         self.clock = run.Clock(
             options, steps=steps, batch=batch, per_epoch=per_epoch, eval_every=eval_every, start=start, wall_s=wall_s
         )
-        self.log = run.Log(folder, world, steps=steps, start=start)
+        self.log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
 
     def owes_scores(self) -> bool:
         """Whether an evaluation is due after this step that was not made: also by a run that ended before it."""
@@ -114,7 +113,7 @@ class Progress(transformers.TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         leaving.training(True)
-        self.clock.tick = time.perf_counter()
+        self.clock.go()
 
     def on_train_end(self, args, state, control, **_):
         leaving.training(False)
@@ -126,7 +125,7 @@ class Progress(transformers.TrainerCallback):
         clock = self.clock
         clock.step = state.global_step
         clock.stop()
-        clock.tick = time.perf_counter()
+        clock.go()
         last = clock.left or clock.step in (clock.steps, self.options.stop_at)
         control.should_log |= last
         control.should_save |= clock.save_due
@@ -142,10 +141,10 @@ class Progress(transformers.TrainerCallback):
             self.log.step(self.clock.step, {"val/loss": logs["eval_loss"]})
 
     def on_evaluate(self, args, state, control, **_):
-        self.clock.tick = time.perf_counter()  # evaluation and checkpoints are not training
+        self.clock.go()  # evaluation and checkpoints are not training
 
     def on_save(self, args, state, control, **_):
-        self.clock.tick = time.perf_counter()
+        self.clock.go()
 
 
 def _checkpoints(home: Path) -> list[Path]:
@@ -197,6 +196,17 @@ class Trainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         return self.batches  # shared out between the ranks already
+
+    def _prepare_input(self, data: Any) -> Any:
+        """As transformers', but the host does not wait for the copy."""
+        if not isinstance(data, torch.Tensor) or self.is_deepspeed_enabled:
+            return super()._prepare_input(data)
+        return data.to(self.args.device, non_blocking=True)
+
+    def _get_num_items_in_batch(self, batches: list[Any], device: torch.device) -> torch.Tensor | int | None:
+        """Of one process a number: a tensor would have to be brought to the device."""
+        count = super()._get_num_items_in_batch(batches, torch.device("cpu") if self.args.world_size == 1 else device)
+        return int(count) if isinstance(count, torch.Tensor) and count.is_cpu else count
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.state.global_step == self.progress.clock.start and self.progress.owes_scores():
@@ -266,3 +276,12 @@ def shape(parameter: torch.nn.Parameter) -> torch.Size:
 def count(parameters: Iterable[torch.nn.Parameter]) -> int:
     """Elements of the parameters, whole."""
     return sum(shape(parameter).numel() for parameter in parameters)
+
+
+def rates(peaks: list[float], schedule: str, warmup_steps: int, steps: int, step: int) -> list[float]:
+    """Learning rates with which the Trainer takes step number `step`, of 1 to `steps`."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": peak} for peak in peaks]
+    name = "constant_with_warmup" if schedule == "constant" else schedule
+    optimizer = torch.optim.SGD(groups)
+    found = transformers.get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps)
+    return [peak * at(step - 1) for peak, at in zip(peaks, found.lr_lambdas)]

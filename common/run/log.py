@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.run import leaving
-from common.run.files import UserError, write_text
+from common.run.files import UserError, read_json, write_text
 from common.run.options import Options
 from common.run.world import World
 
@@ -46,15 +47,19 @@ class Clock:
 
     def over(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """(step, batch) for the steps that are left; `batches` begin with that of step ``start + 1``."""
-        self.tick = time.perf_counter(), time.process_time()
+        self.go()
         leaving.training(True)
         for step, batch in enumerate(batches, self.start + 1):
             self.step = step
             yield step, batch
             if self.left:
                 break
-            self.tick = time.perf_counter(), time.process_time()
+            self.go()
         leaving.training(False)
+
+    def go(self) -> None:
+        """What comes now is training."""
+        self.tick = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
         """The step's update is done."""
@@ -116,7 +121,7 @@ def clip_gradients(
 class Log:
     """Progress line, ``log.jsonl`` and TensorBoard for one run; silent on every rank but the first."""
 
-    def __init__(self, folder: Path, world: World, *, steps: int, start: int = 0):
+    def __init__(self, folder: Path, world: World, *, steps: int, start: int = 0, wandb: bool = False):
         self.folder, self.world, self.active = folder, world, world.is_main
         if not self.active:
             return
@@ -125,6 +130,7 @@ class Log:
         kept = [row for row in read_log(folder) if row["step"] <= start]  # an interrupted run may have logged further
         write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         self.tensorboard = SummaryWriter(str(folder), purge_step=start + 1)
+        self.wandb = _wandb_run(folder) if wandb else None
         # In a file or a pipe a line now and then is enough.
         interval = 0.5 if sys.stderr.isatty() else 15
         self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval)
@@ -138,6 +144,8 @@ class Log:
                 file.write(json.dumps({"step": step, **values}) + "\n")
             for key, value in values.items():
                 self.tensorboard.add_scalar(key, value, step)
+            if self.wandb:
+                self.wandb.log(dict(values), step=step)
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in values.items() if "/" not in k}, refresh=False)
         self.bar.update(step - self.bar.n)
 
@@ -162,8 +170,34 @@ class Log:
         if self.active:
             self.bar.close()
             self.tensorboard.close()
+            if self.wandb:
+                self.wandb.finish()
         if text:
             self.say(text)
+
+
+def expect_wandb() -> None:
+    """`UserError` if the package is not there; the folder wandb/ of its records, where one stands, is not it."""
+    try:
+        from wandb import init  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--wandb needs the package wandb ({error}): pip install -c constraints.txt wandb") from None
+
+
+def _wandb_run(folder: Path) -> Any:
+    """The run at Weights & Biases of a run folder, also where that is resumed. What wandb keeps here goes to wandb/ in
+    the working directory: there are links in it, which no run folder may hold."""
+    import wandb
+
+    config = read_json(folder / "config.json")
+    try:
+        return wandb.init(
+            project=config["paper"], name=f"{config['recipe_name']} {folder.name}", resume="allow",
+            id=re.sub(r"\W+", "-", f"{config['recipe_name']}-{folder.name}-{config['options']['seed']}"),
+            config=config["options"] | config["recipe"],
+        )
+    except wandb.errors.Error as error:
+        raise UserError(f"wandb: {' '.join(str(error).split())}") from None
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

@@ -82,8 +82,8 @@ def fitted(weights: Mapping[str, Tensor], model: nn.Module, *, interpolate: bool
     if not interpolate:
         old, new = _grid(weights, *there[0]), there[0][1].grid
         raise UserError(
-            f"the weights mix maps of {old[0]}x{old[1]}, but the network was built for an image size whose first map "
-            f"is {new[0]}x{new[1]}; build it for theirs, or pass resize_mixers=True to have them interpolated"
+            f"the weights mix maps of {old[0]}x{old[1]} where the network, built for another image size, has "
+            f"{new[0]}x{new[1]}; build it for theirs, or pass resize_mixers=True to have them interpolated"
         )
     for prefix, module in there:
         old, hidden = _grid(weights, prefix, module), _hidden(module, module.grid)

@@ -130,9 +130,16 @@ def report(results: Mapping[str, Any], folder: Path) -> str:
         f"Trained {results['wall_s']:.0f} s at {_figure(results['throughput'])} samples/s on {results['hardware']}"
         f"{_threads(results['threads'])}, "
         f"peak memory {results['peak_mem_bytes'] / 2**20:.0f} MiB, seed {results['seed']}.", "",
-        f"Run folder: {folder}", "",
+        f"Run folder: {folder}{_unreadable(folder)}", "",
         *(f"![{p.stem}]({p.name})" for p in sorted(folder.glob("*.png"))), "",
     ])
+
+
+def _unreadable(folder: Path) -> str:
+    """How many training samples could not be read, of those that the loader wrote down (common/data/loader.py)."""
+    report = folder / "unreadable.txt"
+    count = len(report.read_bytes().splitlines()) if report.is_file() else 0
+    return f". {count:,} training sample{'s' * (count > 1)} could not be read: unreadable.txt" if count else ""
 
 
 def _threads(count: int | None) -> str:

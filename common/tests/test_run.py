@@ -2,16 +2,19 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import pickle
 import shlex
+import sys
 
 import jsonschema
 import pytest
 import torch
 
 from common import run
+from common.run.log import expect_wandb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +158,51 @@ def test_a_log_that_is_no_text_ends_a_resume_in_one_line_and_stays(tmp_path):
     assert (tmp_path / "log.jsonl").read_bytes() == b'{"step": 1}\n\xff'
 
 
+FAKE_WANDB = """
+class errors:
+    Error = OSError
+
+class init:
+    def __init__(self, **asked):
+        if asked["project"] == "nobody":
+            raise errors.Error("no key\\nlog in first")
+        self.asked, self.rows = asked, []
+    def log(self, values, step):
+        self.rows.append((step, values))
+    def finish(self):
+        self.rows.append("end")
+"""
+
+
+def test_the_log_goes_to_wandb_too_where_that_is_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    (tmp_path / "wandb").mkdir()  # what it leaves of other runs is no package
+    monkeypatch.syspath_prepend(str(tmp_path))
+    if importlib.util.find_spec("wandb").origin is None:  # where the package is installed it is found
+        with pytest.raises(run.UserError, match="--wandb needs the package wandb"):
+            expect_wandb()
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "wandb.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path / "fake"))
+    expect_wandb()
+    options = run.Options(out=tmp_path / "runs", wandb=True, seed=3)
+    log = run.Log(folder := run.open_run("p", "r", Recipe(), options, WORLD), WORLD, steps=4, wandb=options.wandb)
+    assert log.wandb.asked["project"] == "p" and log.wandb.asked["id"] == f"r-{folder.name}-3"
+    assert log.wandb.asked["config"] | {"epochs": 3, "seed": 3} == log.wandb.asked["config"]
+    log.step(1, {"loss": 2.5})
+    log.step(2)
+    log.scores(2, lambda: {"top1": 50.0})
+    log.close()
+    assert log.wandb.rows == [(1, {"loss": 2.5}), (2, {"val/top1": 50.0}), "end"]
+    with pytest.raises(run.UserError, match="wandb: no key log in first"):
+        run.Log(run.open_run("nobody", "r", Recipe(), options, WORLD), WORLD, steps=4, wandb=True)
+    again = run.open_run("p", "r", Recipe(), dataclasses.replace(options, wandb=False, resume="auto"), WORLD)
+    assert again == folder  # it changes no result
+    monkeypatch.delitem(sys.modules, "wandb")
+
+
 def _results(**change):
     return {
         "paper": "p", "recipe": "r", "data": "d", "metrics": [run.metric("top1", 50.0, "%")], "params": 1,
@@ -166,6 +214,10 @@ def test_results_are_checked_and_reported(tmp_path):
     run.write_results(tmp_path, _results())
     assert json.loads((tmp_path / "results.json").read_text())["hardware"] == run.hardware()
     assert "Not comparable" in (tmp_path / "report.md").read_text()
+    assert "could not be read" not in (tmp_path / "report.md").read_text()
+    (tmp_path / "unreadable.txt").write_text("a.jpg\tno picture\nb.jpg\tempty\n")
+    run.write_results(tmp_path, _results())
+    assert ". 2 training samples could not be read: unreadable.txt" in (tmp_path / "report.md").read_text()
     for change in ({"metrics": []}, {"seed": "0"}, {"surprise": 1}):
         with pytest.raises(jsonschema.ValidationError):
             run.write_results(tmp_path, _results(**change))
@@ -233,3 +285,11 @@ def test_names_in_a_mistake_move_no_terminal(capsys):
     with pytest.raises(SystemExit):
         run.main(fails)
     assert capsys.readouterr().err == "error: no \\x1b]0;PWNED\\x07 there,\nexpected caf\xe9 or \\udce9\n"
+
+
+def test_a_recipe_in_full_precision_yields_to_who_asks_for_another():
+    bf16 = torch.bfloat16
+    assert run.World(0, 1, torch.device("cpu"), bf16).in_full(True).amp is None
+    assert run.World(0, 1, torch.device("cpu"), bf16).in_full(False).amp is bf16
+    chosen = run.start_world(run.Options(device="cpu", precision="bf16"))
+    assert chosen.in_full(True).amp is bf16

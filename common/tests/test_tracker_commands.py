@@ -95,10 +95,34 @@ def test_evaluate_of_a_file(tmp_path, otb, monkeypatch, capsys):
     assert all(row.keys() == results for row in rows.values())
 
 
+def test_baselines_are_scored_without_a_checkpoint(tmp_path, otb, monkeypatch, capsys):
+    """All four in one table, and beside a tracker's weights."""
+    monkeypatch.chdir(tmp_path)
+    words = ["static", "ncc", "kcf", "csrt"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--tracker", *words, "--data", str(otb)])
+    trackers.main(PAPER)
+    (told,) = tmp_path.glob("runs/*/baselines/tracking/evaluation.json")
+    aucs = {row["name"]: row["value"] for row in json.loads(told.read_text())["metrics"] if "auc" in row["name"]}
+    assert list(aucs) == [f"otb auc, {label}" for label in trackers.BASELINES]
+    assert aucs["otb auc, static box"] < min(aucs["otb auc, template matching (NCC)"], aucs["otb auc, CSRT (OpenCV)"])
+    run.save_weights(weights := tmp_path / "w.safetensors", WEIGHTS)
+    line = ["evaluate", "--weights", str(weights), "--recipe", "plain", "--data", str(otb), "--tracker", "csrt"]
+    monkeypatch.setattr(sys, "argv", line)
+    trackers.main(PAPER)
+    rows = json.loads((tmp_path / "tracking" / "evaluation.json").read_text())["metrics"]
+    assert [row["name"] for row in rows if " auc" in row["name"]] == ["otb auc", "otb auc, CSRT (OpenCV)"]
+    for wrong, message in (
+        (["evaluate"], "nothing to evaluate"), (["evaluate", str(weights), *line[1:]], "one checkpoint is evaluated"),
+    ):
+        monkeypatch.setattr(sys, "argv", wrong)
+        with pytest.raises(UserError, match=message):
+            trackers.main(PAPER)
+
+
 def test_a_papers_figures_have_their_rule(tmp_path, otb, monkeypatch):
     """Scored by another rule, a metric has another name and stands beside no figure of the paper."""
     run.save_weights(weights := tmp_path / "w.safetensors", AUTHORS_WEIGHTS)
-    monkeypatch.setitem(trackers.BENCHMARK_SIZES, "otb", 1)
+    monkeypatch.setitem(data.LISTS, "otb", [s.name for s in data.open_sequences(otb)])
     for rules, asked, rule, name, published in (
         ({}, [], "otb", "otb auc", 71.2), ({"otb": "lasot"}, [], "lasot", "otb-lasot auc", 71.2),
         ({"otb": "lasot"}, ["--rule", "otb"], "otb", "otb auc", None),
@@ -130,7 +154,7 @@ def test_a_training_and_an_evaluation_score_by_the_same_rule(tmp_path, monkeypat
     run.write_json(tmp_path / "config.json", {"recipe_name": "plain", "recipe": {}})
     run.save_checkpoint(tmp_path, 5, {"model": WEIGHTS}, {})
     monkeypatch.setattr(data, "open_sequences", lambda root, split: lasot)
-    for rules, name, auc in (({}, "lasot auc", 42.9), ({"lasot": "lasot_pytracking"}, "lasot-pytracking auc", 85.9)):
+    for rules, name, auc in (({}, "lasot auc", 42.9), ({"lasot": "lasot_wh_valid"}, "lasot-wh_valid auc", 85.9)):
         paper = replace(PAPER, rules=rules, make_tracker=lambda *_: OnePixelOff())
         first = trackers.compare(paper, tmp_path, lasot, CPU, baselines=False)[0]
         monkeypatch.setattr(sys, "argv", ["evaluate", str(tmp_path), "--data", str(tmp_path)])
@@ -162,11 +186,11 @@ def test_a_finished_run_is_compared_with_the_baselines(tmp_path, otb):
     sequences = [*data.open_sequences(otb), moving, resting]
     rows = trackers.compare(PAPER, tmp_path, sequences, CPU, each=True)
     found = {row["name"]: row["value"] for row in rows}
-    assert list(found)[:6] == [
+    assert list(found)[:10] == [
         f"{score}{label}" for score in ("otb auc", "got10k ao")
-        for label in ("", ", static box", ", template matching (NCC)")]
+        for label in ("", ", static box", ", template matching (NCC)", ", KCF (OpenCV)", ", CSRT (OpenCV)")]
     assert list(found)[-4:] == [f"{name} {fps}" for name in ("otb", "got10k") for fps in ("fps", "fps_model")]
-    assert len(found) == 6 + 9 + 4 and found["otb fps"] < found["otb fps_model"]
+    assert len(found) == 10 + 15 + 10 + 4 and found["otb fps"] < found["otb fps_model"]
     assert rows[0]["paper_value"] == 71.2 and not any(row["comparable"] for row in rows)
     assert found["got10k/s0 ao"] == pytest.approx(100) and found["got10k/s1 ao, static box"] == pytest.approx(100)
     assert found["got10k ao"] == pytest.approx((5 * 100 + 8 * found["got10k/s1 ao"]) / 13)  # a mean over frames
@@ -174,15 +198,18 @@ def test_a_finished_run_is_compared_with_the_baselines(tmp_path, otb):
     assert (alone, speed["name"]) == (rows[0], "otb fps_model")
 
 
-@pytest.mark.parametrize("changes, count, comparable", [
-    ({}, 100, True), ({"speed_px": 3.0}, 100, False), ({}, 99, False),
-])
+OTB = data.LISTS["otb"]
+
+
+@pytest.mark.parametrize("changes, names, comparable", [
+    ({}, OTB, True), ({"speed_px": 3.0}, OTB, False), ({}, OTB[:99], False), ({}, [*OTB[:99], "Mine"], False),
+], ids=["whole", "another recipe", "one missing", "one replaced"])
 def test_only_the_whole_test_set_and_an_untouched_recipe_are_comparable(
-    tmp_path, otb, monkeypatch, changes, count, comparable
+    tmp_path, otb, monkeypatch, changes, names, comparable
 ):
     """In the report of a training as in an evaluation."""
     (one,) = data.open_sequences(otb)
-    many = [data.Sequence(f"s{i}", "otb", one.frames[:2], one.boxes[:2], one.visible[:2], 1) for i in range(count)]
+    many = [data.Sequence(name, "otb", one.frames[:2], one.boxes[:2], one.visible[:2], 1) for name in names]
     monkeypatch.setattr(data, "open_sequences", lambda root, split: many)
     recipe = json.loads(json.dumps(asdict(Recipe(**changes))))
     run.write_json(tmp_path / "config.json", {"recipe_name": "plain", "recipe": recipe})
@@ -257,6 +284,55 @@ def test_demo_on_a_folder(tmp_path, otb, monkeypatch, out):
     redness = edge[..., 0] - edge[..., 1:].mean(-1)
     assert redness.mean(0).max() > 60
     assert Image.open((tmp_path / out).with_suffix(".png")).size[0] > 100
+
+
+class Camera:
+    """cv2.VideoCapture, of a picture that never changes."""
+
+    def __init__(self, number):
+        self.number, self.left = number, 7
+
+    def isOpened(self):
+        return self.number == 0
+
+    def get(self, _property):
+        return 12.0
+
+    def read(self):
+        self.left -= 1
+        blue = np.zeros((60, 80, 3), np.uint8)
+        blue[..., 0] = 200  # OpenCV's order is blue, green, red
+        return self.left >= 0, blue
+
+    def release(self):
+        pass
+
+
+def test_a_demo_follows_several_targets_of_a_camera(tmp_path, monkeypatch):
+    av = pytest.importorskip("av")
+    monkeypatch.setattr(demo.cv2, "VideoCapture", Camera)
+    seen = []
+
+    class Runner(baselines.StaticBox):
+        """Each target walks on by its own height."""
+
+        def track(self, frame):
+            seen.append(frame[0, 0].tolist())
+            x, y, w, h = self.box
+            self.box = x + h, y, w, h
+            return self.box, 1.0
+
+    first, second = (2, 10, 20, 2), (2, 30, 20, 6)
+    assert demo.annotate(Runner(), 0, first, tmp_path / "a.mp4", more=[second]) == 7
+    assert seen == [[0, 0, 200]] * 12  # RGB
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        last = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)][-1]
+    red, blue = last[8:14, :40], last[34:38]
+    assert (red[..., 0] - red[..., 2]).max() > 60 and (blue[..., 1] - blue[..., 0]).max() > 60
+    assert demo.annotate(Runner(), 0, first, tmp_path / "b.mp4", limit=3) == 3
+    with pytest.raises(UserError, match="there is no camera 3 here"):
+        demo.annotate(Runner(), 3, first, tmp_path / "c.mp4")
+    assert not (tmp_path / "c.mp4").exists()
 
 
 def test_demo_on_a_video_and_a_strip_of_a_long_one(tmp_path, otb, monkeypatch):

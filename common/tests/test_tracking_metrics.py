@@ -49,7 +49,7 @@ def test_otb_equals_its_toolkit():
 
 
 @pytest.mark.parametrize("rule, block", [
-    ("lasot", "official_toolkit"), ("lasot_pytracking", "pytracking_convention"),
+    ("lasot", "official_toolkit"), ("lasot_wh_valid", "pytracking_convention"),
 ])
 def test_lasot_equals_its_toolkit_and_pytracking(rule, block):
     ours, theirs = tracking.RULES[rule](tracks("absent")), EXPECTED["lasot"][block]
@@ -105,7 +105,7 @@ def test_a_box_left_of_the_image_slides_in():
 
 
 @pytest.mark.parametrize("rule, best", [
-    ("otb", 2000 / 21), ("lasot", 2000 / 21), ("lasot_pytracking", 2000 / 21), ("trackingnet", 100), ("got10k", 100),
+    ("otb", 2000 / 21), ("lasot", 2000 / 21), ("lasot_wh_valid", 2000 / 21), ("trackingnet", 100), ("got10k", 100),
 ])
 def test_a_perfect_tracker(rule, best):
     truth = np.random.default_rng(1).uniform(5, 60, (40, 4))
@@ -119,8 +119,8 @@ def test_where_a_prediction_is_nan(rule):
     """Two of four frames: failures, except under LaSOT's rules, where the box of the frame before stands in."""
     scores = tracking.RULES[rule]([track([SQUARE] * 4, [SQUARE, SQUARE, NAN, [np.inf, *SQUARE[1:]]])]).scores
     main = scores["ao" if rule == "got10k" else "auc"]
-    whole = {"otb": 2000 / 21, "trackingnet": 100, "got10k": 100}
-    share = {"otb": 2 / 4, "trackingnet": 2 / 4, "got10k": 1 / 3}
+    whole = {"otb": 2000 / 21, "uav123": 2000 / 21, "trackingnet": 100, "got10k": 100}
+    share = {"otb": 2 / 4, "uav123": 2 / 4, "trackingnet": 2 / 4, "got10k": 1 / 3}
     assert main == pytest.approx(whole[rule] * share[rule] if rule in whole else 2000 / 21)
 
 
@@ -133,7 +133,7 @@ def test_a_short_prediction_goes_on_with_empty_boxes(rule, hits):
     assert longer.curves["success"][1][10] == 100
 
 
-@pytest.mark.parametrize("rule", ["lasot", "lasot_pytracking"])
+@pytest.mark.parametrize("rule", ["lasot", "lasot_wh_valid"])
 def test_a_short_prediction_is_an_error_on_lasot(rule):
     with pytest.raises(ValueError, match="2 predicted boxes for 4 frames"):
         tracking.RULES[rule]([track([SQUARE] * 4, [SQUARE] * 2)])
@@ -143,12 +143,12 @@ def test_lasot_and_pytracking_differ_in_what_a_valid_box_is():
     """Frame 2: a true box at x = 0. Frame 3: an empty one. Frame 4: flagged absent. The tracker is far off in all."""
     truth = [SQUARE, [0, *SQUARE[1:]], [10, 10, 0, 20], SQUARE]
     one = track(truth, [SQUARE, FAR, FAR, FAR], visible=np.array([True, True, True, False]))
-    official, pytracking = tracking.lasot([one]), tracking.lasot_pytracking([one])
+    official, pytracking = tracking.lasot([one]), tracking.lasot_wh_valid([one])
     assert official.scores == pytest.approx({"auc": 2000 / 21 / 4, "precision": 75, "norm_precision": 75})
     assert pytracking.scores == pytest.approx({"auc": 2000 / 21 / 4, "precision": 25, "norm_precision": 50})
     exact = track(truth, truth, visible=one.visible)
     assert tracking.lasot([exact]).scores["auc"] == pytest.approx(2000 / 21 / 4)  # x = 0 cannot succeed
-    assert tracking.lasot_pytracking([exact]).scores["auc"] == pytest.approx(2000 / 21 / 2)
+    assert tracking.lasot_wh_valid([exact]).scores["auc"] == pytest.approx(2000 / 21 / 2)
 
 
 def test_lasot_leaves_out_curves_that_are_zero_throughout():
@@ -157,7 +157,7 @@ def test_lasot_leaves_out_curves_that_are_zero_throughout():
     assert tracking.lasot([lost, good]).scores["auc"] == pytest.approx(2000 / 21)
     assert tracking.lasot([lost]).scores["auc"] == 0
     assert tracking.lasot([lost, good]).sequences["lost"]["auc"] == 0
-    assert tracking.lasot_pytracking([lost, good]).scores["auc"] == pytest.approx(2000 / 21 * (1 / 3 + 1) / 2)
+    assert tracking.lasot_wh_valid([lost, good]).scores["auc"] == pytest.approx(2000 / 21 * (1 / 3 + 1) / 2)
 
 
 def test_an_empty_prediction_on_lasot_takes_the_box_before():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from common.run.cases import ModelCase, Rehearsal, TrainingCost
+from common.run.cases import Curve, ModelCase, Rehearsal, TrainingCost
 from papers.ctp import baselines
 from papers.ctp.evaluate import build, inputs
 from papers.ctp.model import CtP, Recognizer
@@ -66,4 +66,16 @@ def training_cost(recipe: Recipe) -> TrainingCost:
 
 
 def rehearsal(recipe: Recipe) -> Rehearsal:
-    return Rehearsal(train, recipe, SAMPLES[recipe.dataset], whole_steps=recipe.method == "moco")
+    """The curves are those of the authors' configurations."""
+    if recipe.method == "recognize":
+        small = Curve(0.01, "steps", drops=(60, 120), epochs=150)
+        ssv1 = Curve(0.01, "steps", warmup=1000, in_steps=True, start=0.001, drops=(40, 60, 80), epochs=90)
+        curve = ssv1 if recipe.dataset == "Something-Something v1" else small
+    elif recipe.method == "moco":
+        curve = Curve(0.01, epochs=90)
+    else:
+        peak, drops, epochs = 0.001 if recipe.method == "vcop" else 0.01, (30, 60), 90
+        curve = Curve(peak, "steps", drops=drops, epochs=epochs)
+        if recipe.dataset == "UCF101":
+            curve = Curve(peak, "steps", drops=(100, 200), epochs=300)
+    return Rehearsal(train, recipe, SAMPLES[recipe.dataset], curve, whole_steps=recipe.method == "moco")

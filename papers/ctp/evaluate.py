@@ -81,9 +81,9 @@ def targets(recipe: Recipe) -> Targets:
     return Targets(recipe.target_mean, recipe.target_std)
 
 
-def open_split(recipe: Recipe, folder: Path | None, split: str) -> Videos:
+def open_split(recipe: Recipe, folder: Path | None, split: str, missing: float | None = None) -> Videos:
     """Videos of a split: of the folder given, or of the built-in clips for a recipe meant for them."""
-    return open_videos(run.data_folder(recipe, folder, {"clips": clips}), split, fold=recipe.fold)
+    return open_videos(run.data_folder(recipe, folder, {"clips": clips}), split, fold=recipe.fold, missing=missing)
 
 
 def expect_all_classes(val: Videos) -> None:
@@ -100,6 +100,11 @@ def describe(recipe: Recipe, folder: Path | None, videos: Videos, val: Videos) -
     """What a result is measured on; data given in place of the built-in clips go by their folder's name."""
     name = folder.resolve().name if folder and recipe.dataset == "clips" else recipe.dataset
     return f"{name}: {len(videos):,} training, {len(val):,} validation videos"
+
+
+def passed_over(**splits: Videos) -> str:
+    """What stands in the data folder and is not among the videos, a line for each split; empty if nothing is."""
+    return "".join(f"- passed over in {split}: {notes}\n" for split, its in splits.items() if (notes := its.notes()))
 
 
 def _batches(samples: Clips, what: str, world: World, workers: int, batch: int):

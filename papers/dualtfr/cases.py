@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from common import run
-from common.run.cases import ModelCase, Rehearsal, TrainingCost
+from common.run.cases import Curve, ModelCase, Rehearsal, TrainingCost
 from common.run.sweep import seeds_of
 from papers.dualtfr import pretrain, train
 from papers.dualtfr.evaluate import build, crop_shapes
@@ -66,5 +66,9 @@ def training_cost(recipe) -> TrainingCost:
 
 def rehearsal(recipe) -> Rehearsal:
     if isinstance(recipe, Pretrain):
-        return Rehearsal(pretrain.train, recipe, SAMPLES[recipe.dataset])
-    return Rehearsal(train.train, replace(recipe, init=None), recipe.pairs_per_epoch)
+        curve = Curve(1e-3, warmup=20, start=5e-7, end=5e-6, epochs=300)  # Swin's
+        return Rehearsal(pretrain.train, recipe, SAMPLES[recipe.dataset], curve)
+    # As SBT trains: 500 epochs of 60,000 pairs and a drop after 400; on GOT-10k alone 100 and 80.
+    epochs = 100 if recipe.dataset == "GOT-10k" else 500
+    curve = Curve(1e-3, "steps", drops=(epochs * 4 // 5,), epochs=epochs)
+    return Rehearsal(train.train, replace(recipe, init=None), 60_000, curve)

@@ -21,7 +21,7 @@ from papers.dualtfr.weights import init_weights, load_backbone
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, tracks the test sequences and reports one run; returns its folder."""
     root = trackers.data_folder(recipe, options.data)
-    data = pairs.open_data(recipe, root)  # before any weights are sought
+    data = pairs.open_data(recipe, root, options.missing)  # before any weights are sought
     steps_per_epoch = loader.steps_per_epoch(recipe.pairs_per_epoch, recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
@@ -54,7 +54,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         samples, recipe.batch, clock.end, seed=options.seed, start=start, rank=world.rank, world=world.size,
         workers=options.workers,
     )
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{recipe.model}: {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per pair\n"
         f"{data.describe(recipe.dataset)}, from {root}\n"

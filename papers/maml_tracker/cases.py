@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from common.run import Options
-from common.run.cases import ModelCase, Rehearsal, TrainingCost
+from common.run.cases import Curve, ModelCase, Rehearsal, TrainingCost
 from common.run.sweep import seeds_of
 from papers.maml_tracker.data import zooms
 from papers.maml_tracker.evaluate import build
@@ -19,6 +19,7 @@ from papers.maml_tracker.train import train
 PARAMS = {
     ("retina", "resnet18"): 6_330_309, ("fcos", "resnet18"): 6_332_615, ("retina", "narrow"): 105_621,
     ("fcos", "narrow"): 105_911, ("retina", "efficientnet_lite0"): 311_877,
+    ("retina", "lite0_levels"): 792_165,
 }
 
 
@@ -51,4 +52,6 @@ def _crops(recipe: Recipe) -> int:
 
 
 def rehearsal(recipe: Recipe) -> Rehearsal:
-    return Rehearsal(train, replace(recipe, imagenet=False), recipe.pairs_per_epoch, whole_steps=True)
+    """Of meta-training, which begins after 5 epochs of detection: 20 epochs of 60,000 pairs."""
+    curve = Curve(0.01, "steps", drops=(15, 20), epochs=25)
+    return Rehearsal(train, replace(recipe, imagenet=False), 60_000, curve, whole_steps=True)

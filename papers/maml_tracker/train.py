@@ -28,7 +28,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     if options.compile:
         raise run.UserError("torch.compile cannot differentiate twice: train without --compile; tracking has --speed")
     root = trackers.data_folder(recipe, options.data)
-    data = pairs.open_data(recipe, root)  # before any weights are sought
+    data = pairs.open_data(recipe, root, options.missing)  # before any weights are sought
     steps_per_epoch = loader.steps_per_epoch(recipe.pairs_per_epoch, recipe.batch)
     detection_steps = recipe.detection_epochs * steps_per_epoch
     steps = detection_steps + recipe.epochs * steps_per_epoch
@@ -56,7 +56,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
         eval_every=recipe.eval_every or steps_per_epoch, wall_s=state.get("wall_s", 0.0),
     )
     batches = training_batches(data, recipe, options, world, start, clock.end, folder / "unreadable.txt")
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"{describe(recipe, maml)}, {params:,} parameters, {flops / 1e6:,.0f} M multiply-adds per crop\n"
         f"{data.describe(recipe.dataset)}, from {root}\n"

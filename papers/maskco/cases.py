@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from common.run.cases import ModelCase, Rehearsal, TrainingCost
+from common.run.cases import Curve, ModelCase, Rehearsal, TrainingCost
 from papers.maskco import probe, train
 from papers.maskco.evaluate import build, inputs, region_boxes
 from papers.maskco.model import LinearProbe, MaskCo, MoCoV2
@@ -45,5 +45,9 @@ def training_cost(recipe: Recipe) -> TrainingCost:
 
 
 def rehearsal(recipe: Recipe) -> Rehearsal:
-    trainer = probe if recipe.method == "linear" else train
-    return Rehearsal(trainer.train, recipe, SAMPLES[recipe.dataset], whole_steps=recipe.method != "linear")
+    """MoCo's schedules; on COCO DenseCL's rate, on Conceptual Captions as many pictures as 200 epochs of ImageNet."""
+    samples = SAMPLES[recipe.dataset]
+    if recipe.method == "linear":
+        return Rehearsal(probe.train, recipe, samples, Curve(30.0, "steps", drops=(60, 80), epochs=100))
+    peak, epochs = (0.3, 800) if recipe.dataset == "COCO" else (0.03, round(200 * 1_281_167 / samples))
+    return Rehearsal(train.train, recipe, samples, Curve(peak, epochs=epochs), whole_steps=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from common import run
 from common.run import UserError
@@ -49,3 +51,28 @@ def load_backbone(backbone: nn.Module, path: str | Path, layers: Sequence[str] =
     else:
         wanted = {k: v for k, v in weights.items() if not k.startswith("fc.")}
     run.fit(backbone, wanted, f"{path} does not fit this backbone")
+
+
+# torchvision's names of a ResNet's tensors -> detectron2's, whose normalisation is part of the convolution before it.
+DETECTRON2 = (
+    (r"^(conv1|bn1)\.", r"stem.\1."), (r"^layer(\d)\.", lambda found: f"res{int(found[1]) + 1}."),
+    (r"\bdownsample\.0\.", "shortcut."), (r"\bdownsample\.1\.", "shortcut.norm."), (r"\bbn(\d)\.", r"conv\1.norm."),
+)
+
+
+def detectron2_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet's state dict under detectron2's names; what its frozen normalisation has not is left out."""
+    renamed = {}
+    for name, tensor in weights.items():
+        if not name.endswith("num_batches_tracked"):
+            for pattern, theirs in DETECTRON2:
+                name = re.sub(pattern, theirs, name)
+            renamed[name] = tensor
+    return renamed
+
+
+def write_detectron2(backbone: nn.Module, path: Path) -> None:
+    """A file for detectron2's ``MODEL.WEIGHTS``, which finds the backbone's place in a detector by the names' ends."""
+    content = {"model": detectron2_names(backbone.state_dict()), "matching_heuristics": True, "__author__": "MaskCo"}
+    with run.written_whole(path) as part:
+        torch.save(content, part)

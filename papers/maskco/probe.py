@@ -51,7 +51,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         pictures, transform, recipe.batch, clock.end, seed=options.seed, start=start, rank=world.rank, world=world.size,
         workers=options.workers, report=folder / "unreadable.txt",
     )
-    log = run.Log(folder, world, steps=steps, start=start)
+    log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(
         f"linear {recipe.backbone}: {params:,} learned parameters, {flops / 1e6:,.0f} M multiply-adds\n"
         f"{about} of {len(pictures.classes)} classes\n"

@@ -198,7 +198,8 @@ def assembled(recipe: Recipe, processor: MMGEMProcessor, weights: Mapping[str, T
     choose_trained(whole, recipe)
     trained = {name for name, parameter in whole.named_parameters() if parameter.requires_grad}
     if differ := trained ^ weights.keys():
-        raise UserError(f"these are not the weights that {recipe.llm} with {recipe.vision} lacks: {min(differ)} differs")
+        parts = f"{recipe.llm} with {recipe.vision}"
+        raise UserError(f"these are not the weights that {parts} lacks: {min(differ)} differs")
     whole.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
     if recipe.tune == "lora":
         whole.language_model = whole.language_model.merge_and_unload()

@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
@@ -140,12 +141,14 @@ class MMGEMModel(PreTrainedModel, GenerationMixin):
             features = F.layer_norm(features.movedim(1, -1), features.shape[1:2]).movedim(-1, 1)
         return features
 
-    def cells(self, pixel_values: Tensor, boxes: Tensor | None = None, *, kept: bool = False) -> Tensor:
+    def cells(
+        self, pixel_values: Tensor, boxes: Tensor | None = None, *, kept: bool = False, checked: bool = False
+    ) -> Tensor:
         """(R, C, g, g) of the boxes (R, 5), or of whole images. `kept`: of feature maps, computed before."""
         size = pixel_values.shape[2:]
         if boxes is None:
-            boxes = whole_images(len(pixel_values), size, pixel_values.device)
-        return self.pool(pixel_values.float() if kept else self.feature_map(pixel_values), boxes, size)
+            boxes, checked = whole_images(len(pixel_values), size, pixel_values.device), True
+        return self.pool(pixel_values.float() if kept else self.feature_map(pixel_values), boxes, size, checked)
 
     def _image_embedding(self, cells_RCgg: Tensor) -> Tensor:
         return F.normalize(self.h1(cells_RCgg.mean((2, 3))).float(), dim=-1)
@@ -182,17 +185,28 @@ class MMGEMModel(PreTrainedModel, GenerationMixin):
         return self._text_embedding(*self._texts(input_ids, attention_mask))
 
     def _text_embedding(self, input_ids: Tensor, end: Tensor) -> Tensor:
-        decoder, mask = self.language_model.get_decoder(), torch.ones_like(input_ids)
+        decoder, mask = self.language_model.get_decoder(), self._mask(input_ids)
         hidden = decoder(input_ids=input_ids, attention_mask=mask, use_cache=False).last_hidden_state
         return F.normalize(self.h3(hidden[torch.arange(len(end), device=end.device), end]).float(), dim=-1)
 
-    def _texts(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _mask(self, tokens_RL: Tensor) -> Tensor:
+        """Nothing is masked but what comes later. On a GPU this is said at full length: else transformers would ask the
+        device whether anything is masked, and the host would wait."""
+        mask = torch.ones(tokens_RL.shape, dtype=torch.long, device=tokens_RL.device)
+        if not mask.is_cuda or not self.training:
+            return mask
+        like = tokens_RL[..., None].to(self.dtype)
+        return create_causal_mask(self.language_model.config, like, None, None, allow_is_causal_skip=False)
+
+    def _texts(
+        self, input_ids: Tensor, attention_mask: Tensor | None, checked: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Token ids with all padding on the right, where a causal model does not see it, and where [EMB] is."""
         if attention_mask is not None:
             order = (attention_mask == 0).int().argsort(dim=1, stable=True)
             input_ids = input_ids.gather(1, order)
         marks = input_ids == self.config.emb_token_id
-        if (wrong := marks.sum(1) != 1).any():
+        if not checked and (wrong := marks.sum(1) != 1).any():
             raise InputError(
                 f"{int(wrong.sum())} of {len(marks)} texts do not hold [EMB], {self.config.emb_token_id}, just once; "
                 "the processor appends it"
@@ -204,7 +218,7 @@ class MMGEMModel(PreTrainedModel, GenerationMixin):
         words = self.get_input_embeddings()(input_ids[:, :-1])
         embeds = torch.cat([self._prefix(cells_RCgg), words], 1)
         L = input_ids.shape[1]
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        mask = self._mask(embeds[..., 0])
         logits = self.language_model(
             inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=L
         ).logits
@@ -214,11 +228,26 @@ class MMGEMModel(PreTrainedModel, GenerationMixin):
 
     # Objectives ------------------------------------------------------------------------------------------
 
-    def _row_terms(self, pixel_values, kept, groups, boxes, input_ids, end) -> tuple[Tensor, Tensor, Tensor]:
-        """v, t and the summed caption loss of some rows: all that the losses take from the two networks."""
-        images, index = boxes[:, 0].long().unique(return_inverse=True)
-        own = torch.cat([index[:, None].to(boxes.dtype), boxes[:, 1:]], 1)
-        cells = self.cells(pixel_values[images], own, kept=kept)
+    def check(
+        self, input_ids: Tensor, pixel_values: Tensor | None = None, attention_mask: Tensor | None = None,
+        boxes: Tensor | None = None, features: Tensor | None = None,
+    ) -> None:
+        """`InputError` where `forward` would raise one. On a GPU each look at a tensor makes the host wait: who has the
+        batch on the CPU checks it there, and says so."""
+        maps = pixel_values if features is None else features
+        if boxes is not None:
+            clipped(boxes, len(maps), maps.shape[2:])
+        self._texts(input_ids, attention_mask)
+
+    def _row_terms(
+        self, pixel_values, kept, groups, boxes, input_ids, end, part: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """v, t and the summed caption loss of some rows: all that the losses take from the two networks. Of a `part`
+        of the batch only its own images are looked at."""
+        if part:
+            images, index = boxes[:, 0].long().unique(return_inverse=True)
+            pixel_values, boxes = pixel_values[images], torch.cat([index[:, None].to(boxes.dtype), boxes[:, 1:]], 1)
+        cells = self.cells(pixel_values, boxes, kept=kept, checked=True)
         v = t = tokens = cells.new_zeros(())
         parts = like_lengths(input_ids, end, groups)
         if self.config.objectives != "generation":
@@ -233,7 +262,7 @@ class MMGEMModel(PreTrainedModel, GenerationMixin):
         self, input_ids: Tensor | None = None, pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None, boxes: Tensor | None = None, features: Tensor | None = None,
         chunk: int = 0, groups: int = 1, return_loss: bool | None = None, output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None, return_dict: bool | None = None,
+        output_attentions: bool | None = None, return_dict: bool | None = None, checked: bool = False,
     ) -> MMGEMOutput | tuple:
         """Pairs of images or regions and texts -> L = L_Emb + L_Gen; either alone -> its embeddings; so many of the one
         and so many of the other -> their similarities.
@@ -242,8 +271,9 @@ class MMGEMModel(PreTrainedModel, GenerationMixin):
         text, as `encode_region` takes them; None: row i is about the whole of image i. features (I, C, H, W) in place
         of pixel_values: feature maps that were kept; boxes are then in cells of the map.
 
-        With `chunk`, the networks see so many rows at a time and their activations are computed again in the backward
-        pass, so that memory grows with the chunk while the contrastive loss is that of the whole batch, exactly.
+        `checked`: by `check`, on the CPU. With `chunk`, the networks see so many rows at a time and their activations
+        are computed again in the backward pass, so that memory grows with the chunk while the contrastive loss is that
+        of the whole batch, exactly.
         With `groups`, the LLM sees so many groups of texts of like lengths, each padded to its own longest alone.
 
         return_loss: None: where there are pairs; in training there must be. False: similarities alone.
@@ -254,10 +284,12 @@ class MMGEMModel(PreTrainedModel, GenerationMixin):
             raise InputError("give input_ids, pixel_values, or both")
         if source is not None:
             size = source.shape[2:]
-            whole = boxes is None
-            boxes = whole_images(len(source), size, source.device) if whole else clipped(boxes, len(source), size)
+            if boxes is None:
+                boxes = whole_images(len(source), size, source.device)
+            else:
+                boxes = clipped(boxes, len(source), size, checked=checked)
         if input_ids is not None:
-            ids, end = self._texts(input_ids, attention_mask)
+            ids, end = self._texts(input_ids, attention_mask, checked)
         if source is not None and end is not None and return_loss is not False:
             if len(boxes) == len(ids):
                 out = self._losses(source, kept, boxes, ids, end, chunk, groups)
@@ -266,7 +298,7 @@ class MMGEMModel(PreTrainedModel, GenerationMixin):
         if out is None:
             out = MMGEMOutput()
             if source is not None:
-                out.image_embeds = self._image_embedding(self.cells(source, boxes, kept=kept))
+                out.image_embeds = self._image_embedding(self.cells(source, boxes, kept=kept, checked=True))
             if end is not None:
                 out.text_embeds = self._text_embedding(ids, end)
             if source is not None and end is not None:
@@ -281,14 +313,16 @@ class MMGEMModel(PreTrainedModel, GenerationMixin):
         if chunk and chunk < len(input_ids):
             rows = zip(boxes.split(chunk), input_ids.split(chunk), end.split(chunk))
             terms = [
-                checkpoint(self._row_terms, source, kept, groups, *row, use_reentrant=False, determinism_check="none")
+                checkpoint(
+                    self._row_terms, source, kept, groups, *row, True, use_reentrant=False, determinism_check="none"
+                )
                 for row in rows
             ]
             v, t, tokens = zip(*terms)
             tokens = sum(tokens)
             v, t = (torch.cat(x) if x[0].dim() else x[0] for x in (v, t))
         else:
-            v, t, tokens = self._row_terms(source, kept, groups, boxes, input_ids, end)
+            v, t, tokens = self._row_terms(source, kept, groups, boxes, input_ids, end, False)
         out = MMGEMOutput(loss=0.0)
         if self.config.objectives != "generation":
             keys = text_keys(input_ids, end) if self.config.duplicates else None

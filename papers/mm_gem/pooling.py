@@ -14,18 +14,19 @@ from .configuration import InputError
 
 def whole_images(count: int, size_px: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
     """The boxes (count, 5) of whole images of size (height, width)."""
-    height, width = size_px
-    boxes = torch.tensor([0.0, 0.0, 0.0, width, height], device=device).repeat(count, 1)
+    boxes = torch.zeros(count, 5, device=device)
     boxes[:, 0] = torch.arange(count, device=device)
+    boxes[:, 3], boxes[:, 4] = size_px[1], size_px[0]
     return boxes
 
 
-def clipped(boxes_R5: Tensor, images: int, size_px: tuple[int, int]) -> Tensor:
+def clipped(boxes_R5: Tensor, images: int, size_px: tuple[int, int], *, checked: bool = False) -> Tensor:
     """Boxes (image index, left, top, right, bottom) in pixels of images of `size_px` = (height, width), clipped to
     their image.
 
     `InputError` if one is not finite, belongs to none of the `images`, or holds nothing of its image: RoI Align would
-    read memory that is not the map's, or crash.
+    read memory that is not the map's, or crash. Boxes that were `checked` on the CPU are not looked at again: the host
+    would wait for a GPU.
     """
     if boxes_R5.dim() != 2 or boxes_R5.shape[1] != 5:
         raise InputError(
@@ -35,6 +36,8 @@ def clipped(boxes_R5: Tensor, images: int, size_px: tuple[int, int]) -> Tensor:
     boxes = boxes_R5.float()
     x, y = boxes[:, 1::2].clamp(0, width), boxes[:, 2::2].clamp(0, height)
     index = boxes[:, 0]
+    if checked:
+        return torch.stack([index, x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
     finite, belongs = boxes.isfinite().all(1), (index >= 0) & (index < images) & (index == index.floor())
     holds = (x[:, 1] > x[:, 0]) & (y[:, 1] > y[:, 0])
     if not (good := finite & belongs & holds).all():
@@ -58,10 +61,12 @@ class PoolAggregator(nn.Module):
         super().__init__()
         self.grid = grid
 
-    def forward(self, maps_ICHW: Tensor, boxes_R5: Tensor, size_px: tuple[int, int]) -> Tensor:
+    def forward(
+        self, maps_ICHW: Tensor, boxes_R5: Tensor, size_px: tuple[int, int], checked: bool = False
+    ) -> Tensor:
         """Boxes as `clipped` takes them, which refuses bad ones. Returns (R, C, g, g)."""
         (height, width), (H, W) = size_px, maps_ICHW.shape[2:]
-        boxes = clipped(boxes_R5, len(maps_ICHW), size_px)
+        boxes = clipped(boxes_R5, len(maps_ICHW), size_px, checked=checked)
         boxes[:, 1::2] *= W / width
         boxes[:, 2::2] *= H / height
         size = (self.grid, self.grid) if self.grid else (H, W)

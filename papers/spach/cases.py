@@ -4,7 +4,7 @@ import timm
 import torch
 from torch import nn
 
-from common.run.cases import ModelCase, Rehearsal, TrainingCost
+from common.run.cases import Curve, ModelCase, Rehearsal, TrainingCost
 from papers.spach.compare import member
 from papers.spach.evaluate import build
 from papers.spach.model import VARIANTS
@@ -64,4 +64,5 @@ def training_cost(recipe) -> TrainingCost:
 
 
 def rehearsal(recipe) -> Rehearsal:
-    return Rehearsal(train, recipe, SAMPLES[recipe.dataset])
+    # DeiT's trainer: 5e-4 for 512 images, 1024 at once, 20 epochs of warm-up, from 1e-6 and down to 1e-5.
+    return Rehearsal(train, recipe, SAMPLES[recipe.dataset], Curve(1e-3, warmup=20, start=1e-6, end=1e-5, epochs=300))

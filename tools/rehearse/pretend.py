@@ -93,15 +93,20 @@ def pretended_device() -> Iterator[Live]:
     with ExitStack() as stack:
         live, to = Live(), nn.Module.to
 
-        def to_device(module: nn.Module, *args, **kwargs) -> nn.Module:
-            place = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.device | str)), None)
-            if place is not None and torch.device(place).type == "cuda" and not live.entered:
+        def begin() -> None:
+            if not live.entered:
                 live.entered = True
                 stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
                 stack.enter_context(live)
+
+        def to_device(module: nn.Module, *args, **kwargs) -> nn.Module:
+            place = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.device | str)), None)
+            if place is not None and torch.device(place).type == "cuda":
+                begin()
             return to(module, *args, **kwargs)
 
-        live.entered = False
+        live.entered, live.begin = False, begin
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # what is pretended is the thread's
         if not torch.cuda.is_available():
             stack.enter_context(_context_accepted())
         stack.enter_context(patch.object(nn.Module, "to", to_device))
@@ -155,7 +160,7 @@ def fault(error: BaseException) -> str:
     ours = [
         f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith(str(ROOT)) and "/tools/" not in frame.filename and "site-packages" not in frame.filename
+        if any(frame.filename.startswith(f"{ROOT}/{room}/") for room in ("papers", "common"))
     ]
     where = ours[-1] if ours else "?"
     text = f"{error}".strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.data import Dataset, default_collate
 from torch.utils._pytree import tree_map_only
+from torch.utils.data import Dataset, default_collate
 
 from common import run
 from common.data import loader, pairs
@@ -59,11 +58,15 @@ class _Clock(run.Clock):
     looked_at: Callable[[int], Sequence[int]]
     shown: Shown
     at: dict[str, int]
+    marks: dict[str, int]
+    live: Live
 
     def over(self, batches):
         self.shown.steps = self.steps
         batch = next(iter(batches))
         for step in self.looked_at(self.steps):
+            self.marks.setdefault("model", self.live.now)
+            self.live.peak = self.live.now
             self.step = self.at["step"] = step
             yield step, batch
 
@@ -97,9 +100,43 @@ def rehearse_step(
             work.train(name, work.recipe, options, world)
         except Exception as error:
             shown.fault = fault(error)
-            if os.environ.get("TB"): __import__("traceback").print_exc()
     if not shown.fault:
-        shown.memory = _memory(marks, work.gpus)
+        shown.memory = {
+            "weights and averages": marks["model"], "optimizer states": marks["states"],
+            "DDP buckets": marks["gradients"] if work.gpus > 1 else 0,
+            "gradients and activations": marks["backward"] - marks["model"],
+        }
+    return shown
+
+
+def rehearse_parts(work: Rehearsal, looked_at: Callable[[int], Sequence[int]]) -> Shown:
+    """As `rehearse_step` where the loop is transformers' Trainer's: forward, loss, backward and AdamW on what it is
+    handed, with DeepSpeed's division of the states between the GPUs."""
+    parts = work.parts()
+    shown, share = Shown(steps=parts.steps, batch=work.micro_batch), work.gpus if parts.zero else 1
+    shown.rates = {step: [(rate, 0.0) for rate in parts.rates(step)] for step in looked_at(parts.steps)}
+    with pretended_device() as live:
+        live.begin()
+        try:
+            model = parts.model.to_empty(device="cuda")
+            weights = live.now
+            batch = {name: torch.empty_like(rows, device="cuda") for name, rows in parts.batch.items()}
+            with torch.autocast("cuda", torch.bfloat16):
+                parts.loss(model, batch).backward()
+            trained = [p for p in model.parameters() if p.grad is not None]
+            gradients = sum(p.grad.numel() * p.grad.element_size() for p in trained)
+            peak, before = live.peak, live.now
+            master = torch.zeros(sum(p.numel() for p in trained) // share, device="cuda").requires_grad_()
+            master.grad = torch.zeros_like(master)
+            torch.optim.AdamW([master]).step()
+            states = live.now - before
+        except Exception as error:
+            shown.fault = fault(error)
+            return shown
+    shown.memory = {
+        "weights": weights // (share if parts.zero == 3 else 1), "gradients": gradients // share,
+        "optimizer states": states, "activations": peak - weights - gradients,
+    }
     return shown
 
 
@@ -108,7 +145,8 @@ def _set(
     work: Rehearsal, folder: Path,
 ) -> None:
     at: dict[str, int] = {}
-    clock = type("Clock", (_Clock,), {"looked_at": staticmethod(looked_at), "shown": shown, "at": at})
+    own = {"looked_at": staticmethod(looked_at), "shown": shown, "at": at, "marks": marks, "live": live}
+    clock = type("Clock", (_Clock,), own)
     trainer = work.train.__globals__
     whole = {"step": True}
 
@@ -124,13 +162,12 @@ def _set(
         return batches(found, world, batch)
 
     def micro_batches(network, chunks, *batch):
-        marks.setdefault("model", live.now)
         if whole["step"]:
             yield from run.world.micro_batches(network, chunks, *batch)
 
     def clip_gradients(parameters, most, **_):
         parameters = [p for p in parameters if p.grad is not None]
-        marks.setdefault("backward", live.peak)
+        marks["backward"] = max(marks.get("backward", 0), live.peak - marks.get("states", 0))
         marks.setdefault("gradients", sum(p.numel() * p.element_size() for p in parameters))
         if parameters:
             torch.nn.utils.clip_grad_norm_(parameters, most or math.inf)
@@ -156,12 +193,3 @@ def _set(
         stack.enter_context(patch.dict(trainer, DistributedDataParallel=lambda model, **_: model))
     for hook in (register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)):
         stack.callback(hook.remove)
-
-
-def _memory(marks: dict[str, int], gpus: int) -> dict[str, int]:
-    """Of the second step on, when the optimizer's states are there; DDP keeps the gradients once more, in buckets."""
-    return {
-        "weights": marks["model"], "optimizer states": marks["states"],
-        "DDP buckets": marks["gradients"] if gpus > 1 else 0,
-        "gradients and activations": marks["backward"] - marks["model"],
-    }

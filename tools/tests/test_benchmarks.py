@@ -8,6 +8,7 @@ import pytest
 from common.run import ROOT
 
 PYTHON = """#!/bin/sh
+case "$1" in -c) [ -e "$3/has-$4" ]; exit ;; esac  # is this part of a benchmark there?
 echo "asked: $*"
 case "$*" in *BROKEN*) exit 2 ;; esac
 """
@@ -42,7 +43,18 @@ def test_it_goes_on_sums_up_and_passes_arguments_on(tmp_path, script):
         f"asked: -m papers.sbt.evaluate {tmp_path}/w.pth --data {tmp_path}/data/GOT-10k "
         f"--out {tmp_path}/res ults/GOT-10k --split test --recipe full --rule otb --baselines"
     )
-    assert f"measured: OTB GOT-10k; failed: none; not in {tmp_path}/data: LaSOT TrackingNet" in out
+    assert f"measured: OTB GOT-10k; failed: none; not in {tmp_path}/data: OTB-otb50 OTB-otb2013 LaSOT LaSOT_ext" in out
+
+
+def test_parts_that_are_there_are_measured_and_those_of_otb_share_its_boxes(tmp_path, script):
+    for part in ("OTB/has-otb50", "UAV123/has-uav20l", "NFS/has-30"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    status, out, _ = script("--tracker", "csrt", CHECKPOINT="")
+    asked = [line.split("/data/", 1)[1] for line in out.splitlines() if line.startswith("asked")]
+    assert status == 0 and [line.split()[0] for line in asked] == ["OTB", "OTB", "UAV123", "UAV123", "NFS"]
+    assert [line.split("--out ")[1].split("/")[-1].split()[0] for line in asked] == [
+        "OTB", "OTB", "UAV123", "UAV123-uav20l", "NFS-30"]
+    assert "asked: -m papers.sbt.evaluate --data" in out and asked[1].endswith("--split otb50 --tracker csrt")
 
 
 def test_one_that_fails_does_not_end_it_and_is_named(tmp_path, script):

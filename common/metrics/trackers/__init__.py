@@ -29,6 +29,6 @@ from common.metrics.trackers.paper import (
     settings_of,
     shares,
 )
-from common.metrics.trackers.protocol import BENCHMARK_SIZES, RULES, Box, Protocol, Tracker, dataset_of
+from common.metrics.trackers.protocol import RULES, Box, Protocol, Tracker, dataset_of
 from common.metrics.trackers.score import metrics, scorable, score, speed
 from common.metrics.trackers.tables import real_table

@@ -39,7 +39,8 @@ class Result:
 
 
 def result_path(sequence: data.Sequence, out: Path) -> Path:
-    return out / sequence.dataset / f"{sequence.name}.csv"
+    """OTB's parts are made of the same sequences, and share their files."""
+    return out / ("otb" if sequence.dataset in ("otb50", "otb2013") else sequence.dataset) / f"{sequence.name}.csv"
 
 
 def write_result(path: Path, result: Result) -> None:

@@ -13,9 +13,11 @@ from common.run import UserError
 
 Box = tuple[float, float, float, float]
 # A data set's own rule, one of `tracking.RULES`. VOT's own measures are its toolkit's (see vot.py).
-RULES = {"otb": "otb", "vot": "otb", "lasot": "lasot", "trackingnet": "trackingnet", "got10k": "got10k"}
-# Sequences of the test sets that need no server.
-BENCHMARK_SIZES = {"otb": 100, "lasot": 280}
+RULES = {
+    **dict.fromkeys(("otb", "otb50", "otb2013", "vot", "nfs", "nfs240"), "otb"), "uav123": "uav123", "uav20l": "uav123",
+    "lasot": "lasot", "lasot_ext": "lasot", "tnl2k": "lasot_wh_valid", "avist": "avist", "vid": "lasot_wh_valid",
+    "trackingnet": "trackingnet", "got10k": "got10k",
+}
 
 
 class Tracker(typing.Protocol):
@@ -43,7 +45,7 @@ class Protocol:
 
     @property
     def name(self) -> str:
-        """What its metrics and files are called: "lasot" by the data set's own rule, "lasot-pytracking" by another,
+        """What its metrics and files are called: "lasot" by the data set's own rule, "lasot-wh_valid" by another,
         so that scores of two rules never stand under one name."""
         if self.rule == RULES[self.dataset]:
             return self.dataset

@@ -31,7 +31,7 @@ def score(sequences: Sequence[data.Sequence], out: Path, protocol: Protocol | No
         visible = None
         if rule == "got10k" and sequence.cover is not None:
             visible = np.asarray(sequence.cover) > 0
-        elif rule.startswith("lasot") and sequence.absent is not None:
+        elif rule.startswith(("lasot", "avist")) and sequence.absent is not None:
             visible = ~sequence.absent
         truth, boxes = sequence.boxes + to_file, result.boxes + to_file
         tracks.append(tracking.Track(sequence.name, truth, boxes, visible, result.size))
@@ -39,6 +39,22 @@ def score(sequences: Sequence[data.Sequence], out: Path, protocol: Protocol | No
         return tracking.RULES[rule](tracks)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def sizes_lost(sequences: Sequence[data.Sequence], out: Path, factor: float = 4.0, frames: int = 10) -> int:
+    """In how many sequences the box's area is over `factor` times the truth's, or under 1 / `factor` of it, for that
+    many visible frames running: a tracker whose box walks away from its target's size."""
+    count = 0
+    for sequence, result in zip(sequences, results(sequences, out)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = result.boxes[:, 2:].prod(1) / sequence.boxes[:, 2:].prod(1)
+        wrong = ((ratio > factor) | (ratio < 1 / factor))[np.asarray(sequence.visible)]
+        running = longest = 0
+        for bad in wrong:
+            running = running + 1 if bad else 0
+            longest = max(longest, running)
+        count += longest >= frames
+    return count
 
 
 def speed(sequences: Sequence[data.Sequence], out: Path, hardware: str) -> dict[str, float]:

@@ -332,6 +332,7 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path, tiny):
     (DOOR, ["ucf101_r3d18"], "meant for UCF101: give its folder with --data"),
     (DOOR, ["tiny", "--batch", "999"], "larger than the 288 training samples"),
     (DOOR, ["tiny", "--init", "gone.pth"], "no checkpoint at gone.pth"),
+    (DOOR, ["smoke", "--size-px", "48"], "--size-px 48 is no crop of frames whose shorter side is 32 px"),
     (DOOR, ["compare", "--compare", "ctp", "magic"], "no member 'magic'"),
     (DOOR, ["compare", "--compare", "ctp", "--downstream", "gone"], "no recipe --downstream 'gone'"),
     (DOOR, ["tiny", "--downstream", "gone"], "no recipe --downstream 'gone'"),
@@ -423,6 +424,9 @@ def test_other_classes_in_validation_are_one_line_before_training(tmp_path, tiny
     (root / "train" / ".ipynb_checkpoints").mkdir()
     folder = _train(tmp_path / "runs", root, ACTIONS, stop_at=1)
     assert run.load_checkpoint(folder)[2]["classes"] == classes
+    (root / "train" / first / "notes.txt").write_text("not a video")
+    home = _train(tmp_path / "whole", root, dataclasses.replace(SMALL, batch=24))
+    assert "- passed over in training: 1 files that are no video (.txt), 1 hidden" in (home / "report.md").read_text()
     (root / "train" / first).rename(root / "train" / "zz")
     (root / "val" / first).rename(root / "val" / "zz")
     with pytest.raises(run.UserError, match=f"it learned '{first}', the data have 'zz'"):

@@ -12,6 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+import tyro
 from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
@@ -25,6 +26,7 @@ from papers.maskco.__main__ import choose
 from papers.maskco.export import export, load_backbone
 from papers.maskco.model import MaskCo, MomentumContrast, build_backbone
 from papers.maskco.recipes import RECIPES
+from papers.maskco.scripts import to_detectron2
 
 DOOR = lambda: run.door("maskco", RECIPES, choose)  # noqa: E731
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -87,7 +89,8 @@ def test_a_batch_is_learned_by_heart(method):
 
 
 @pytest.mark.parametrize("method, changes", [
-    ("maskco", {}), ("maskco", {"regions": 2, "mph_on_key": True, "mask": "learned"}), ("moco_v2", {}), ("linear", {}),
+    ("maskco", {}), ("maskco", {"regions": 2, "mph_on_key": True, "mask": "learned", "overlap_tries": 0}),
+    ("moco_v2", {}), ("linear", {}),
 ])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, tiny, method, changes):
     recipe = replace(SMALL, method=method, **changes)
@@ -100,7 +103,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, tiny, metho
     assert _train(tmp_path / "parts", folder, recipe, resume=str(parts), workers=1) == parts
     (_, ours, _), (_, theirs, _) = run.load_checkpoint(whole), run.load_checkpoint(parts)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)  # queue, its pointer and the keys' networks among it
-    assert [row["loss"] for row in run.read_log(whole)] == [row["loss"] for row in run.read_log(parts)]
+    logs = [[(row["loss"], row.get("fallbacks")) for row in run.read_log(folder)] for folder in (whole, parts)]
+    assert logs[0] == logs[1]
+    if "overlap_tries" in changes:
+        assert [count for _, count in logs[0]] == [8, 16, 24], "of every picture the crops do not meet"
     assert _scores(whole) == _scores(parts)
     if method != "linear":
         assert ours["model"]["queue_ptr"] == 24 * recipe.regions % 40
@@ -274,11 +280,11 @@ def test_shuffled_keys_are_those_of_their_own_boxes(tmp_path):
 def test_two_processes_share_a_batch(tmp_path, tiny):
     """Batch normalisation sees half the batch each, so losses are near, not equal."""
     _launch(tmp_path, "papers.maskco.train", "smoke", "--out", tmp_path / "two", "--data", tiny, "--batch", 8,
-            "--queue", 40, "--log-every", 1, "--lr", 0.01)
+            "--queue", 40, "--log-every", 1, "--lr", 0.01, "--overlap-tries", 0)
     (folder,) = (tmp_path / "two").glob("maskco/smoke/*")
-    one = _train(tmp_path / "one", tiny, replace(RECIPES["smoke"], batch=8, queue=40, lr=0.01))
+    one = _train(tmp_path / "one", tiny, replace(RECIPES["smoke"], batch=8, queue=40, lr=0.01, overlap_tries=0))
     logs = [run.read_log(each) for each in (one, folder)]
-    assert len(logs[0]) == len(logs[1]) == 3
+    assert [row["fallbacks"] for row in logs[0]] == [row["fallbacks"] for row in logs[1]] == [8, 16, 24]
     assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], rel=0.25)
     assert run.load_checkpoint(folder)[1]["model"]["queue_ptr"] == 24
     assert list(_scores(folder)) == list(_scores(one)), "one process probes the features of both"
@@ -396,3 +402,27 @@ def test_a_training_picture_that_cannot_be_read_is_left_out_of_the_probe(tmp_pat
     (root / "val" / "a" / "0.png").write_bytes(b"damaged")
     with pytest.raises(run.UserError, match="cannot evaluate"):
         evaluate.probe_scores(backbone, train, val, SMALL, WORLD)
+
+
+def test_a_backbone_has_detectron2s_names(tmp_path, monkeypatch):
+    """By detectron2's own scheme, stage by stage; every tensor once, and nothing of it changed."""
+    network = build_backbone("resnet50")
+    run.save_weights(tmp_path / "model.safetensors", network.state_dict())
+    monkeypatch.setattr(sys, "argv", ["to_detectron2", str(tmp_path / "model.safetensors"), str(tmp_path / "d2.pth")])
+    tyro.cli(to_detectron2.main)
+    content = torch.load(tmp_path / "d2.pth", weights_only=True)
+    assert content["matching_heuristics"] is True
+    norms = ["weight", "bias", "running_mean", "running_var"]
+    convolutions = ["stem.conv1"]
+    for stage, blocks in (("res2", 3), ("res3", 4), ("res4", 6), ("res5", 3)):
+        for block in range(blocks):
+            names = ["conv1", "conv2", "conv3", *(["shortcut"] if block == 0 else [])]
+            convolutions += [f"{stage}.{block}.{name}" for name in names]
+    expected = {f"{c}.weight" for c in convolutions} | {f"{c}.norm.{part}" for c in convolutions for part in norms}
+    assert set(content["model"]) == expected
+    ours = network.state_dict()
+    for theirs, name in (
+        ("stem.conv1.norm.bias", "bn1.bias"), ("res2.0.shortcut.norm.weight", "layer1.0.downsample.1.weight"),
+        ("res5.2.conv3.weight", "layer4.2.conv3.weight"), ("res4.0.conv2.norm.bias", "layer3.0.bn2.bias"),
+    ):
+        assert torch.equal(content["model"][theirs], ours[name])

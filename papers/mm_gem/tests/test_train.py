@@ -184,9 +184,9 @@ def test_scattered_weights_are_grouped_by_their_whole_shapes():
         assert [*map(id, scattered["params"])] == [*map(id, group["params"])]
 
 
-def _two_processes(tmp_path, data, port, *words):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
-               "-m", "--", "papers.mm_gem.train", "smoke", "--data", str(data), "--out", str(tmp_path),
+def _two_processes(tmp_path, data, *words):
+    command = [sys.executable, "-m", "common.run.launch", "2", "papers.mm_gem.train", "smoke",
+               "--data", str(data), "--out", str(tmp_path),
                "--log-every", "1", "--device", "cpu", "--batch", "16", "--eval-rows", "8", *words]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True)
@@ -196,13 +196,13 @@ def _two_processes(tmp_path, data, port, *words):
 
 
 @pytest.mark.slow
-def test_zero3_trains_a_loaded_model_like_one_process(tmp_path, data, finished, free_port):
+def test_zero3_trains_a_loaded_model_like_one_process(tmp_path, data, finished):
     """Weights are scattered as they are loaded, chunks are computed again, and what is saved is whole."""
     alone = _train(tmp_path / "alone", data, dataclasses.replace(SMOKE, init=str(finished), steps=4, image_steps=1))
     words = ["--init", str(finished), "--steps", "4", "--image-steps", "1", "--deepspeed", "zero3",
              "--micro-batch", "3", "--gradient-checkpointing"]
-    _two_processes(tmp_path / "two", data, free_port, *words, "--stop-at", "2")
-    folder = _two_processes(tmp_path / "two", data, free_port, *words, "--resume", "auto")
+    _two_processes(tmp_path / "two", data, *words, "--stop-at", "2")
+    folder = _two_processes(tmp_path / "two", data, *words, "--resume", "auto")
     losses = [[row["loss"] for row in run.read_log(each) if "loss" in row] for each in (alone, folder)]
     assert len(losses[0]) == 4 and losses[1] == pytest.approx(losses[0], rel=1e-3)
     torch.testing.assert_close(_weights(folder), _weights(alone), rtol=1e-2, atol=2e-3)
@@ -213,9 +213,9 @@ def test_zero3_trains_a_loaded_model_like_one_process(tmp_path, data, finished, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "zero2"])
-def test_two_processes_train_like_one(tmp_path, data, finished, how, free_port):
+def test_two_processes_train_like_one(tmp_path, data, finished, how):
     words = ["--micro-batch", "3"] if how == "ddp" else ["--deepspeed", how]
-    folder = _two_processes(tmp_path, data, free_port, "--steps", "6", "--image-steps", "3", *words)
+    folder = _two_processes(tmp_path, data, "--steps", "6", "--image-steps", "3", *words)
     losses = [[row["loss"] for row in run.read_log(each) if "loss" in row] for each in (finished, folder)]
     assert len(losses[0]) == 6 and losses[1] == pytest.approx(losses[0], rel=1e-3)
     for name, weight in _weights(finished).items():

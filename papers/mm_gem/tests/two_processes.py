@@ -1,4 +1,4 @@
-"""Loss and gradients of two processes with half a batch each against those of one with all: run under torchrun."""
+"""Loss and gradients of two processes with half a batch each against those of one with all: by common.run.launch."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from common.run import world
 from papers.mm_gem import build, contrastive
 from papers.mm_gem.recipes import RECIPES
 
@@ -26,7 +27,7 @@ def main(folder: Path) -> None:
     largest = max(gradient.abs().max().item() for gradient in expected.values())
     model.zero_grad()
 
-    dist.init_process_group("gloo")
+    world.join_group("gloo")
     mine = {key: value[2 * dist.get_rank() :][:2] for key, value in whole.items()}
     longest = int(mine["attention_mask"].sum(1).max())  # each process pads to its own longest text
     mine |= {key: mine[key][:, :longest] for key in ("input_ids", "attention_mask")}

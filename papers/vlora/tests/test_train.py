@@ -1,6 +1,7 @@
 """The trainer: learns, resumes exactly, runs in two processes and under DeepSpeed, hands one stage on to the next."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from common import run
 from common.data.tiny.scenes import scenes
+from common.run import UserError, shipped
 from papers.vlora import bench, build, cases, demo, evaluate, flops, official, train
 from papers.vlora.baseline import VisualTokensForConditionalGeneration
 from papers.vlora.model import VLoRAForConditionalGeneration
@@ -116,6 +118,30 @@ def test_the_saved_model_is_the_evaluated_one(tmp_path, data, monkeypatch, capsy
     assert [m["content"][-1]["text"] for m in chat.turns] == ["What color is it?", first, "What shape is it?", second]
 
 
+def test_shipped_weights_are_what_was_trained(tmp_path):
+    """The generator alone in a file, around parts that are installed: here the tiny recipe's."""
+    recipe = dataclasses.replace(SMALL, llm="tiny")
+    processor = build.processor(recipe)
+    model = build.model(recipe, processor.image_token_id)
+    weights = {name: torch.randn_like(tensor) for name, tensor in model.generator.state_dict().items()}
+    path = tmp_path / "small.safetensors"
+    shipped.write(path, weights, paper="vlora", recipe_name="tiny", recipe=recipe, classes=[], revision="0",
+                  dtype=torch.bfloat16)
+    again, loaded = evaluate.load(path, WORLD.device)
+    assert evaluate.recipe_of(path) == recipe and loaded.chat_template == processor.chat_template
+    for name, tensor in again.generator.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name].bfloat16().float(), rtol=0, atol=0)
+    run.save_weights(tmp_path / "bare.safetensors", weights)
+    with pytest.raises(UserError, match="holds no model"):
+        evaluate.load(tmp_path / "bare.safetensors", WORLD.device)
+
+
+def test_four_bits_need_their_package(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs bitsandbytes"):
+        build.model(dataclasses.replace(SMALL, llm="some", tune="frozen", llm_dtype="nf4"), 44)
+
+
 def test_what_each_stage_trains(tmp_path, data):
     """Pre-training moves the generator alone; fine-tuning starts from it; the vision tower stays."""
     run.seed_all(0)
@@ -169,11 +195,11 @@ def test_lora_is_merged_into_what_is_exported(tmp_path):
     torch.testing.assert_close(connection, dict(model.generator.state_dict()), rtol=0, atol=0)
 
 
-def _launch(out, data, processes, *words, port=None):
-    launch = ["-m", "torch.distributed.run", f"--master-port={port}", "--nproc-per-node", str(processes)]
+def _launch(out, data, processes, *words):
+    launch = ["-m", "common.run.launch", str(processes)] if processes > 1 else ["-m"]
     fields = ["--device", "cpu", "--log-every", "1", "--batch", "8", "--blocks", "1", "--width", "32", "--rank", "4",
               "--eval-rows", "8", "--eval-every", "2", "--steps", "4"]
-    command = [sys.executable, *(launch if processes > 1 else []), "-m", "papers.vlora.train", "smoke",
+    command = [sys.executable, *launch, "papers.vlora.train", "smoke",
                "--data", str(data), "--out", str(out), *fields, *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -199,7 +225,7 @@ def alone(tmp_path_factory, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "zero2", "zero3"])
-def test_two_processes_train_as_one(tmp_path, data, alone, how, free_port):
+def test_two_processes_train_as_one(tmp_path, data, alone, how):
     """ZeRO scatters optimizer and gradients (2), and weights (3); what is loaded and saved is whole all the same."""
     words, one = alone
     if how == "ddp":
@@ -207,9 +233,9 @@ def test_two_processes_train_as_one(tmp_path, data, alone, how, free_port):
     else:
         words = [*words, "--deepspeed", how]
     if how == "zero3":
-        _launch(tmp_path, data, 2, *words, "--stop-at", "2", port=free_port)
+        _launch(tmp_path, data, 2, *words, "--stop-at", "2")
         words += ["--resume", "auto"]
-    two = _launch(tmp_path, data, 2, *words, port=free_port)
+    two = _launch(tmp_path, data, 2, *words)
     weights = {folder: _weights(folder) for folder in (one, two)}
     assert {k: v.shape for k, v in weights[two].items()} == {k: v.shape for k, v in weights[one].items()}
     losses = [[row["loss"] for row in run.read_log(folder) if "loss" in row] for folder in (one, two)]
@@ -223,14 +249,14 @@ def test_two_processes_train_as_one(tmp_path, data, alone, how, free_port):
 
 
 @pytest.mark.slow
-def test_zero3_where_one_process_has_an_image_and_the_other_none(tmp_path, data, alone, free_port):
+def test_zero3_where_one_process_has_an_image_and_the_other_none(tmp_path, data, alone):
     """The tower's weights are scattered as well: all processes gather them, or none."""
     root = tmp_path / "mixed"
     shutil.copytree(data, root)
     talks = json.loads((root / "conversations_train.json").read_text())
     (root / "conversations_train.json").write_text(json.dumps(talks[:4] + talks[-4:]))  # one batch, half of it text
     words = [*alone[0], "--deepspeed", "zero3", "--micro-batch", "1", "--steps", "2"]
-    assert (_launch(tmp_path / "out", root, 2, *words, port=free_port) / "results.json").exists()
+    assert (_launch(tmp_path / "out", root, 2, *words) / "results.json").exists()
 
 
 def door():
@@ -245,7 +271,7 @@ def door():
     (door, ["tiny", "--batch", "9999"], "the global batch of 9999 is larger than"),
     (door, ["tiny", "--llm", "/no/such/llm", "--vision", "tiny"], "cannot load"),
     (door, ["tiny", "--init", "WEIGHTS"], "does not fit this recipe's model"),
-    (evaluate.main, ["nowhere"], "no run or model folder at nowhere"),
+    (evaluate.main, ["nowhere"], "no checkpoint at nowhere"),
     (evaluate.main, [".", "--recipe", "tiny"], "holds no model"),
     (demo.main, ["x.png"], "no finished run under runs/vlora"),
     (official.main, [".", "out"], "holds neither *.safetensors nor *.bin"),

@@ -1,4 +1,4 @@
-"""VLoRA at home in transformers: where this repository is not, in transformers' own tests, and on its newest version."""
+"""VLoRA at home in transformers: where this repository is not, in transformers' own tests, on its newest version."""
 
 import json
 import subprocess
