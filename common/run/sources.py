@@ -9,6 +9,8 @@ SOURCES = {
     "COCO": "cocodataset.org: train2017/, val2017/ and annotations/",
     "COCO captions": "cocodataset.org: train2017/, val2017/ and annotations/captions_*2017.json",
     "pictures": "any folder of pictures: train/ and val/, with or without folders in them",
+    "pictures of many objects or of one": "papers.maskco.scripts.mini_sets, which makes many_objects/ and one_object/ "
+    "of Flickr8k or COCO and of Imagenette",
     "GOT-10k": "got-10k.aitestunion.com: train/, val/ and test/ with list.txt",
     "LaSOT": "vision.cs.stonybrook.edu/~lasot: a folder for each sequence, and testing_set.txt",
     "TrackingNet": "tracking-net.org: TRAIN_0/ ... TRAIN_11/ and TEST/ with frames/ and anno/",

@@ -396,6 +396,9 @@ def test_videos_are_shrunk(tmp_path):
     assert len(set(train_videos.paths)) == 3 and len(set(val.paths)) == 1 and len(val) == 16
     with video.open_video(val.paths[0]) as small, video.open_video(sources[3]) as source:
         assert len(small) == len(source) and small.read([0]).shape == (1, 48, 58, 3)
+    with pytest.raises(run.UserError, match="3 sources, and every fourth is held out"):
+        shrink_videos.main(tmp_path / "few", tuple(sources[:3]))
+    assert not (tmp_path / "few").exists()
     shrink_videos.main(tmp_path / "named", tuple(sources[:1]), val=tuple(sources[1:3]), times=1)
     assert [len(video.open_videos(tmp_path / "named", split)) for split in ("train", "val")] == [1, 2]
 
