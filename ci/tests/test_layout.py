@@ -169,3 +169,12 @@ def test_requirements_are_pinned(paper):
     lines = (ROOT / "papers" / paper / "requirements.txt").read_text().splitlines()
     wanted = {re.split("[<>=!~ ;]", line)[0].lower() for line in lines if line and not line.startswith("#")}
     assert wanted <= pinned
+
+
+@pytest.mark.parametrize("paper", papers())
+def test_processes_that_tests_start_stay_on_the_cpu(paper):
+    """Or two of them would ask for two GPUs, and one would be measured by a CPU's tolerances."""
+    for path in (ROOT / "papers" / paper / "tests").glob("test_*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "common.run.launch" not in text or '"--device", "cpu"' in text, path
+        assert "torch.distributed.run" not in text, f"{path} opens a port"

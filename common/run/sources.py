@@ -8,7 +8,11 @@ SOURCES = {
     "CIFAR-10": "cs.toronto.edu/~kriz/cifar.html (the Python version): data_batch_1 ... test_batch, batches.meta",
     "COCO": "cocodataset.org: train2017/, val2017/ and annotations/",
     "COCO captions": "cocodataset.org: train2017/, val2017/ and annotations/captions_*2017.json",
+    "Flickr8k": "its release of 8,000 photographs, the captions written in COCO's format: train/, val/ and "
+    "annotations/captions_train.json, captions_val.json",
     "pictures": "any folder of pictures: train/ and val/, with or without folders in them",
+    "pictures of many objects or of one": "papers.maskco.scripts.mini_sets, which makes many_objects/ and one_object/ "
+    "of Flickr8k or COCO and of Imagenette",
     "GOT-10k": "got-10k.aitestunion.com: train/, val/ and test/ with list.txt",
     "LaSOT": "vision.cs.stonybrook.edu/~lasot: a folder for each sequence, and testing_set.txt",
     "TrackingNet": "tracking-net.org: TRAIN_0/ ... TRAIN_11/ and TEST/ with frames/ and anno/",

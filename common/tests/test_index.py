@@ -337,6 +337,14 @@ def test_wrong_names_of_classes(tmp_path, text, expected):
         images.open_images(tmp_path, "train")
 
 
+def test_shards_of_validation_have_no_other_labels(tmp_path):
+    _shard(tmp_path / "train-0.tar", {"a.png": _png(), "a.cls": b"0", "b.png": _png(), "b.cls": b"1"})
+    _shard(tmp_path / "val-0.tar", {f"{i}.{kind}": _png() if kind == "png" else b"%d" % i
+                                    for i in range(4) for kind in ("png", "cls")})
+    with pytest.raises(UserError, match="validation has 2, 3, which training lacks"):
+        images.open_both(tmp_path)
+
+
 def test_names_are_utf8_whatever_the_locale(tmp_path):
     _shard(tmp_path / "shards/train-0.tar", {"a.png": _png(), "a.cls": b"0"})
     (tmp_path / "shards/classes.txt").write_bytes(b"\xef\xbb\xbfcaf\xc3\xa9\r\n")

@@ -20,6 +20,8 @@ FRAMES, SIDE_PX = 150, 48
 
 
 def main(out: Path, sources: tuple[Path, ...], /, val: tuple[Path, ...] = (), times: int = 16) -> None:
+    if not val and len(sources) < 4:
+        raise run.UserError(f"{len(sources)} sources, and every fourth is held out: give four, or name such with --val")
     out.mkdir(parents=True)
     lists: dict[str, list[str]] = {"train": [], "val": []}
     for i, source in enumerate(loader.progress([*sources, *val], out)):
@@ -32,6 +34,7 @@ def main(out: Path, sources: tuple[Path, ...], /, val: tuple[Path, ...] = (), ti
         lists["val" if held_out else "train"].append(name)
     for split, names in lists.items():
         (out / f"{split}.txt").write_text("".join(f"{name} 0\n" for name in names * times), encoding="utf-8")
+        print(f"{out / split}.txt: {len(names)} videos, {times} times each")
 
 
 if __name__ == "__main__":

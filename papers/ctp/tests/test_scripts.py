@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from common.data import video
+from common.data.tiny.clips import clips
 from common.run import UserError
-from papers.ctp.scripts import reencode_videos
+from papers.ctp.scripts import reencode_videos, shrink_videos
 
 
 @pytest.fixture
@@ -58,3 +59,17 @@ def test_what_was_stopped_goes_on_and_other_settings_are_refused(data, tmp_path,
     assert json.loads((out / "settings.json").read_text()) == {"short_side_px": 0, "key_every": 32, "crf": 18}
     with pytest.raises(UserError, match="was made with"):
         reencode_videos.main(data, out, short_side_px=48)
+
+
+def test_videos_are_shrunk(tmp_path):
+    sources = video.open_videos(clips(), "val").paths[:4]
+    shrink_videos.main(tmp_path / "small", tuple(sources))
+    train_videos, val = (video.open_videos(tmp_path / "small", split) for split in ("train", "val"))
+    assert len(set(train_videos.paths)) == 3 and len(set(val.paths)) == 1 and len(val) == 16
+    with video.open_video(val.paths[0]) as small, video.open_video(sources[3]) as source:
+        assert len(small) == len(source) and small.read([0]).shape == (1, 48, 58, 3)
+    with pytest.raises(UserError, match="3 sources, and every fourth is held out"):
+        shrink_videos.main(tmp_path / "few", tuple(sources[:3]))
+    assert not (tmp_path / "few").exists()
+    shrink_videos.main(tmp_path / "named", tuple(sources[:1]), val=tuple(sources[1:3]), times=1)
+    assert [len(video.open_videos(tmp_path / "named", split)) for split in ("train", "val")] == [1, 2]

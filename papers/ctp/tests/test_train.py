@@ -21,7 +21,6 @@ from papers.ctp import baselines, bench, cases, compare, data, demo, evaluate, m
 from papers.ctp.model import Backbone
 from papers.ctp.official import export, load_backbone
 from papers.ctp.recipes import BASELINES, RECIPES
-from papers.ctp.scripts import shrink_videos
 
 DOOR = lambda: run.door("ctp", RECIPES, train.train, compare.compare)  # noqa: E731
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -399,17 +398,6 @@ def test_the_benchmark_times_clips_and_the_loader(tmp_path, tiny, monkeypatch, c
     assert found["clips per second, loaded"] > 0 and found["loading processes"] == 2
     assert set(found["milliseconds per clip"]) == {"open", "decode", "resize, crop, flip", "paste", "color", "tensor"}
     assert f"with 2 processes on {bench.CORES} cores" in capsys.readouterr().out
-
-
-def test_videos_are_shrunk(tmp_path):
-    sources = video.open_videos(clips(), "val").paths[:4]
-    shrink_videos.main(tmp_path / "small", tuple(sources))
-    train_videos, val = (video.open_videos(tmp_path / "small", split) for split in ("train", "val"))
-    assert len(set(train_videos.paths)) == 3 and len(set(val.paths)) == 1 and len(val) == 16
-    with video.open_video(val.paths[0]) as small, video.open_video(sources[3]) as source:
-        assert len(small) == len(source) and small.read([0]).shape == (1, 48, 58, 3)
-    shrink_videos.main(tmp_path / "named", tuple(sources[:1]), val=tuple(sources[1:3]), times=1)
-    assert [len(video.open_videos(tmp_path / "named", split)) for split in ("train", "val")] == [1, 2]
 
 
 def _class_folders(root, tiny):
