@@ -59,9 +59,9 @@ def test_all_but_the_classifier_is_taken_over(paper, recipe, tmp_path, capsys):
         known.start_from(str(tmp_path / "ten.safetensors"), known.build(replace(recipe, model_args=_OTHER[paper]), 2))
 
 
-_OTHER = {
-    "shiftvit": {"embed_dim": 24}, "smlpnet": {"img_size": 64}, "spach": {"img_size": 64},
-    "sbt": {"in_chans": 1}, "dualtfr": {"in_chans": 1},
+_OTHER = {  # networks that differ in more than their classes
+    "shiftvit": {"embed_dim": 24}, "smlpnet": {"embed_dim": 64}, "spach": {"embed_dim": 64},
+    "sbt": {"mlp_ratios": (3, 3, 3, 3)}, "dualtfr": {"mlp_ratio": 3.0},
 }
 
 

@@ -23,6 +23,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from common import run
 from common.run import UserError, leaving
@@ -182,6 +183,10 @@ class Trainer(transformers.Trainer):
     def __init__(self, batches: DataLoader, progress: Progress, **kwargs: Any):
         super().__init__(**kwargs)
         self.batches, self.progress = batches, progress
+        if self.args.torch_compile:  # at their first call, within the compiled code, they would break its graph
+            for module in self.model.modules():
+                if isinstance(module, transformers.PreTrainedModel):
+                    maybe_install_capturing_hooks(module)
         self.remove_callback(transformers.PrinterCallback)
         self.add_callback(progress)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import os
 import random
@@ -57,6 +58,12 @@ class World:
     def in_full(self, wanted: bool) -> World:
         """The same in full precision where a recipe wants that and nobody asked for another."""
         return replace(self, amp=None) if wanted and not self.chosen else self
+
+    def wait_long(self) -> None:
+        """As `wait`, for what rank 0 does alone and may take longer than the half hour after which a collective gives
+        up."""
+        if self.size > 1:
+            dist.barrier(group=_patient_group())
 
     def autocast(self):
         """Context of the forward pass."""
@@ -113,6 +120,11 @@ def join_group(backend: str | None = None) -> None:
     places = {"store": _store(size), "rank": rank, "world_size": size} if local_size == size else {}
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30), **places)
+
+
+@functools.cache
+def _patient_group() -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
 
 
 def _store(size: int) -> dist.FileStore:

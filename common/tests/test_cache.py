@@ -33,7 +33,8 @@ def test_a_home_that_others_may_write_to_is_not_believed(monkeypatch, tmp_path, 
     planted.mkdir(parents=True)
     os.chmod(planted, 0o777 if how == "open to others" else 0o700)
     if how == "another's":
-        monkeypatch.setattr(os, "getuid", lambda real=os.getuid(): real + 1)
+        other = os.getuid() + 1
+        monkeypatch.setattr(os, "getuid", lambda: other)
         with pytest.raises(PermissionError):  # here the temporary folder is another's as well
             cache_dir("kernels")
     else:

@@ -5,7 +5,9 @@ import torch
 from common.run.cases import Curve, ModelCase, Parts, Rehearsal, TrainingCost
 from common.run.hf import rates
 from papers.mm_gem import build
-from papers.mm_gem.model import MMGEMModel, contrastive
+from papers.mm_gem.contrastive import contrastive
+from papers.mm_gem.data import Rows, open_captions, open_regions
+from papers.mm_gem.model import MMGEMModel
 from papers.mm_gem.recipes import RECIPES, Recipe
 
 
@@ -39,6 +41,9 @@ def rehearsal(recipe: Recipe) -> Rehearsal:
     curve = Curve(peak, warmup=warmup, in_steps=True, after_warmup=True, epochs=epochs)
     return Rehearsal(
         None, recipe, recipe.samples, curve, micro_batch=MICRO_BATCH, parts=lambda: _parts(recipe),
+        opens=lambda root: Rows(
+            open_captions(root, "train"), open_regions(root, "train") if recipe.region_fraction else []
+        ),
         cost=MEAN_TOKENS / build.TEXT_TOKENS,
     )
 

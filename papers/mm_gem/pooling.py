@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from common.run import UserError
+from .configuration import InputError
 
 
 def whole_images(count: int, size_px: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
@@ -24,12 +24,12 @@ def clipped(boxes_R5: Tensor, images: int, size_px: tuple[int, int], *, checked:
     """Boxes (image index, left, top, right, bottom) in pixels of images of `size_px` = (height, width), clipped to
     their image.
 
-    `UserError` if one is not finite, belongs to none of the `images`, or holds nothing of its image: RoI Align would
+    `InputError` if one is not finite, belongs to none of the `images`, or holds nothing of its image: RoI Align would
     read memory that is not the map's, or crash. Boxes that were `checked` on the CPU are not looked at again: the host
     would wait for a GPU.
     """
     if boxes_R5.dim() != 2 or boxes_R5.shape[1] != 5:
-        raise UserError(
+        raise InputError(
             f"boxes of shape {tuple(boxes_R5.shape)}; expected (R, 5): image index, left, top, right, bottom"
         )
     height, width = size_px
@@ -44,10 +44,10 @@ def clipped(boxes_R5: Tensor, images: int, size_px: tuple[int, int], *, checked:
         row = int(good.int().argmin())
         values = boxes_R5[row].tolist()
         if not finite[row]:
-            raise UserError(f"box {row}, {values}, is not of finite numbers")
+            raise InputError(f"box {row}, {values}, is not of finite numbers")
         if not belongs[row]:
-            raise UserError(f"box {row} is of image {values[0]:g}, but there are {images} images, counted from 0")
-        raise UserError(f"box {row}, {values[1:]}, is empty in the image of {width} x {height} px")
+            raise InputError(f"box {row} is of image {values[0]:g}, but there are {images} images, counted from 0")
+        raise InputError(f"box {row}, {values[1:]}, is empty in the image of {width} x {height} px")
     return torch.stack([index, x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
 
 

@@ -141,6 +141,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if not trainer.run_steps():
         return folder
 
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     weights, peak = trainer.whole_weights(), run.peak_memory_bytes()
     del trainer, model, batches, args
     unset_hf_deepspeed_config()  # what is loaded from here on is whole
@@ -148,6 +149,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if not world.is_main:
         return folder
     export(folder, recipe, processor, weights, dtype)
+    if recipe.tune == "lora":  # what tools/ship.py takes: all that connects the two networks
+        run.save_weights(folder / "connection.safetensors", {name: weights[name] for name in names})
     del weights
     scores, outputs = evaluate(load(folder, world, options.workers), *held_out, recipe)  # what others will load
     scores["training loss"] = [row["loss"] for row in run.read_log(folder) if "loss" in row][-1], "nats"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 from PIL import Image
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from common import run

@@ -85,7 +85,8 @@ def recipe_of(checkpoint: Path, name: str | None = None) -> Recipe:
     about = shipped.header(checkpoint)
     if name is None and about:
         fields = {field.name for field in dataclasses.fields(Recipe)}
-        return Recipe(**{key: value for key, value in about["recipe"].items() if key in fields})
+        said = {key: value for key, value in about["recipe"].items() if key in fields}
+        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
     return model_folder.recipe_of(checkpoint, name, RECIPES)
 
 

@@ -198,8 +198,9 @@ def test_a_recorded_command_can_be_typed_today(home):
 def test_the_papers_glances_are_gathered_in_the_readme_above(tmp_path, monkeypatch):
     papers = tmp_path / "papers"
     (papers / "toypaper").mkdir(parents=True)
-    (papers / "toypaper/README.md").write_text("# T\n\n| | |\n|---|---|\n| Verdict | seen, 3 ± 1 |\n<!-- results:start -->\n" + tables.table([]) +
-        "<!-- results:end -->\n", encoding="utf-8")
+    said = "# T\n\n| | |\n|---|---|\n| Verdict | seen, 3 ± 1 |\n"
+    (papers / "toypaper/README.md").write_text(
+        f"{said}<!-- results:start -->\n{tables.table([])}<!-- results:end -->\n", encoding="utf-8")
     (tmp_path / "README.md").write_text("<!-- glance:start -->\n<!-- glance:end -->\n", encoding="utf-8")
     monkeypatch.setattr(tables, "listed", lambda: ["toypaper", "elsewhere"])
     monkeypatch.setattr(tables, "recipes", lambda name: type("Recipes", (), {"NAME": "Toy"}))

@@ -13,19 +13,20 @@ BASELINE_NAMES = {name: name for name in BASELINES} | OLD_LABELS
 
 
 def real_table(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Markdown: for each choice of data, trackers and baselines on each real sequence that trained none of them, their
-    mean, and the speeds.
+    """Markdown: for each choice of data, folds apart, trackers and baselines on each real sequence that trained none of
+    them, their mean, and the speeds.
 
     `records` by paper; those count whose metrics name sequences ("otb/Bolt auc"). Recipes of one paper share a column
     where they track different sequences, such as real_small and real_small_otb; a training that began from weights has
     one of its own.
     """
-    groups: dict[str, Cells] = {}
+    groups: dict[tuple[str, bool], Cells] = {}
     for paper, its in records.items():
         for record in its:
             rows = [(*m["name"].partition(", "), m) for m in record["metrics"]]
             if any("/" in row for row, *_ in rows):
-                cells = groups.setdefault(record["data"].partition(":")[0], {})
+                key = record["data"].partition(":")[0], record["recipe"].endswith("_fold")
+                cells = groups.setdefault(key, {})
                 began = any(word in record["command"] for word in ("--init", "--weights", "--pretrained"))
                 title = f"{paper}, pre-trained" if began else paper
                 if record["recipe"].partition("real_")[2].startswith("lite0"):

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from common import run
 from common.data.tiny.digits import digits
 from common.data.tiny.scenes import scenes
+from common.run import shipped
 from common.tests.squares import BROKEN, break_classes, class_folders
 from papers.maskco import cases, data, demo, evaluate
 from papers.maskco.__main__ import choose
@@ -133,6 +134,14 @@ def test_what_a_run_leaves(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["demo", "--checkpoint", str(folder), "--out", str(tmp_path / "seen.png")])
     demo.main()
     assert Image.open(tmp_path / "seen.png").size[0] > 500
+    # as it is shipped, on a picture of one's own
+    Image.effect_noise((320, 180), 90).convert("RGB").save(tmp_path / "own.jpg")
+    shipped.write(tmp_path / "w.safetensors", run.load_checkpoint(folder)[1]["model"], paper="maskco",
+                  recipe_name="smoke", recipe=SMALL, classes=[], revision="0" * 40)
+    monkeypatch.setattr(sys, "argv", ["demo", str(tmp_path / "own.jpg"), "--checkpoint",
+                                      str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "own.png")])
+    demo.main()
+    assert Image.open(tmp_path / "own.png").size == Image.open(tmp_path / "seen.png").size
 
 
 def test_large_data_are_not_probed_and_a_failing_probe_costs_no_backbone(tmp_path, tiny, monkeypatch):

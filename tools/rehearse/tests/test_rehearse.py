@@ -146,6 +146,14 @@ def test_missing_files_of_kinetics_are_named(kinetics):
     assert "13 of 400 train videos" in data.opening(work, kinetics).error
 
 
+def test_a_trainer_is_called_until_it_has_its_data(tmp_path):
+    work = Rehearsal(train, Recipe(), SAMPLES, Curve(0.1))
+    found = data.opening(work, tmp_path)
+    assert not found.error and 0 <= found.cpu_seconds < 60
+    refused = Rehearsal(lambda name, recipe, options, world: images.open_both(options.data), Recipe(), 1, Curve(0.1))
+    assert "no train split" in data.opening(refused, tmp_path).error
+
+
 def test_curves():
     whole = Curve(1.0, warmup=2, start=0.1, end=0.5, epochs=10)
     assert [curve.expected(whole, step, 100, 10) for step in (1, 11)] == pytest.approx([0.1, 0.55])
@@ -180,3 +188,13 @@ def test_two_recipes_of_one_augmentation_are_looked_at_once():
     assert data.signature(one) == data.signature(again) != data.signature(other)
     assert (data.kind(one), data.kind(other)) == ("policy", "pictures")
     assert math.isfinite(data.look(other, 3)[0])
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_loader_processes(tmp_path, monkeypatch):
+    """What each process has for itself, of an index of 128,000 names: the same with one and with eight."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    layouts.lay_out("ImageNet-1K", tmp_path / "data", 0.1)
+    samples = loader.Augmented(images.open_images(tmp_path / "data", "train"), images.train_transform(32))
+    alone, among = (data.workers_memory_mb(samples, workers) for workers in (1, 8))
+    assert max(among) < 1.1 * alone[0] + 5, (alone, among)

@@ -12,7 +12,10 @@ from tools.list import full_scale, papers, recipes
 
 @pytest.mark.parametrize("paper", papers())
 def test_a_table_has_a_row_for_each_recipe(paper):
-    lines = (ROOT / "papers" / paper / "results" / "rehearsal.md").read_text(encoding="utf-8").splitlines()
+    table = ROOT / "papers" / paper / "results" / "rehearsal.md"
+    if not table.exists():
+        pytest.skip(f"not rehearsed yet: make rehearse PAPER={paper}")
+    lines = table.read_text(encoding="utf-8").splitlines()
     rows = [re.split(r" *\| *", line)[1:-1] for line in lines if line.startswith("| ")][1:]
     assert [row[0] for row in rows] == full_scale(paper)
     found = recipes(paper).RECIPES
