@@ -20,7 +20,8 @@ def probe(
 ) -> dict[str, float]:
     """Top-1 in percent on `val` of a logistic regression on each network's pooled features of `train`."""
     # They take a second to import, and nothing else needs them.
-    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -29,10 +30,9 @@ def probe(
     scores = {}
     for name, network in networks.items():
         (x, y), (x_val, y_val) = (features(network, data, recipe, world, workers) for data in (train, val))
-        folds = min(5, np.bincount(y).min())
-        classifier = LogisticRegressionCV(Cs=PENALTIES, cv=int(folds), max_iter=1000)
-        fit = make_pipeline(StandardScaler(), classifier).fit(x, y)
-        scores[name] = 100 * float(fit.score(x_val, y_val))
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        search = GridSearchCV(classifier, {"logisticregression__C": PENALTIES}, cv=int(min(5, np.bincount(y).min())))
+        scores[name] = 100 * float(search.fit(x, y).score(x_val, y_val))
     return scores
 
 
