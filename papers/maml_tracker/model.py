@@ -262,11 +262,13 @@ class RetinaHead(Head):
         return self.focal(raw[..., 0], positive, ignored) + mean_over(positive, distance)
 
     def predict(self, raw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(boxes (B, N, 4), scores (B, N))."""
+        """(boxes (B, N, 4), scores (B, N)). The coder's inverse; its own `decode` brings constants from the host."""
         raw = raw.float()
-        anchors = self.anchors.expand(len(raw), -1, 4).reshape(-1, 4)
-        boxes = self.coder.decode_single(raw[..., 1:].reshape(-1, 4), anchors)
-        return boxes.view(len(raw), -1, 4), raw[..., 0].sigmoid()
+        start, end = self.anchors.chunk(2, -1)
+        side = end - start
+        center = raw[..., 1:3] * side + (start + 0.5 * side)
+        half = 0.5 * (raw[..., 3:].clamp(max=MAX_LOG_RATIO).exp() * side)
+        return torch.cat([center - half, center + half], -1), raw[..., 0].sigmoid()
 
 
 class FCOSHead(Head):
