@@ -3,7 +3,7 @@ VARIABLES := PAPER RECIPE DATA CHECKPOINT INPUT GPUS SEEDS ARGS NAME PYTHON
 # As they were typed: a path may hold spaces and dollar signs.
 $(foreach each,$(VARIABLES),$(eval override export $(each) := $$(value $(each))))
 .DEFAULT_GOAL := help
-VERBS := setup list reproduce smoke train evaluate demo test test-long bench report tables plan lint new_paper
+VERBS := setup list reproduce smoke train evaluate demo test test-long bench report tables plan rehearse lint new_paper
 .PHONY: help clean $(VERBS)
 
 help:  ## this list
@@ -21,6 +21,7 @@ help:  ## this list
 #: bench	kernels and the networks that use them against their baselines; with PAPER=, one paper's
 #: report	one page over all runs: runs/report.html
 #: tables	write the READMEs' tables anew from papers/*/results
+#: rehearse	full-scale recipes walked without their data and a GPU: [PAPER=] [RECIPE=] [ARGS="--views -1 --data whole"]
 #: plan	what a full-scale recipe will cost: PAPER= RECIPE= [ARGS="--gpus 8"]
 #: lint	ruff
 #: new_paper	lay out an eleventh paper: NAME=

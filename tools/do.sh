@@ -22,7 +22,7 @@ if [ -n "${PYTHON:-}" ]; then
 else
   python=.venv/bin/python
   case "$verb" in
-    test | test-long | tables) for each in ${paper:-$papers}; do tools/setup.sh "$each"; done ;;
+    test | test-long | tables | rehearse) for each in ${paper:-$papers}; do tools/setup.sh "$each"; done ;;
     *) tools/setup.sh ${paper:+"$paper"} ;;
   esac
 fi
@@ -46,6 +46,7 @@ case "$verb" in
   bench)
     [ -z "$paper" ] || exec "$python" -m "papers.$paper.bench" "${data[@]}" "${more[@]}"
     for module in common.kernels papers.shiftvit papers.smlpnet; do "$python" -m "$module.bench" "${more[@]}"; done ;;
+  rehearse) exec "$python" -m tools.rehearse ${paper:+"$paper"} ${RECIPE:+"$RECIPE"} "${more[@]}" ;;
   plan) exec "$python" -m tools.plan "$paper" "$RECIPE" "${more[@]}" ;;
   report | tables) exec "$python" -m "tools.$verb" "${more[@]}" ;;
   new_paper) exec "$python" -m tools.new_paper "${NAME:-}" ;;

@@ -26,7 +26,8 @@ def recipes(paper: str) -> ModuleType:
 
 # Data that are at hand, or that a CPU trains on in minutes; all others are those of papers.
 SMALL = {
-    "CIFAR-10", "Imagenette", "pictures", "real videos", "COCO captions",
+    "CIFAR-10", "Imagenette", "Tiny-ImageNet-100", "Flickr8k", "COCO captions", "pictures", "real videos",
+    "pictures of many objects or of one", "46 real sequences and COCO",
     "OTB, VOT, GOT-10k, LaSOT and coco side by side",
 }
 

@@ -1,6 +1,9 @@
 """What training a recipe will cost: ``python -m tools.plan PAPER RECIPE``. Nothing is trained or allocated.
 
-The model comes from ``papers.<name>.cases.training_cost``. Memory is an estimate, counted as follows.
+A full-scale recipe is rehearsed (tools/rehearse): the first step of its own training, on as many GPUs as the paper has
+unless --gpus says otherwise, gives the memory, DeepSpeed's stage and checkpointing included; the hours are those of the
+device or of the loader, whichever is slower. Of other recipes an estimate is told, of the model that
+``papers.<name>.cases.training_cost`` gives. Memory is an estimate, counted as follows.
 
 - Weights (with buffers), gradients and optimizer states in the parameters' own type: two moments for Adam, one for a
   recipe whose `optimizer` is SGD; a second copy of the gradients in DDP's buckets on several GPUs; one copy of the
@@ -16,7 +19,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,19 +32,11 @@ import papers
 from common.run import ROOT, UserError, World, accumulation, multiply_adds
 from common.run import main as run_main
 from common.run.cases import TrainingCost
+from tools.list import full_scale
+from tools.rehearse.cost import CARDS_GB, PEAK_TFLOPS, PROCESSES, USABLE, UTILISATIONS, cost
+from tools.rehearse.layouts import lay_out
+from tools.rehearse.walk import judge
 from tools.tables import figure, read_record
-
-# Dense peak of the vendors' data sheets, TFLOP/s, by autocast type; fp32 runs in TF32.
-PEAK_TFLOPS = {
-    "A100": {"bf16": 312, "fp32": 156},
-    "H100 or H200": {"bf16": 989, "fp32": 495},
-    "RTX 4090": {"bf16": 165, "fp32": 83},
-}
-UTILISATIONS = (0.2, 0.4)
-"""Assumed shares of the peak that training reaches."""
-CARDS_GB = (24, 40, 80, 141)
-USABLE = 0.9
-"""Share of a card's memory that the counted tensors may fill."""
 
 
 @dataclass
@@ -48,7 +44,8 @@ class Arguments:
     paper: Annotated[str, tyro.conf.Positional]
     """Folder under papers/."""
     recipe: Annotated[str, tyro.conf.Positional]
-    gpus: int = 1
+    gpus: int | None = None
+    """None: the paper's number for a full-scale recipe, else one."""
     batch_per_gpu: int = 0
     """Most samples a GPU takes at once; the global batch is reached by accumulation. 0: no limit."""
     samples_per_s: float = 0.0
@@ -60,7 +57,61 @@ class Arguments:
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m tools.plan", description=__doc__)
     recipe, training_cost = load(args.paper, args.recipe)
-    print(plan(args, recipe, training_cost))
+    if args.recipe in full_scale_if_any(args.paper):
+        print(rehearsed(args, recipe, training_cost))
+    else:
+        print(plan(args, recipe, training_cost))
+
+
+def full_scale_if_any(paper: str) -> list[str]:
+    """Names of the recipes that are rehearsed; none of a paper whose cases.py does not say how."""
+    cases = importlib.import_module(f"papers.{paper}.cases")
+    return full_scale(paper) if hasattr(cases, "rehearsal") else []
+
+
+def rehearsed(args: Arguments, recipe: Any, counted: TrainingCost) -> str:
+    """What a rehearsal says of a full-scale recipe."""
+    checked(args, counted)
+    work = importlib.import_module(f"papers.{args.paper}.cases").rehearsal(recipe)
+    work = replace(work, gpus=args.gpus or work.gpus, micro_batch=args.batch_per_gpu or work.micro_batch)
+    with tempfile.TemporaryDirectory() as home:
+        if work.train:
+            lay_out(recipe.dataset, Path(home) / "data")
+        row = judge(args.paper, args.recipe, work, counted, Path(home) / "data", precision=args.precision)
+    shown, found = row.shown, row.cost
+    lines = [f"{args.paper} {args.recipe}: {recipe.about}", ""]
+    lines += [f"not ready: {row.why_not}" if row.why_not else "ready"]
+    if found is None:
+        return "\n".join([*lines, "no plan of a training whose first step fails"])
+    samples, cards = shown.steps * counted.batch, [f"{card} GB" for card in CARDS_GB if found.fits(card)]
+    lines += [
+        f"training  {shown.steps:,} steps of {counted.batch:,} samples on {work.gpus} GPUs, {found.flops:.3g} FLOPs",
+        f"rates     {row.rates}",
+        f"memory of one GPU at {shown.batch} samples, {args.precision}",
+        *(f"  {name:<26}{size / 1e9:9.3f} GB" for name, size in shown.memory.items()),
+        f"  {'in all':<26}{found.memory_gb:9.3f} GB; fits into {', '.join(cards) or 'no card'}",
+    ]
+    if args.samples_per_s:
+        return "\n".join([*lines, *times(args, samples, 0)])
+    low, high = UTILISATIONS
+    lines.append(f"time, estimated from {low:.0%} to {high:.0%} of peak FLOP/s, or the loader's (not measured)")
+    for card in PEAK_TFLOPS:
+        hours = cost(args.paper, args.recipe, work, counted, shown, card=card, precision=args.precision).hours
+        lines.append(f"  {work.gpus} x {card:<13} {hours[0]:,.1f} to {hours[1]:,.1f} h")
+    if found.loader_hours:
+        need = "{} to {}".format(*found.processes)
+        lines.append(f"loader    {found.loader_hours:,.1f} h with {PROCESSES} processes a GPU; an A100 needs {need}")
+    else:
+        lines.append("loader    not measured: make rehearse ARGS='--views -1'")
+    return "\n".join([*lines, *measured_times(args, samples)])
+
+
+def checked(args: Arguments, work: TrainingCost) -> None:
+    """`UserError` for what cannot be asked."""
+    if (args.gpus is not None and args.gpus < 1) or args.batch_per_gpu < 0 or args.samples_per_s < 0:
+        raise UserError("--gpus must be at least 1, --batch-per-gpu and --samples-per-s not negative")
+    if work.batch > work.samples:
+        raise UserError(f"the global batch {work.batch} exceeds the {work.samples} samples of an epoch")
 
 
 def load(paper: str, name: str) -> tuple[Any, TrainingCost]:
@@ -76,10 +127,8 @@ def load(paper: str, name: str) -> tuple[Any, TrainingCost]:
 
 def plan(args: Arguments, recipe: Any, work: TrainingCost) -> str:
     """The whole answer as text."""
-    if args.gpus < 1 or args.batch_per_gpu < 0 or args.samples_per_s < 0:
-        raise UserError("--gpus must be at least 1, --batch-per-gpu and --images-per-s not negative")
-    if work.batch > work.samples:
-        raise UserError(f"the global batch {work.batch} exceeds the {work.samples} samples of an epoch")
+    checked(args, work)
+    args = replace(args, gpus=args.gpus or 1)
     chunks = accumulation(work.batch, World(0, args.gpus, torch.device("meta"), None), args.batch_per_gpu)
     at_once = -(-work.batch // (args.gpus * chunks))
     macs = multiply_adds(work.model, *work.inputs)
@@ -172,9 +221,15 @@ def times(args: Arguments, samples: int, flops: int) -> list[str]:
         peak = peaks[args.precision]
         cells = (f"{_hours(flops / (args.gpus * peak * 1e12 * share))} at {share:.0%}" for share in UTILISATIONS)
         lines.append(f"  {args.gpus} x {gpu:<13} {peak:>4} TFLOP/s each: {', '.join(cells)}")
-    for rate, hardware, path in measured(args.paper, args.recipe):
-        lines.append(f"time, measured: {_hours(samples / rate)} at {figure(rate)} samples/s on {hardware} ({path})")
-    return lines
+    return lines + measured_times(args, samples)
+
+
+def measured_times(args: Arguments, samples: int) -> list[str]:
+    """Hours at the throughput of the newest records."""
+    return [
+        f"time, measured: {_hours(samples / rate)} at {figure(rate)} samples/s on {hardware} ({path})"
+        for rate, hardware, path in measured(args.paper, args.recipe)
+    ]
 
 
 def _hours(seconds: float) -> str:

@@ -75,6 +75,8 @@ class Curve:
     """Epochs after which the rate is a tenth of what it was."""
     end: float = 0.0
     """Rate that the cosine ends in."""
+    after_warmup: bool = False
+    """The cosine begins at the warm-up's end (transformers'), and not at step 0 (DeiT's)."""
     epochs: int = 0
     """Of the whole training; 0: not checked."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import os
 import random
@@ -58,6 +59,12 @@ class World:
         """The same in full precision where a recipe wants that and nobody asked for another."""
         return replace(self, amp=None) if wanted and not self.chosen else self
 
+    def wait_long(self) -> None:
+        """As `wait`, for what rank 0 does alone and may take longer than the half hour after which a collective gives
+        up."""
+        if self.size > 1:
+            dist.barrier(group=_patient_group())
+
     def autocast(self):
         """Context of the forward pass."""
         return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
@@ -74,7 +81,8 @@ def start_world(options: Options) -> World:
         raise UserError(f"there are {local_size} processes, but torch sees {torch.cuda.device_count()} CUDA devices")
     if cuda:
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high")  # TF32; convolutions use it anyway
+        torch.backends.cudnn.benchmark = not options.deterministic  # tries its convolutions, once per shape
     if size > 1:
         join_group("nccl" if cuda else "gloo")
     elif options.threads:
@@ -112,6 +120,11 @@ def join_group(backend: str | None = None) -> None:
     places = {"store": _store(size), "rank": rank, "world_size": size} if local_size == size else {}
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30), **places)
+
+
+@functools.cache
+def _patient_group() -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
 
 
 def _store(size: int) -> dist.FileStore:

@@ -222,7 +222,10 @@ def test_small_objects_of_coco_train_where_they_are_asked_for(tmp_path):
         "annotations": [{"id": i, "image_id": 1, "category_id": 1, "iscrowd": int(side == 80), "bbox": [1, 1, side, 60]}
                         for i, side in enumerate((9, 60, 80, 0))]}))
     coco = SimpleNamespace(datasets=("coco",), held_out=())
-    found = {side: [s.boxes[0, 2] for s in pairs.open_data(coco, folder, side).train["coco"]] for side in (50.0, 0.0)}
+    found = {
+        side: [s.boxes[0, 2] for s in pairs.open_data(coco, folder, coco_side_px=side).train["coco"]]
+        for side in (50.0, 0.0)
+    }
     assert found == {50.0: [60], 0.0: [9, 60]}
 
 

@@ -81,9 +81,9 @@ def targets(recipe: Recipe) -> Targets:
     return Targets(recipe.target_mean, recipe.target_std)
 
 
-def open_split(recipe: Recipe, folder: Path | None, split: str) -> Videos:
+def open_split(recipe: Recipe, folder: Path | None, split: str, missing: float | None = None) -> Videos:
     """Videos of a split: of the folder given, or of the built-in clips for a recipe meant for them."""
-    return open_videos(run.data_folder(recipe, folder, {"clips": clips}), split, fold=recipe.fold)
+    return open_videos(run.data_folder(recipe, folder, {"clips": clips}), split, fold=recipe.fold, missing=missing)
 
 
 def expect_all_classes(val: Videos) -> None:

@@ -53,7 +53,9 @@ def train(name: str, recipe: Pretrain, options: run.Options, world: run.World) -
     smoothing = 0.0 if mixup else recipe.label_smoothing  # mixup smooths its targets itself
 
     run.seed_all(options.seed)
-    model = build(recipe, classes).to(world.device, memory_format=torch.channels_last)
+    model = build(recipe, classes)
+    PAPER.start_from(recipe.init, model)
+    model.to(world.device, memory_format=torch.channels_last)
     params = sum(p.numel() for p in model.parameters())
     flops = run.multiply_adds(model, torch.empty(1, 3, size_px, size_px, device="meta"))
     lr = recipe.lr * recipe.batch / 512  # DeiT's rule

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "DualTFR"
 TITLE = "Learning Tracking Representations via Dual-Branch Fully Transformer Networks (ICCV Workshops 2021)"
 CLAIM = "A tracker without a CNN: attention within windows, over each image, and between the two images."
 BUILT_IN = ("sequences", "hard_sequences", "digits")  # data sets that come with the repository
@@ -91,6 +92,9 @@ class Pretrain:
     model: str = "dualtfr"
     """A variant of `model.VARIANTS`."""
     model_args: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    """Fine-tuning: the run folder, file of weights, or shipped[:NAME] that the network starts from; its classifier
+    starts at random where the classes are others. None: all of it at random."""
     dataset: str = "ImageNet-1K"
     """Data the recipe is meant for; all but the built-in ones are given with --data."""
     input_size_px: int = 224

@@ -21,7 +21,7 @@ from papers.dualtfr.weights import init_weights, load_backbone
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, tracks the test sequences and reports one run; returns its folder."""
     root = trackers.data_folder(recipe, options.data)
-    data = pairs.open_data(recipe, root)  # before any weights are sought
+    data = pairs.open_data(recipe, root, options.missing)  # before any weights are sought
     steps_per_epoch = loader.steps_per_epoch(recipe.pairs_per_epoch, recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+NAME = "Retina-MAML, FCOS-MAML"
 TITLE = "Tracking by Instance Detection: A Meta-Learning Approach (CVPR 2020, oral)"
 CLAIM = "A detector meta-trained with MAML becomes a tracker by a few gradient steps on the first frame."
 BUILT_IN = ("sequences", "hard_sequences",)  # data sets that come with the repository

@@ -28,7 +28,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World, rep
     if options.compile:
         raise run.UserError("torch.compile cannot differentiate twice: train without --compile; tracking has --speed")
     root = trackers.data_folder(recipe, options.data)
-    data = pairs.open_data(recipe, root)  # before any weights are sought
+    data = pairs.open_data(recipe, root, options.missing)  # before any weights are sought
     steps_per_epoch = loader.steps_per_epoch(recipe.pairs_per_epoch, recipe.batch)
     detection_steps = recipe.detection_epochs * steps_per_epoch
     steps = detection_steps + recipe.epochs * steps_per_epoch

@@ -5,7 +5,9 @@ import torch
 from common.run.cases import Curve, ModelCase, Parts, Rehearsal, TrainingCost
 from common.run.hf import rates
 from papers.mm_gem import build
-from papers.mm_gem.model import MMGEMModel, contrastive
+from papers.mm_gem.contrastive import contrastive
+from papers.mm_gem.data import Rows, open_captions, open_regions
+from papers.mm_gem.model import MMGEMModel
 from papers.mm_gem.recipes import RECIPES, Recipe
 
 
@@ -36,16 +38,19 @@ MEAN_TOKENS = 40  # of a text [ours]
 def rehearsal(recipe: Recipe) -> Rehearsal:
     """The schedules of this reproduction's sheet: the paper's are not at hand. FLOPs are counted by a mean text."""
     peak, warmup, epochs = (2e-5, 500, 3) if recipe.region_fraction else (1e-4, 2000, 1)
-    curve = Curve(peak, warmup=warmup, in_steps=True, epochs=epochs)
+    curve = Curve(peak, warmup=warmup, in_steps=True, after_warmup=True, epochs=epochs)
     return Rehearsal(
         None, recipe, recipe.samples, curve, micro_batch=MICRO_BATCH, parts=lambda: _parts(recipe),
+        opens=lambda root: Rows(
+            open_captions(root, "train"), open_regions(root, "train") if recipe.region_fraction else []
+        ),
         cost=MEAN_TOKENS / build.TEXT_TOKENS,
     )
 
 
 def _parts(recipe: Recipe) -> Parts:
     """Both paths of MICRO_BATCH pairs and both terms of the loss."""
-    model, (ids, pixels) = build.on_meta(recipe)
+    model, (_, pixels) = build.on_meta(recipe)
     model.to(torch.bfloat16)
     if recipe.gradient_checkpointing:
         model.model.gradient_checkpointing_enable({"use_reentrant": False})

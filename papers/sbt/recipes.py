@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "SBT"
 TITLE = "Correlation-Aware Deep Tracking (CVPR 2022)"
 CLAIM = "Template and search image meet inside the backbone, in cross-attention; no correlation module is left."
 BUILT_IN = ("sequences", "hard_sequences", "digits")  # data sets that come with the repository
@@ -97,6 +98,9 @@ class Pretrain:
     model: str = "sbt_base"
     """A variant of `model.VARIANTS`."""
     model_args: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    """Fine-tuning: the run folder, file of weights, or shipped[:NAME] that the network starts from; its classifier
+    starts at random where the classes are others. None: all of it at random."""
     dataset: str = "ImageNet-1K"
     """Data the recipe is meant for; all but the built-in ones are given with --data."""
     input_size_px: int = 224

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "ShiftViT"
 TITLE = "When Shift Operation Meets Vision Transformer (AAAI 2022)"
 CLAIM = "Attention can be replaced by moving a third of the channels by one pixel."
 BUILT_IN = ("digits",)  # data sets that come with the repository
@@ -23,6 +24,9 @@ class Recipe:
     """Name of a timm model: one of `model.VARIANTS`, or any other as a baseline."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model beyond its variant's."""
+    init: str | None = None
+    """Fine-tuning: the run folder, file of weights (ours or the authors'), or shipped[:NAME] that the network starts
+    from; its classifier starts at random where the classes are others. None: all of it at random."""
     compare: tuple[str, ...] = ()
     """Train these under this recipe, over several seeds, instead of one network: shift, the model as it is; no_shift,
     the same without moving a channel; swin, timm's Swin of like size, with attention in windows."""

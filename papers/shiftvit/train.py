@@ -40,6 +40,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
 
     run.seed_all(options.seed)
     model = build(recipe, classes)
+    PAPER.start_from(recipe.init, model)
     model.to(world.device, memory_format=torch.channels_last)
     params = sum(p.numel() for p in model.parameters())
     flops = run.multiply_adds(model, torch.zeros(1, 3, size, size))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "sMLPNet"
 TITLE = "Sparse MLP for Image Recognition (AAAI 2022)"
 CLAIM = "A token needs to be mixed only with its row and its column, by matrices that all rows and columns share."
 BUILT_IN = ("digits",)  # data sets that come with the repository
@@ -23,6 +24,9 @@ class Recipe:
     """Name of a timm model: one of `model.VARIANTS`, or another that can be built for an image size."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model beyond its variant's; the image size follows from input_size_px."""
+    init: str | None = None
+    """Fine-tuning: the run folder, file of weights (ours or the authors'), or shipped[:NAME] that the network starts
+    from; its classifier starts at random where the classes are others. None: all of it at random."""
     compare: tuple[str, ...] = ()
     """Compare these of `model.MIXINGS` under this recipe, over several seeds, instead of training one network."""
     dataset: str = "ImageNet-1K"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "SPACH"
 TITLE = "A Battle of Network Structures: CNN, Transformer, and MLP (arXiv 2108.13002)"
 CLAIM = "In one framework all three compete; scaled up, convolution generalises best and MLP overfits unless shared."
 BUILT_IN = ("digits",)  # data sets that come with the repository
@@ -24,6 +25,9 @@ class Recipe:
     {mixer} stands for conv, attn and mlp in turn."""
     model_args: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the model beyond its variant's; the image size follows from input_size_px."""
+    init: str | None = None
+    """Fine-tuning: the run folder, file of weights (ours or the authors'), or shipped[:NAME] that the network starts
+    from; its classifier starts at random where the classes are others. None: all of it at random."""
     compare: tuple[str, ...] = ()
     """Compare these under this recipe, over several seeds, instead of training one network: conv, attn, mlp, mlp_shared
     (one spatial MLP for all blocks of a stage), attn_bare and mlp_bare (without the bypass)."""

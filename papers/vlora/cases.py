@@ -6,6 +6,7 @@ from torch import nn
 from common.run.cases import Curve, ModelCase, Parts, Rehearsal, TrainingCost
 from common.run.hf import rates
 from papers.vlora import build
+from papers.vlora.data import open_dataset
 from papers.vlora.recipes import RECIPES, SAMPLES, Recipe
 
 
@@ -52,10 +53,12 @@ def rehearsal(recipe: Recipe) -> Rehearsal:
     peak = 1e-3 if recipe.stage == "pretrain" and recipe.method == "tokens" else peak
     peak = 2e-4 if recipe.tune == "lora" else peak
     steps = SAMPLES[recipe.dataset] // (768 if recipe.stage == "pretrain" else 128)
-    curve = Curve(peak, warmup=round(0.03 * steps), in_steps=True, epochs=1)
+    curve = Curve(peak, warmup=round(0.03 * steps), in_steps=True, after_warmup=True, epochs=1)
     return Rehearsal(
         None, recipe, SAMPLES[recipe.dataset], curve, micro_batch=32 if recipe.stage == "pretrain" else 16,
-        parts=lambda: _parts(recipe), cost=MEAN_TOKENS.get(recipe.dataset, 32) / build.TEXT_TOKENS,
+        parts=lambda: _parts(recipe),
+        opens=lambda root: open_dataset(root, "train", recipe),
+        cost=MEAN_TOKENS.get(recipe.dataset, build.TEXT_TOKENS) / build.TEXT_TOKENS,
     )
 
 

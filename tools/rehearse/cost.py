@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.run.cases import Rehearsal, TrainingCost
 from common.run import multiply_adds
+from common.run.cases import Rehearsal, TrainingCost
 from tools.rehearse.stage import Shown
 
 # Dense peak of the vendors' data sheets, TFLOP/s, by autocast type; fp32 runs in TF32.
@@ -24,8 +24,8 @@ USABLE = 0.9
 """Share of a card's memory that the counted tensors may fill."""
 PROCESSES = 16
 """Loader processes of each GPU that hours are told with: what machines of eight A100 have cores for."""
-VIEWS = Path(__file__).parent / "views.json"
-"""Seconds of a core for one training sample, by paper and recipe, as `make rehearse` measured them."""
+VIEWS = Path(__file__).parent / "views"
+"""PAPER.json: seconds of a core for one training sample by recipe, as `make rehearse` measured them."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Cost:
 
 
 def view_seconds(paper: str, recipe: str) -> float | None:
-    found = json.loads(VIEWS.read_text()) if VIEWS.exists() else {}
-    return found.get(f"{paper} {recipe}")
+    path = VIEWS / f"{paper}.json"
+    return json.loads(path.read_text()).get(recipe) if path.exists() else None
 
 
 def cost(

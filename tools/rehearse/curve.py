@@ -27,7 +27,8 @@ def expected(curve: Curve, step: int, steps: int, per_epoch: int) -> float:
     if curve.kind == "steps":
         return curve.peak * 0.1 ** sum(done >= drop * per_epoch for drop in curve.drops)
     if curve.kind == "cosine":
-        return curve.end + (curve.peak - curve.end) * (1 + math.cos(math.pi * done / steps)) / 2
+        before = warmup if curve.after_warmup else 0
+        return curve.end + (curve.peak - curve.end) * (1 + math.cos(math.pi * (done - before) / (steps - before))) / 2
     return curve.peak
 
 
@@ -41,7 +42,8 @@ def differs(curve: Curve, rates: dict[int, float], steps: int, per_epoch: int) -
     for step, rate in sorted(rates.items()):
         wanted = expected(curve, step, steps, per_epoch)
         if abs(rate - wanted) > 0.02 * (wanted if curve.kind == "steps" else curve.peak):
-            return f"learning rate {rate:.3g} at step {step:,} (epoch {(step - 1) / per_epoch:.4g}); the paper's is {wanted:.3g}"
+            epoch = (step - 1) / per_epoch
+            return f"learning rate {rate:.3g} at step {step:,} (epoch {epoch:.4g}); the paper's is {wanted:.3g}"
     return ""
 
 

@@ -99,8 +99,9 @@ def signature(samples: Any) -> str:
 
 
 def kind(samples: Any) -> str:
-    text = signature(samples)
-    return "policy" if "RandAugment" in text else "clips" if hasattr(getattr(samples, "data", None), "videos") else "pictures"
+    if hasattr(getattr(samples, "data", None), "videos"):
+        return "clips"
+    return "policy" if "RandAugment" in signature(samples) else "pictures"
 
 
 def look(samples: Any, count: int) -> tuple[float, list[str]]:

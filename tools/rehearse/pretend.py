@@ -160,7 +160,7 @@ def fault(error: BaseException) -> str:
     ours = [
         f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.startswith(str(ROOT)) and "/tools/" not in frame.filename and "site-packages" not in frame.filename
+        if any(frame.filename.startswith(f"{ROOT}/{room}/") for room in ("papers", "common"))
     ]
     where = ours[-1] if ours else "?"
     text = f"{error}".strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

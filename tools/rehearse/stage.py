@@ -18,10 +18,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.data import Dataset, default_collate
 from torch.utils._pytree import tree_map_only
+from torch.utils.data import Dataset, default_collate
 
 from common import run
 from common.data import loader, pairs
@@ -145,7 +145,8 @@ def _set(
     work: Rehearsal, folder: Path,
 ) -> None:
     at: dict[str, int] = {}
-    clock = type("Clock", (_Clock,), {"looked_at": staticmethod(looked_at), "shown": shown, "at": at, "marks": marks, "live": live})
+    own = {"looked_at": staticmethod(looked_at), "shown": shown, "at": at, "marks": marks, "live": live}
+    clock = type("Clock", (_Clock,), own)
     trainer = work.train.__globals__
     whole = {"step": True}
 

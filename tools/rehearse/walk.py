@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import importlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.run import ROOT, UserError
-from common.run.cases import Rehearsal
-from tools.list import full_scale
+from common.run.cases import Rehearsal, TrainingCost
 from tools.rehearse import curve
 from tools.rehearse.cost import UTILISATIONS, Cost, cost
 from tools.rehearse.stage import Shown, rehearse_parts, rehearse_step
@@ -35,8 +30,11 @@ class Row:
 def walk(paper: str, name: str, recipe: Any, data: Path, **options: Any) -> Row:
     """Step, schedule, memory and hours of a recipe, its `data` a few files in the real layout."""
     cases = importlib.import_module(f"papers.{paper}.cases")
-    work: Rehearsal = cases.rehearsal(recipe)
-    counted = cases.training_cost(recipe)
+    return judge(paper, name, cases.rehearsal(recipe), cases.training_cost(recipe), data, **options)
+
+
+def judge(paper: str, name: str, work: Rehearsal, counted: TrainingCost, data: Path, **options: Any) -> Row:
+    """As `walk`, of what a paper's cases.py says."""
     per_epoch = work.samples // counted.batch
     choose = curve.turning_points(work.curve, per_epoch)
     shown = (

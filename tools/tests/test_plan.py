@@ -97,7 +97,7 @@ def test_hours():
     assert "assumed" not in text(samples_per_s=0.2)
     big = plan.times(plan.Arguments("toy", "tiny", gpus=2), samples=1, flops=312e12 * 3600 * 2)
     assert "not measured" in big[0]
-    assert "2 x A100           312 TFLOP/s each: 5.0 h at 20%, 2.5 h at 40%" in big[1]
+    assert "2 x A100           312 TFLOP/s each: 10.0 h at 10%, 4.0 h at 25%" in big[1]
 
 
 def test_measured_throughput_comes_from_the_newest_whole_record(tmp_path, monkeypatch, capsys):

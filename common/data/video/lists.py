@@ -99,7 +99,7 @@ def open_videos(root: str | Path, split: str, *, fold: int = 1, missing: float |
     if len(bad) > missing * total:
         raise UserError(
             f"{len(bad)} of {total} {split} videos listed in {root} cannot be used, first: {bad[0]}; "
-            f"{BAD:.0%} may be missing in training, none in evaluation. "
+            f"{missing:.4g} of them may be missing (--missing; {BAD} in training, none in evaluation). "
             f"`python -m common.data.video lists {root} OUT` writes lists of those that can"
         )
     if bad:

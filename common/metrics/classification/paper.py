@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,26 @@ class Paper:
             f"{folder} does not hold what its config.json says",
         )
         return model, recipe, state["classes"]
+
+    def start_from(self, init: str | None, model: torch.nn.Module) -> None:
+        """Gives a model that is to be fine-tuned the weights of a run folder, a file, or shipped[:NAME]. Its classifier
+        stays as it is where the classes are others; all else must fit, or it is a `UserError`. None: nothing."""
+        if not init:
+            return
+        path = shipped.path_of(self.name, Path(init))
+        if shipped.is_run(path):
+            weights = run.load_run(path, type(next(iter(self.recipes.values()))))[1]["model"]
+        else:
+            weights = self.convert_weights(run.load_weights(path), model)
+        own = model.state_dict()
+        last = {id(tensor) for tensor in model.get_classifier().state_dict(keep_vars=True).values()}
+        kept = {
+            name: own[name] for name, tensor in model.state_dict(keep_vars=True).items()
+            if id(tensor) in last and (name not in weights or weights[name].shape != tensor.shape)
+        }
+        run.fit(model, {**weights, **kept}, f"--init {init} does not fit this model")
+        if not int(os.environ.get("RANK") or 0):
+            print(f"starts from {path}" + (f"; at random stay {', '.join(kept)}" if kept else ""))
 
     def load_file(self, path: Path, recipe: Any, classes: int) -> torch.nn.Module:
         """The recipe's model in eval mode with the weights of a file, ours or the authors'."""
