@@ -21,7 +21,9 @@ Without the download: ``initialize custom --nodownload``, sequences in W/sequenc
 NAME/groundtruth.txt, NAME/sequence with ``channels.color=color/%08d.jpg``; for anchors NAME/anchor.value, a line of
 1, -1 or 0 per frame), experiments in W/stack.yaml as in the toolkit's own stacks. That was done with both baselines
 on one sequence of VOT, for the reset, anchor and unsupervised experiments. Of version 0.9.0 ``test`` and the
-unsupervised experiment work, but its reset and anchor experiments stop at every TraX tracker.
+unsupervised experiment work, but its reset and anchor experiments stop at every TraX tracker. A trained tracker went
+through 0.7.3 as well, a run folder of maml_tracker on 60 frames of that sequence, ``evaluate`` and ``analysis``; where
+a machine is slow to start it, ``timeout = 900`` in trackers.ini gives it the time.
 
 ``--region`` is what is sent back: rectangle (VOT 2013-14, 2022 box), polygon (2015-2019), or mask (2020 and later):
 there a box is rasterised, which costs overlap, so say so beside the figures. A target given as polygon or mask is

@@ -189,7 +189,7 @@ def test_a_loss_that_explodes_stops_the_run_before_the_weights_are_touched(tmp_p
 def test_a_run_is_reported_evaluated_and_shown(tmp_path, two_videos, monkeypatch, capsys):
     folder = _train(tmp_path, two_videos, report=True)
     results = json.loads((folder / "results.json").read_text())
-    baselines = [f"got10k ao, {label}" for label in trackers.BASELINES]
+    baselines = [f"got10k ao, {label}" for label in trackers.FLOOR]
     assert [m["name"] for m in results["metrics"]] == [
         "got10k ao", *baselines, "got10k fps", "got10k fps_model"]
     assert not any(m["comparable"] for m in results["metrics"])

@@ -323,7 +323,7 @@ def test_held_out_data_sets_train_nothing(tmp_path, data):
     assert {s.dataset for found in opened.train.values() for s in found} == {"got10k"}
     assert [s.name for s in opened.test] == ["Thing"] and not opened.val
     scores = _scores(_train(tmp_path / "runs", root, recipe, stop_at=0))
-    assert {name for name in scores if "," not in name} == {"otb auc", "otb/Thing auc"}
+    assert {name for name in scores if "," not in name} == {"otb auc", "otb/Thing auc", "otb sizes lost"}
     with pytest.raises(run.UserError, match="no folder for vot; it has got10k, otb"):
         pairs.open_data(dataclasses.replace(recipe, held_out=("vot",)), root)
 
