@@ -118,18 +118,22 @@ class PerceptualWeightsGenerator(nn.Module):
 
     def forward(self, features_IVD):
         if features_IVD is None:
-            return None, self.learned()
+            return None, self._scaled()
         features_IVD = features_IVD.to(self.pos_embed.dtype)  # the frozen tower may be of another
         image = self.visual_proj(features_IVD) + self.pos_embed
         x = self.queries.repeat(1, len(features_IVD), 1, 1)
         for block in self.blocks:
             x = block(x, image)
         A = self.weights_head(self.norm(x))  # (G, I, K, d r), types before sites
-        return A.transpose(0, 1).reshape(-1, *self.shape), self.learned()
+        return A.transpose(0, 1).reshape(-1, *self.shape), self._scaled()
 
     def learned(self) -> tuple[torch.Tensor, ...]:
+        """(α / r)·B by type, without an image."""
         if self.pos_embed.is_meta:  # offloaded: its weights are there while it is called, and at no other time
             return self(None)[1]
+        return self._scaled()
+
+    def _scaled(self) -> tuple[torch.Tensor, ...]:
         return tuple(getattr(self, f"B_{letter}") * self.scale for letter in self.types)
 
     def reset_parameters(self) -> None:
