@@ -66,11 +66,11 @@ class Data:
         return f"{name}: {videos:,} training sequences{stills}, {len(self.test)} test sequences"
 
 
-def open_data(recipe: Any, root: str | Path, missing: float = 0.01) -> Data:
+def open_data(recipe: Any, root: str | Path, share: float = 0.01) -> Data:
     """The data sets that `recipe.datasets` and `recipe.held_out` name: subfolders of `root` (`tracking.folders`), or,
     where one is asked for, `root` itself.
 
-    Of training splits a share `missing` of the annotations may be such as cannot be used, and is left out. Where data
+    Of training splits a `share` of the annotations may be such as cannot be used, and is left out. Where data
     sets are held out, they are tested on and train nothing, and `datasets`, among them the built-in "sequences", are
     taken whole where they have no splits. One that is in both gives its training split to the one and its validation
     split to the other.
@@ -91,7 +91,7 @@ def open_data(recipe: Any, root: str | Path, missing: float = 0.01) -> Data:
         elif recipe.held_out:
             train[name] = tracking.open_sequences(folders[name], tracking.split_in(folders[name], "train"))
         else:
-            train[name] = tracking.open_sequences(folders[name], "train", limit=missing, damaged=damaged)
+            train[name] = tracking.open_sequences(folders[name], "train", limit=share, damaged=damaged)
     if recipe.held_out:
         test = []
         for name in recipe.held_out:
