@@ -7,6 +7,11 @@ import socket
 import pytest
 import torch
 
+if os.environ.get("PRETEND_GPU"):
+    from ci import pretend_gpu
+
+    pretend_gpu.install()
+
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # `make test`: the workers share the cores
     threads = max(1, (os.cpu_count() or 1) // int(workers))
     torch.set_num_threads(threads)

@@ -8,4 +8,6 @@ VERBS := setup reproduce train evaluate demo test test-long smoke bench plan
 .PHONY: $(VERBS)
 
 $(VERBS):
+	@[ -e ../../tools/do.sh ] || { echo "error: make needs tools/ of the whole checkout beside papers/; without it:" \
+	  "python -m papers.$(PAPER) RECIPE, from the folder that holds papers/ and common/" >&2; exit 2; }
 	@../../tools/do.sh $@

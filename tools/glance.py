@@ -28,5 +28,5 @@ def table(papers: Path, titles: dict[str, str]) -> str:
         f"| [{titles[paper]}](papers/{paper}/README.md) | {' | '.join(said.get(row, '') for row in ROWS)} |"
         for paper, said in found.items() if said
     ]
-    head = [f"| paper | {' | '.join(row.lower() for row in ROWS)} |", "|---" * (len(ROWS) + 1) + "|"]
+    head = [f"| paper | {' | '.join(ROWS)} |", "|---" * (len(ROWS) + 1) + "|"]
     return "\n".join([*head, *rows, ""]) if rows else ""

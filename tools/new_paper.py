@@ -227,6 +227,8 @@ def lay_out(folder: Path) -> None:
         (folder / file).write_text(rename(text, name, title), encoding="utf-8")
     for file in ("Makefile", "requirements.txt", "__main__.py", "train.py", "demo.py"):
         text = (source / file).read_text(encoding="utf-8").replace("shiftvit", name).replace("ShiftViT", title)
+        if file == "__main__.py":  # a new paper compares nothing yet
+            text = re.sub(r"from .*compare import compare\n", "", text).replace(", train, compare)", ", train)")
         (folder / file).write_text(text, encoding="utf-8")
 
     recipes = (source / "recipes.py").read_text(encoding="utf-8")
@@ -241,7 +243,9 @@ RECIPES["smoke"] = replace(
     RECIPES["tiny"], about="tiny cut to seconds: does everything run?", epochs=2, warmup_epochs=1
 )
 '''
-    recipes = re.sub(r'TITLE = .*\nCLAIM = .*\n', f'TITLE = "{title}"\nCLAIM = "What the paper claims."\n', recipes)
+    said = f'NAME = "{title}"\nTITLE = "{title}"\nCLAIM = "What the paper claims."\n'
+    recipes = re.sub(r"NAME = .*\nTITLE = .*\nCLAIM = .*\n", said, recipes)
+    recipes = re.sub(r'    compare: .*\n    """(.|\n)*?"""\n', "", recipes)
     (folder / "recipes.py").write_text(recipes.replace("shiftvit", name), encoding="utf-8")
     golden.path(name).write_text(repr(golden.first_losses(name)) + "\n", encoding="utf-8")
 

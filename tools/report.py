@@ -225,9 +225,9 @@ class Paper:
 
 @functools.cache
 def known() -> dict[str, tuple[str, str, dict[str, str]]]:
-    """Title, claim and glance of the papers that are here, in the order of their names."""
+    """Name, claim and glance of the papers that are here, in the order of their names."""
     return {
-        name: (module.TITLE, module.CLAIM, glance(ROOT / "papers" / name / "README.md"))
+        name: (module.NAME, module.CLAIM, glance(ROOT / "papers" / name / "README.md"))
         for name in papers() for module in [recipes(name)]
     }
 

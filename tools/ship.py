@@ -63,12 +63,17 @@ def main() -> None:
         paper = config["paper"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{args.run} is no finished run: {error}") from None
-    recipe, weights, state = run.load_run(args.run, recipe_type(paper, config["recipe_name"]))
-    kept = {k: t for k, t in weights["model"].items() if k.startswith(args.only or "")}
+    kind = recipe_type(paper, config["recipe_name"])
+    if (trained := args.run / "connection.safetensors").is_file():  # beside parts that others have published
+        recipe, found, classes = kind(**config["recipe"]), run.load_weights(trained), []
+    else:
+        recipe, weights, state = run.load_run(args.run, kind)
+        found, classes = weights["model"], state["classes"]
+    kept = {k: t for k, t in found.items() if k.startswith(args.only or "")}
     path = shipped.folder(paper) / f"{args.name}.safetensors"
     dtype = torch.bfloat16 if args.bf16 else torch.float16
     shipped.write(
-        path, kept, paper=paper, recipe_name=config["recipe_name"], recipe=recipe, classes=state["classes"],
+        path, kept, paper=paper, recipe_name=config["recipe_name"], recipe=recipe, classes=classes,
         revision=results["git"], dtype=dtype, most_bytes=int(args.most_mb * 1e6),
     )
     run.write_text(path.with_suffix(".md"), card(args, paper, recipe, results, path, dtype))
@@ -77,6 +82,8 @@ def main() -> None:
 
 def recipe_type(paper: str, name: str) -> type:
     known: dict[str, Any] = recipes(paper).RECIPES
+    if name in {member for each in known.values() for member in getattr(each, "compare", ())}:
+        return type(next(iter(known.values())))  # a member of a comparison: a paper's recipes are of one type
     if name not in known:
         raise UserError(f"{paper} has no recipe {name!r} any more; use the revision the run was made with")
     return type(known[name])

@@ -31,6 +31,8 @@ from common.run import ROOT, SCHEMA, UserError, write_text
 from common.run import main as run_main
 from common.run.options import RENAMED
 from common.run.readme import filled, markers
+from tools.glance import table as glance_table
+from tools.list import papers as listed
 from tools.list import recipes
 
 RECORD_BYTES = 2**20
@@ -60,7 +62,7 @@ def main() -> None:
 def update(papers: Path, *, write: bool) -> list[Path]:
     """READMEs under `papers` that do not show the records; rewritten with `write`."""
     records = {folder.name: read_records(folder) for folder in sorted(papers.iterdir()) if folder.is_dir()}
-    stale = []
+    stale = with_glances(papers, write)
     for paper, own in records.items():
         readme = papers / paper / "README.md"
         if not readme.is_file():
@@ -72,6 +74,19 @@ def update(papers: Path, *, write: bool) -> list[Path]:
             if write:
                 write_text(readme, wanted)
     return stale
+
+
+def with_glances(papers: Path, write: bool) -> list[Path]:
+    """The README above `papers`, if its table of the papers' glances is not what their READMEs say."""
+    readme = papers.parent / "README.md"
+    titles = {name: recipes(name).NAME for name in listed() if (papers / name).is_dir()} if readme.is_file() else {}
+    text = readme.read_text(encoding="utf-8") if titles else ""
+    wanted = filled(text, "glance", glance_table(papers, titles))
+    if wanted in (None, text):
+        return []
+    if write:
+        write_text(readme, wanted)
+    return [readme]
 
 
 def parts(folder: Path, own: list[Record], records: Mapping[str, list[Record]]) -> dict[str, str]:

@@ -178,8 +178,8 @@ def install() -> None:
         setattr(torch.cuda, name, value)
         if hasattr(torch.cuda.random, name):
             setattr(torch.cuda.random, name, value)
-    for name, value in ACCELERATOR.items():
-        setattr(torch.accelerator, name, value)
+    for name, value in ACCELERATOR.items():  # a function each: torch.compile's tables know them apart
+        setattr(torch.accelerator, name, lambda *how, _value=value, **more: _value(*how, **more))
     torch.cuda._initialized = True
     torch.backends.cudnn.enabled = False  # the choice among its kernels asks a driver
     Tensor.pin_memory, Tensor.is_pinned = _pin_memory, lambda x, device=None: pinned(x)

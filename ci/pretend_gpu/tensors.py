@@ -90,7 +90,7 @@ NOT_DETERMINISTIC = {  # raise under torch.use_deterministic_algorithms
 }
 
 
-def check(op: torch._ops.OpOverload, name: str, tensors: list[Tensor], given: dict[str, Any]) -> None:
+def check(op: torch._ops.OpOverload, name: str, tensors: list[Tensor], given: dict[str, Any], written: list) -> None:
     """Raises what CUDA would."""
     if os.getpid() != PROCESS:
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
@@ -104,8 +104,11 @@ def check(op: torch._ops.OpOverload, name: str, tensors: list[Tensor], given: di
     devices = {x.device for x in tensors if x.is_cuda}
     scalars = torch.Tag.pointwise in op.tags or name in CPU_SCALARS or name.startswith("_foreach")
     indices = [id(i) for i in given.get("indices") or ()] if name in INDEXING and given["self"].is_cuda else []
-    if foreign := [x for x in tensors if x.is_cpu and id(x) not in indices and not (scalars and x.dim() == 0)]:
-        devices |= {x.device for x in foreign}
+    outputs = [id(x) for argument in written for x in _tensors(given.get(argument))]
+    for x in tensors:
+        allowed = id(x) in indices or (scalars and x.dim() == 0 and id(x) not in outputs)
+        if x.is_cpu and not allowed:
+            devices.add(x.device)
     if len(devices) > 1:
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two devices, "
@@ -182,7 +185,7 @@ class Kernel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(self.arguments, args)) | kwargs
         tensors = list(_tensors(list(given.values())))
-        check(self.op, self.name, tensors, given)
+        check(self.op, self.name, tensors, given, self.written)
         note_waits(self.name, given)
         device = next((x.device for x in tensors if x.is_cuda), None)
         if "device" in self.arguments:

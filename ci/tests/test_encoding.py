@@ -27,6 +27,13 @@ def test_a_file_of_ours_is_not_overlooked(tmp_path, module):
     assert done.returncode == 1 and "EncodingWarning" in done.stderr
 
 
+def test_a_terminal_of_another_encoding_ends_nothing():
+    script = r"from common import run; run.main(lambda: print('shiftvit \xb7 5 \u2013 7'))"
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=os.environ | ascii_only, capture_output=True)
+    assert done.returncode == 0 and done.stdout == rb"shiftvit \xb7 5 \u2013 7" + b"\n", done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("paper", papers())
 def test_a_smoke_run_says_every_encoding(paper, tmp_path):

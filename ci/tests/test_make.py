@@ -64,6 +64,28 @@ def test_a_clone_may_lie_in_a_folder_with_a_space(python, tmp_path):
         assert status == 0 and "<-m><papers.spach><tiny>" in printed
 
 
+def test_a_paper_without_the_checkouts_tools_says_how_it_runs(tmp_path):
+    (tmp_path / "common").mkdir()
+    shutil.copy(ROOT / "common/paper.mk", tmp_path / "common")
+    (tmp_path / "papers/spach").mkdir(parents=True)
+    shutil.copy(ROOT / "papers/spach/Makefile", tmp_path / "papers/spach")
+    status, printed = _make("reproduce", folder=tmp_path / "papers/spach")
+    assert status == 2 and printed.startswith("error: make needs tools/ of the whole checkout")
+    assert "python -m papers.spach RECIPE" in printed and len(printed.splitlines()) == 2
+
+
+def test_every_verb_takes_a_python_of_ones_own(python):
+    """None of them makes .venv then."""
+    verbs = {"reproduce": "papers.spach", "train": "papers.spach", "test": "pytest", "test-long": "pytest",
+             "report": "tools.report", "tables": "tools.tables", "lint": "ruff", "bench": "common.kernels.bench",
+             "new_paper": "tools.new_paper", "demo": "papers.spach.demo", "plan": "tools.plan", "setup": ""}
+    for verb, module in verbs.items():
+        paper = [] if verb in ("bench", "report", "tables", "lint", "new_paper", "setup") else ["PAPER=spach"]
+        recipe = ["RECIPE=tiny"] if verb == "plan" else []
+        status, printed = _make(verb, *paper, *recipe, f"PYTHON={python}")
+        assert status == 0 and "setup:" not in printed and (not module or f"<{module}>" in printed), (verb, printed)
+
+
 def test_a_gpu_each_gets_a_process(python):
     _, one = _make("reproduce", "PAPER=shiftvit", f"PYTHON={python}")
     more = ["GPUS=8", "SEEDS=0 1", "ARGS=--lr 1 --about 'a b'"]

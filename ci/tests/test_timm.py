@@ -1,5 +1,6 @@
 """ShiftViT, sMLPNet and SPACH as a timm user meets them: sizes, devices, exporters, tags, weights that travel along."""
 
+import copy
 import importlib
 import warnings
 
@@ -57,8 +58,12 @@ def test_intermediates_are_the_maps_that_the_network_computes(name):
         getter = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=(0, 1)).eval()
         getter.model.load_state_dict(model.state_dict(), strict=False)
         assert all(torch.equal(ours, m) for ours, m in zip(getter(x), maps[:2], strict=True))
-        assert model.prune_intermediate_layers([1]) == [1]
-        assert torch.equal(model.forward_features(x), maps[1]) and model.num_features == maps[1].shape[1]
+        for level in (0, 1):
+            pruned = copy.deepcopy(model)
+            assert pruned.prune_intermediate_layers([level]) == [level]
+            (only,) = pruned.forward_intermediates(x, [level], intermediates_only=True)
+            assert torch.equal(only, maps[level]) and torch.equal(pruned.forward_features(x), maps[level])
+            assert pruned.num_features == maps[level].shape[1]
     with pytest.raises(ValueError, match="NCHW"):
         model.forward_intermediates(x, output_fmt="NHWC")
 

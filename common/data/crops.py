@@ -122,6 +122,11 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
+def send(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A CPU tensor to the device, for which the host does not wait: out of pinned memory."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
     """(..., 3, H, W) uint8 RGB -> float32 with ImageNet's mean and standard deviation, on the tensor's device."""
     mean, std = _imagenet(pixels.device)

@@ -143,7 +143,10 @@ def train_loader(
 def eval_loader(dataset: Plain, batch: int, *, rank: int = 0, world: int = 1, workers: int = 0) -> DataLoader:
     """Each sample once over all ranks: nothing is padded, so sums over ranks are exact."""
     mine = range(rank, len(dataset), world)
-    return DataLoader(dataset, batch_size=batch, sampler=mine, num_workers=workers, worker_init_fn=_one_thread)
+    return DataLoader(
+        dataset, batch_size=batch, sampler=mine, num_workers=workers, pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+    )
 
 
 def _one_thread(_worker: int) -> None:

@@ -66,32 +66,32 @@ class Data:
         return f"{name}: {videos:,} training sequences{stills}, {len(self.test)} test sequences"
 
 
-def open_data(recipe: Any, root: str | Path, share: float = 0.01) -> Data:
+def open_data(recipe: Any, root: str | Path, missing: float = 0.01, coco_side_px: float = 50.0) -> Data:
     """The data sets that `recipe.datasets` and `recipe.held_out` name: subfolders of `root` (`tracking.folders`), or,
     where one is asked for, `root` itself.
 
-    Of training splits a `share` of the annotations may be such as cannot be used, and is left out. Where data
+    Of training splits a share `missing` of the annotations may be such as cannot be used, and is left out. Where data
     sets are held out, they are tested on and train nothing, and `datasets`, among them the built-in "sequences", are
     taken whole where they have no splits. One that is in both gives its training split to the one and its validation
-    split to the other.
+    split to the other. Of COCO's objects those count whose sides are above `coco_side_px`.
     """
     folders = tracking.folders(root)
     if not recipe.held_out and len(recipe.datasets) == 1:
         folders = {recipe.datasets[0]: Path(root)} | folders
     built_in = {"sequences"}
-    if missing := ({*recipe.datasets} - built_in | {*recipe.held_out}) - {*folders}:
-        raise UserError(f"{root} has no folder for {', '.join(sorted(missing))}; it has {', '.join(folders) or 'none'}")
+    if absent := ({*recipe.datasets} - built_in | {*recipe.held_out}) - {*folders}:
+        raise UserError(f"{root} has no folder for {', '.join(sorted(absent))}; it has {', '.join(folders) or 'none'}")
     train, damaged = {}, []
     for name in recipe.datasets:
         if name == "sequences":
             train[name] = tracking.open_sequences(sequences(), "train")
         elif name == "coco":
             splits = ("train", "val") if recipe.held_out else ("train",)
-            train[name] = [s for split in splits for s in tracking.open_coco(folders[name], split)]
+            train[name] = [s for split in splits for s in tracking.open_coco(folders[name], split, coco_side_px)]
         elif recipe.held_out:
             train[name] = tracking.open_sequences(folders[name], tracking.split_in(folders[name], "train"))
         else:
-            train[name] = tracking.open_sequences(folders[name], "train", limit=share, damaged=damaged)
+            train[name] = tracking.open_sequences(folders[name], "train", limit=missing, damaged=damaged)
     if recipe.held_out:
         test = []
         for name in recipe.held_out:

@@ -23,6 +23,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from common import run
 from common.run import UserError, leaving
@@ -182,6 +183,10 @@ class Trainer(transformers.Trainer):
     def __init__(self, batches: DataLoader, progress: Progress, **kwargs: Any):
         super().__init__(**kwargs)
         self.batches, self.progress = batches, progress
+        if self.args.torch_compile:  # at their first call, within the compiled code, they would break its graph
+            for module in self.model.modules():
+                if isinstance(module, transformers.PreTrainedModel):
+                    maybe_install_capturing_hooks(module)
         self.remove_callback(transformers.PrinterCallback)
         self.add_callback(progress)
 
@@ -196,6 +201,17 @@ class Trainer(transformers.Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         return self.batches  # shared out between the ranks already
+
+    def _prepare_input(self, data: Any) -> Any:
+        """As transformers', but the host does not wait for the copy."""
+        if not isinstance(data, torch.Tensor) or self.is_deepspeed_enabled:
+            return super()._prepare_input(data)
+        return data.to(self.args.device, non_blocking=True)
+
+    def _get_num_items_in_batch(self, batches: list[Any], device: torch.device) -> torch.Tensor | int | None:
+        """Of one process a number: a tensor would have to be brought to the device."""
+        count = super()._get_num_items_in_batch(batches, torch.device("cpu") if self.args.world_size == 1 else device)
+        return int(count) if isinstance(count, torch.Tensor) and count.is_cpu else count
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.state.global_step == self.progress.clock.start and self.progress.owes_scores():

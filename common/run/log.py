@@ -21,6 +21,8 @@ from common.run.files import UserError, read_json, write_text
 from common.run.options import Options
 from common.run.world import World
 
+LONG_H = 12  # more hours than this on a CPU are told
+
 
 class Clock:
     """Which step it is, how long training took, and what is due.
@@ -134,6 +136,7 @@ class Log:
         # In a file or a pipe a line now and then is enough.
         interval = 0.5 if sys.stderr.isatty() else 15
         self.bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, mininterval=interval)
+        self.start, self.began, self.warned = start, time.monotonic(), False
 
     def step(self, step: int, values: Mapping[str, float] | None = None) -> None:
         """Advances the progress line to `step`, and records `values` if there are any."""
@@ -147,7 +150,17 @@ class Log:
             if self.wandb:
                 self.wandb.log(dict(values), step=step)
             self.bar.set_postfix({k: f"{v:.4g}" for k, v in values.items() if "/" not in k}, refresh=False)
+            self._warn(step)
         self.bar.update(step - self.bar.n)
+
+    def _warn(self, step: int) -> None:
+        """Once, where a CPU has taken on what is meant for GPUs."""
+        done = step - self.start
+        hours = (self.bar.total - step) * (time.monotonic() - self.began) / max(done, 1) / 3600
+        if hours > LONG_H and done >= 3 and not self.warned and self.world.device.type == "cpu":
+            self.warned = True
+            self.say(f"at this rate {hours:,.0f} hours are left on this CPU: Ctrl-C leaves a checkpoint, and make list "
+                     "shows what each recipe needs")
 
     def scores(self, step: int, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
         """What `evaluate` says of the weights after `step`, recorded as val/...; asked once only, also where the run

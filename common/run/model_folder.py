@@ -3,13 +3,12 @@ names only what transformers and timm hold themselves is made; nothing is fetche
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from common.run.files import UserError, open_as_umask, read_json
 
@@ -57,17 +56,6 @@ def load(kind: Any, folder: Path | str, hint: str = "", **options: Any) -> Any:
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         reason = reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
         raise UserError(f"cannot load {folder}: {reason}{hint}") from None
-
-
-def part_config(given: dict[str, Any] | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
-    """The config of a model's part, from what config.json says of it; `default` is its model_type if it says none."""
-    if isinstance(given, PreTrainedConfig):
-        return copy.deepcopy(given)  # the whole model resets the attention of configs it holds; a part keeps its own
-    given = dict(given or {})
-    kind = given.pop("model_type", default)
-    if kind not in CONFIG_MAPPING:
-        raise UserError(f"config.json names a part of model_type {kind!r}; transformers has no such model")
-    return checked(CONFIG_MAPPING[kind].from_dict(given))
 
 
 def checked(config: PreTrainedConfig) -> PreTrainedConfig:

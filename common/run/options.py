@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import os
 import re
 import sys
@@ -41,7 +42,7 @@ class Options:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """'auto' takes the GPU where there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Autocast type of the forward pass; 'auto' is bf16 on a GPU, fp32 on a CPU."""
+    """Autocast type of the forward pass; 'auto' is bf16 on a GPU, fp32 on a CPU. A GPU's fp32 products are TF32."""
     workers: int = 0
     """Data loading processes per rank; the data do not depend on it. Not given, a GPU has its share of the cores."""
     threads: int = 1
@@ -123,6 +124,8 @@ def main(function: Callable[[], object]) -> None:
     """Runs a command: what a person can mend becomes one line and status 2, a signal status 130 or 143, anything else a
     traceback and status 1. A process that fails ends the others."""
     before = leaving.listen()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character has lost nothing else
     try:
         function()
     except Exception as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class World:
     size: int
     device: torch.device
     amp: torch.dtype | None  # autocast type of the forward pass; None: full precision
+    chosen: bool = False  # somebody asked for that precision, and got it
 
     @property
     def is_main(self) -> bool:
@@ -53,6 +55,16 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def in_full(self, wanted: bool) -> World:
+        """The same in full precision where a recipe wants that and nobody asked for another."""
+        return replace(self, amp=None) if wanted and not self.chosen else self
+
+    def wait_long(self) -> None:
+        """As `wait`, for what rank 0 does alone and may take longer than the half hour after which a collective gives
+        up."""
+        if self.size > 1:
+            dist.barrier(group=_patient_group())
+
     def autocast(self):
         """Context of the forward pass."""
         return torch.autocast(self.device.type, self.amp or torch.bfloat16, enabled=self.amp is not None)
@@ -69,7 +81,8 @@ def start_world(options: Options) -> World:
         raise UserError(f"there are {local_size} processes, but torch sees {torch.cuda.device_count()} CUDA devices")
     if cuda:
         torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high")  # TF32; convolutions use it anyway
+        torch.backends.cudnn.benchmark = not options.deterministic  # tries its convolutions, once per shape
     if size > 1:
         join_group("nccl" if cuda else "gloo")
     elif options.threads:
@@ -78,7 +91,7 @@ def start_world(options: Options) -> World:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     bf16 = options.precision == "bf16" or (options.precision == "auto" and cuda)
-    return World(rank, size, device, torch.bfloat16 if bf16 else None)
+    return World(rank, size, device, torch.bfloat16 if bf16 else None, options.precision != "auto")
 
 
 def _places() -> tuple[int, int, int, int]:
@@ -107,6 +120,11 @@ def join_group(backend: str | None = None) -> None:
     places = {"store": _store(size), "rank": rank, "world_size": size} if local_size == size else {}
     backend = backend or ("nccl" if torch.cuda.is_available() else "gloo")
     dist.init_process_group(backend, timeout=datetime.timedelta(minutes=30), **places)
+
+
+@functools.cache
+def _patient_group() -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo", timeout=datetime.timedelta(days=7))
 
 
 def _store(size: int) -> dist.FileStore:

@@ -7,7 +7,15 @@ import socket
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    TimmWrapperConfig,
+    TrainingArguments,
+)
 
 from common import run
 from common.run import UserError, hf, model_folder
@@ -50,19 +58,16 @@ TIMM = {"model_type": "timm_wrapper", "num_classes": 2}
      "pretrained_cfg_overlay in model_args"),
     ({**TIMM, "architecture": "resnet18", "model_args": {"checkpoint_path": "/x"}},
      "checkpoint_path in model_args"),
-    ({"model_type": "no_such"}, "model_type 'no_such'"),
 ])
 def test_a_part_is_of_transformers_and_timms_own(offline, part, message):
     with pytest.raises(UserError, match=message):
-        model_folder.part_config(part, "llama")
+        model_folder.checked(TimmWrapperConfig.from_dict(part))
 
 
 def test_parts_that_are_meant():
-    assert isinstance(model_folder.part_config({"vocab_size": 8}, "llama"), LlamaConfig)
     part = {**TIMM, "architecture": "tf_efficientnet_lite0", "model_args": {"global_pool": ""}}
-    assert model_folder.part_config(part, "llama").architecture == "tf_efficientnet_lite0"
-    own = LlamaConfig()
-    assert model_folder.part_config(own, "llama") is not own
+    assert model_folder.checked(TimmWrapperConfig.from_dict(part)).architecture == "tf_efficientnet_lite0"
+    assert model_folder.checked(LlamaConfig()).model_type == "llama"
 
 
 def test_code_beside_a_model_is_not_run(offline, saved, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Training pairs: which frames are drawn, what is cut out of them, and what is passed over."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from common.data import pairs, tracking
 from common.data.tiny import sequences as tiny
+from common.data.tiny.sequences import sequences
 from common.run import UserError
 
 
@@ -201,6 +203,30 @@ def test_data_sets_are_found_by_name(small, tmp_path):
         assert len(data.train["got10k"]) == 60 and len(data.val) == len(data.test) == 6
     with pytest.raises(UserError, match="no folder for lasot; it has got10k"):
         pairs.open_data(SimpleNamespace(datasets=("got10k", "lasot"), held_out=()), tmp_path)
+
+
+def test_a_data_set_that_trains_and_is_held_out_gives_each_its_split(tmp_path):
+    (tmp_path / "GOT-10k").symlink_to(sequences())
+    both = SimpleNamespace(datasets=("sequences", "got10k"), held_out=("got10k",))
+    data = pairs.open_data(both, tmp_path)
+    train, test = {s.name for s in data.train["got10k"]}, {s.name for s in data.test}
+    assert (len(train), len(test)) == (60, 6) and not train & test and not data.val
+
+
+def test_small_objects_of_coco_train_where_they_are_asked_for(tmp_path):
+    folder = tmp_path / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "train2017").mkdir()
+    (folder / "annotations" / "instances_train2017.json").write_text(json.dumps({
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 90, "height": 90}], "categories": [],
+        "annotations": [{"id": i, "image_id": 1, "category_id": 1, "iscrowd": int(side == 80), "bbox": [1, 1, side, 60]}
+                        for i, side in enumerate((9, 60, 80, 0))]}))
+    coco = SimpleNamespace(datasets=("coco",), held_out=())
+    found = {
+        side: [s.boxes[0, 2] for s in pairs.open_data(coco, folder, coco_side_px=side).train["coco"]]
+        for side in (50.0, 0.0)
+    }
+    assert found == {50.0: [60], 0.0: [9, 60]}
 
 
 def test_held_out_data_sets_train_nothing(small, tmp_path):

@@ -158,6 +158,19 @@ def test_a_log_that_is_no_text_ends_a_resume_in_one_line_and_stays(tmp_path):
     assert (tmp_path / "log.jsonl").read_bytes() == b'{"step": 1}\n\xff'
 
 
+@pytest.mark.parametrize("device, per_step_s, told", [("cpu", 60, True), ("cpu", 1, False), ("cuda", 60, False)])
+def test_hours_on_a_cpu_are_told_once(tmp_path, monkeypatch, capsys, device, per_step_s, told):
+    now = [0.0]
+    monkeypatch.setattr("common.run.log.time.monotonic", lambda: now[0])
+    log = run.Log(tmp_path, dataclasses.replace(WORLD, device=torch.device(device)), steps=2003, start=1000)
+    for step in range(1001, 1006):
+        now[0] += per_step_s
+        log.step(step, {"loss": 1.0})
+    log.close()
+    said = capsys.readouterr().out
+    assert said.count("hours are left on this CPU") == told and ("rate 17 hours" in said) == told
+
+
 FAKE_WANDB = """
 class errors:
     Error = OSError
@@ -285,3 +298,11 @@ def test_names_in_a_mistake_move_no_terminal(capsys):
     with pytest.raises(SystemExit):
         run.main(fails)
     assert capsys.readouterr().err == "error: no \\x1b]0;PWNED\\x07 there,\nexpected caf\xe9 or \\udce9\n"
+
+
+def test_a_recipe_in_full_precision_yields_to_who_asks_for_another():
+    bf16 = torch.bfloat16
+    assert run.World(0, 1, torch.device("cpu"), bf16).in_full(True).amp is None
+    assert run.World(0, 1, torch.device("cpu"), bf16).in_full(False).amp is bf16
+    chosen = run.start_world(run.Options(device="cpu", precision="bf16"))
+    assert chosen.in_full(True).amp is bf16

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from common import run
+from common.run.door import cores_per_process
 
 WORLD = run.World(0, 1, torch.device("cpu"), None)
 
@@ -183,6 +184,86 @@ def test_what_a_person_can_mend_is_one_line(capsys):
     with pytest.raises(SystemExit) as exit:
         run.main(full_in_torch)
     assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: no space left on the device: ")
+    def no_shared_memory():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...")
+
+    with pytest.raises(SystemExit) as exit:
+        run.main(no_shared_memory)
+    assert exit.value.code == 2 and "(/dev/shm): make it larger, or --workers 0" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit:
         run.main(lambda: {}["x"])
     assert exit.value.code == 1 and "KeyError" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_may_not_be_read_is_no_damaged_one(tmp_path, monkeypatch, capsys):
+    run.save_weights(tmp_path / "w.safetensors", {"w": torch.zeros(2)})
+    run.save_checkpoint(tmp_path, 1, {"model": {"w": torch.zeros(2)}}, {})
+
+    def closed(path, *_, **__):  # root may read any
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", closed)
+    with pytest.raises(SystemExit) as exit:
+        run.main(lambda: run.load_weights(tmp_path / "w.safetensors"))
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == f"error: Permission denied: {tmp_path / 'w.safetensors'}\n"
+    assert run.load_checkpoint(tmp_path) is None and "Permission denied" in capsys.readouterr().err
+
+
+def test_processes_that_see_other_checkpoints_do_not_train(tmp_path, monkeypatch):
+    model = torch.nn.Linear(1, 1)
+    run.save_checkpoint(tmp_path, 9, {"model": model.state_dict()}, {})
+    monkeypatch.setattr("common.run.checkpoints.gather_objects", lambda own: [*own, 0])  # the other one sees none
+    with pytest.raises(run.UserError, match=r"other checkpoints .* of the steps \[9, 0\]: is it the same disk"):
+        run.restore(tmp_path, run.Options(resume=str(tmp_path)), model=model)
+
+
+@pytest.mark.parametrize("error, status", [(KeyError("x"), 1), (run.UserError("a mistake"), 2)])
+def test_a_process_that_fails_does_not_wait_for_the_others(monkeypatch, error, status, capsys):
+    """To close the group would wait on NCCL for peers that wait for this process."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", None)
+
+    class Left(BaseException):
+        pass
+
+    def leave(code):
+        raise Left(code)
+
+    def fails():
+        raise error
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(Left) as left:
+        run.main(fails)
+    assert left.value.args == (status,) and ("Traceback" in capsys.readouterr().err) == (status == 1)
+
+
+def test_more_processes_than_gpus_are_one_error(monkeypatch):
+    for name, value in {"RANK": 1, "WORLD_SIZE": 4, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 4, "MASTER_ADDR": "localhost",
+                        "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(run.UserError, match="there are 4 processes, but torch sees 1 CUDA devices"):
+        run.start_world(run.Options())
+
+
+@pytest.mark.parametrize("cores, local, expected", [(80, 8, 10), (8, 1, 8), (200, 1, 16), (2, 8, 1)])
+def test_loaders_share_the_cores_of_a_machine(monkeypatch, cores, local, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    assert cores_per_process() == expected
+
+
+@pytest.mark.parametrize("device, words, workers", [
+    ("cuda", [], 3), ("cuda", ["--workers", "0"], 0), ("cuda", ["--workers=2"], 2), ("cpu", [], 0),
+])
+def test_a_gpu_has_loaders_by_itself(tmp_path, monkeypatch, device, words, workers):
+    seen, door = [], sys.modules["common.run.door"]
+    monkeypatch.setattr(door, "start_world", lambda _: run.World(0, 1, torch.device(device), None))
+    monkeypatch.setattr(door, "cores_per_process", lambda: 3)
+    monkeypatch.setattr(sys, "argv", ["p", "r", *words])
+    run.door("p", {"r": Recipe()}, lambda name, recipe, options, world: seen.append(options.workers) or tmp_path)
+    assert seen == [workers]

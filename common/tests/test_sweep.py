@@ -137,6 +137,20 @@ def test_what_is_due():
     assert run.Clock(run.Options(), steps=12, batch=8, per_epoch=5, start=10, eval_every=10).eval_due
 
 
+def test_the_processors_seconds_are_this_process_own(monkeypatch):
+    now, used = [100.0], [7.0]
+    monkeypatch.setattr("common.run.log.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("common.run.log.time.process_time", lambda: used[0])
+    clock = run.Clock(run.Options(), steps=9, batch=6, per_epoch=3, start=7, wall_s=50.0, cpu_s=20.0)
+    for _ in clock.over("ab"):
+        now[0] += 5  # of which others had the processor for four
+        used[0] += 1
+        clock.stop()
+        now[0] += 3
+        used[0] += 3  # evaluation
+    assert clock.wall_s == 60 and clock.cpu_s == 22
+
+
 def test_evaluation_is_outside_the_clock(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("common.run.log.time.perf_counter", lambda: now[0])

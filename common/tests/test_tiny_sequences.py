@@ -5,6 +5,7 @@ import pytest
 
 from common.data import tracking
 from common.data.tiny import sequences as tiny
+from common.metrics import trackers
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +72,25 @@ def test_tiny_boxes_enclose_what_is_drawn():
     rows, columns = (np.flatnonzero((opacity > 0.5).any(axis)) for axis in (1, 0))
     drawn = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     np.testing.assert_allclose([*outline.min(0), *outline.max(0)], drawn, atol=0.8)
+
+
+def test_hard_sequences_begin_as_the_others_and_change_more(small, tmp_path):
+    hard = tiny.hard_sequences(tmp_path / "hard")
+    pairs = list(zip(tracking.open_sequences(small, "val"), tracking.open_sequences(hard, "val")))
+    assert len(tracking.open_sequences(hard, "train")) == 60 and len(pairs) == 6
+
+    def extent(sequence):  # of the logarithm of its area, and of its shape
+        w, h = sequence.boxes[:, 2:].T
+        return np.ptp(np.log(w * h)), np.ptp(np.log(w / h))
+
+    for easy, other in pairs:
+        assert easy.frames[0].read_bytes() == other.frames[0].read_bytes()
+        assert other.boxes[:, 2:].min() > 8 and other.visible[0] and other.visible.sum() >= 20
+    (area, shape), (more, bent) = (np.mean([extent(pair[i]) for pair in pairs], axis=0) for i in (0, 1))
+    assert more > 1.4 * area and bent > 1.2 * shape
+    scores = []
+    for i in (0, 1):
+        sequences, out = [pair[i] for pair in pairs], tmp_path / f"ncc{i}"
+        trackers.evaluate(trackers.BASELINES["template matching (NCC)"](), sequences, out, settings={"tracker": "ncc"})
+        scores.append(trackers.score(sequences, out).scores["ao"])
+    assert scores[1] < scores[0] - 10

@@ -1,7 +1,6 @@
-"""What trackers offer on the command line: evaluate, comparison at the end of a training, demo, TraX."""
+"""What trackers offer on the command line: evaluate, comparison at the end of a training, demo."""
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from common import run
 from common.data import tracking as data
 from common.metrics import trackers
-from common.metrics.trackers import baselines, demo, vot
+from common.metrics.trackers import baselines, demo
 from common.run import UserError, World, drawing
 from common.tests.squares import make_sequences
 
@@ -190,7 +189,7 @@ def test_a_finished_run_is_compared_with_the_baselines(tmp_path, otb):
         f"{score}{label}" for score in ("otb auc", "got10k ao")
         for label in ("", ", static box", ", template matching (NCC)", ", KCF (OpenCV)", ", CSRT (OpenCV)")]
     assert list(found)[-4:] == [f"{name} {fps}" for name in ("otb", "got10k") for fps in ("fps", "fps_model")]
-    assert len(found) == 10 + 15 + 4 and found["otb fps"] < found["otb fps_model"]
+    assert len(found) == 10 + 15 + 10 + 4 and found["otb fps"] < found["otb fps_model"]
     assert rows[0]["paper_value"] == 71.2 and not any(row["comparable"] for row in rows)
     assert found["got10k/s0 ao"] == pytest.approx(100) and found["got10k/s1 ao, static box"] == pytest.approx(100)
     assert found["got10k ao"] == pytest.approx((5 * 100 + 8 * found["got10k/s1 ao"]) / 13)  # a mean over frames
@@ -286,6 +285,55 @@ def test_demo_on_a_folder(tmp_path, otb, monkeypatch, out):
     assert Image.open((tmp_path / out).with_suffix(".png")).size[0] > 100
 
 
+class Camera:
+    """cv2.VideoCapture, of a picture that never changes."""
+
+    def __init__(self, number):
+        self.number, self.left = number, 7
+
+    def isOpened(self):
+        return self.number == 0
+
+    def get(self, _property):
+        return 12.0
+
+    def read(self):
+        self.left -= 1
+        blue = np.zeros((60, 80, 3), np.uint8)
+        blue[..., 0] = 200  # OpenCV's order is blue, green, red
+        return self.left >= 0, blue
+
+    def release(self):
+        pass
+
+
+def test_a_demo_follows_several_targets_of_a_camera(tmp_path, monkeypatch):
+    av = pytest.importorskip("av")
+    monkeypatch.setattr(demo.cv2, "VideoCapture", Camera)
+    seen = []
+
+    class Runner(baselines.StaticBox):
+        """Each target walks on by its own height."""
+
+        def track(self, frame):
+            seen.append(frame[0, 0].tolist())
+            x, y, w, h = self.box
+            self.box = x + h, y, w, h
+            return self.box, 1.0
+
+    first, second = (2, 10, 20, 2), (2, 30, 20, 6)
+    assert demo.annotate(Runner(), 0, first, tmp_path / "a.mp4", more=[second]) == 7
+    assert seen == [[0, 0, 200]] * 12  # RGB
+    with av.open(str(tmp_path / "a.mp4")) as video:
+        last = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)][-1]
+    red, blue = last[8:14, :40], last[34:38]
+    assert (red[..., 0] - red[..., 2]).max() > 60 and (blue[..., 1] - blue[..., 0]).max() > 60
+    assert demo.annotate(Runner(), 0, first, tmp_path / "b.mp4", limit=3) == 3
+    with pytest.raises(UserError, match="there is no camera 3 here"):
+        demo.annotate(Runner(), 3, first, tmp_path / "c.mp4")
+    assert not (tmp_path / "c.mp4").exists()
+
+
 def test_demo_on_a_video_and_a_strip_of_a_long_one(tmp_path, otb, monkeypatch):
     av = pytest.importorskip("av")
     rng, path = np.random.default_rng(0), tmp_path / "long.mp4"
@@ -351,52 +399,3 @@ def test_mistakes_in_a_demo(tmp_path):
         with pytest.raises(UserError, match=message):
             demo.annotate(baselines.StaticBox(), tmp_path / source, (1, 1, 2, 2), tmp_path / out)
         assert not list(tmp_path.glob(".*part*")) and not (tmp_path / out).exists()
-
-
-# TraX -----------------------------------------------------------------------------------------------------
-
-
-def test_a_trax_client_gets_its_answers(tmp_path):
-    """The whole protocol, in a process: targets of three kinds, each answered in the kind asked for."""
-    pytest.importorskip("six")  # which vot-trax does not declare
-    trax = pytest.importorskip("trax")
-    from trax.client import Client
-
-    (sequence,) = make_sequences(tmp_path, lengths=(4,))
-    x, y, w, h = sequence.boxes[0].astype(int).tolist()
-    mask = np.zeros((60, 80), np.uint8)
-    mask[y:y + h, x:x + w] = 1
-    corners = [(x, y), (x + w - 1, y), (x + w - 1, y + h - 1), (x, y + h - 1)]
-    command = [sys.executable, "-m", "common.metrics.trackers.vot", "ncc", "--region", "polygon"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=run.ROOT)
-    client = Client((process.stdin.fileno(), process.stdout.fileno()), log=lambda _: None)
-    images = [{"color": trax.FileImage.create(str(path))} for path in sequence.frames]
-    for target in (trax.Rectangle.create(x, y, w, h), trax.Polygon.create(corners), trax.Mask.create(mask)):
-        ((answer, _),), _ = client.initialize(images[0], [(target, {})], {})
-        assert list(answer) == corners
-        for image, true in zip(images[1:], sequence.boxes[1:]):
-            ((answer, properties),), _ = client.frame(image, {}, [])
-            assert answer.type == "polygon" and float(properties["confidence"]) > 0.9
-            np.testing.assert_allclose(vot.region_to_box(answer), true, atol=0.01)
-    client.quit()
-    assert process.wait(20) == 0
-
-
-def test_boxes_as_regions_and_back():
-    pytest.importorskip("six")
-    pytest.importorskip("trax")
-    for kind in ("rectangle", "polygon", "mask"):
-        region = vot.box_to_region((7, 3, 10, 4), kind, (60, 80))
-        assert region.type == kind and vot.region_to_box(region) == (7, 3, 10, 4)
-    drawn = vot.box_to_region((-5.2, 3.6, 10, 4), "mask", (60, 80))
-    assert drawn.offset() == (0, 4) and drawn.array().shape == (4, 5) and drawn.array().all()
-    assert not vot.box_to_region((90, 3, 10, 4), "mask", (60, 80)).array().any()
-    assert vot.box_to_region((np.nan, 3, 10, 4), "rectangle", (60, 80)).bounds() == (0, 0, 0, 0)
-    with pytest.raises(UserError, match="empty mask"):
-        vot.region_to_box(vot.box_to_region((np.nan, 3, 10, 4), "mask", (60, 80)))
-
-
-def test_without_vot_trax_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "trax", None)
-    with pytest.raises(UserError, match="pip install vot-trax six"):
-        vot.serve(baselines.StaticBox())

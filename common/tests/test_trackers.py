@@ -23,6 +23,7 @@ from common.data import tracking as data
 from common.metrics import trackers, tracking
 from common.metrics.trackers import baselines
 from common.metrics.trackers.files import result_path
+from common.metrics.trackers.score import sizes_lost
 from common.run import UserError, World, drawing
 from common.tests.squares import make_sequences
 
@@ -410,3 +411,40 @@ def test_shares_of_data_sets():
     for wrong in ((1.0,), (1.0, 0.0), (1.0, 1.0, 1.0)):
         with pytest.raises(UserError, match="for each of got10k, coco"):
             trackers.shares(Recipe(wrong))
+
+
+def test_a_smoothed_box_keeps_its_center():
+    assert trackers.smoothed((10, 20, 40, 80), (0, 0, 20, 60), 1) == (10, 20, 40, 80)
+    assert trackers.smoothed((10, 20, 40, 80), (0, 0, 20, 60), 0.25) == (17.5, 27.5, 25, 65)
+
+
+@pytest.mark.parametrize("kind", [trackers.BASELINES["KCF (OpenCV)"], trackers.BASELINES["CSRT (OpenCV)"]])
+def test_opencvs_trackers_follow_and_keep_the_last_box_when_lost(tmp_path, kind):
+    (sequence,) = make_sequences(tmp_path, lengths=(5,))
+    frames, tracker = [data.read_frame(path) for path in sequence.frames], kind()
+    tracker.init(frames[0], tuple(sequence.boxes[0]))
+    for frame in frames[1:]:
+        box, score = tracker.track(frame)
+    assert score == 1 and tracking.iou(np.array([box]), sequence.boxes[-1:])[0] > 0.6
+    tracker.tracker = type("Lost", (), {"update": lambda self, frame: (False, (0, 0, 0, 0))})()
+    assert tracker.track(frames[0]) == (box, 0.0)
+    kind().init(frames[0], (70, 50, 40, 40))  # sticks out
+
+
+def test_a_missing_tracker_of_opencvs_says_what_to_install(monkeypatch):
+    monkeypatch.delattr(baselines.cv2, "TrackerCSRT_create")
+    with pytest.raises(UserError, match=r"no CSRT tracker: pip install .* opencv-contrib-python-headless"):
+        baselines.CSRT().init(np.zeros((9, 9, 3), np.uint8), (1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("growth, running, lost", [(4.1, 10, 1), (0.24, 10, 1), (4.1, 9, 0), (3.9, 19, 0)])
+def test_a_lost_size_is_one_that_is_wrong_for_ten_frames_running(tmp_path, growth, running, lost):
+    """In two stretches, of which neither counts for the other."""
+    boxes = np.tile([10.0, 10, 20, 16], (41, 1))
+    sequence = data.Sequence("a", "got10k", [tmp_path] * 41, boxes.copy(), np.ones(41, bool))
+    for start in (1, 21):
+        boxes[start : start + running, 2] *= growth
+    rest = np.zeros(41)
+    result = trackers.Result(boxes, rest, rest, rest, (80, 60), SETTINGS, "here")
+    trackers.write_result(result_path(sequence, tmp_path), result)
+    assert sizes_lost([sequence], tmp_path) == lost

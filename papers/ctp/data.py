@@ -15,6 +15,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from common.data.video import Clips, FrameFolder, VideoFile, Videos
+from common.run import UserError
 from papers.ctp import baselines, patches
 from papers.ctp.recipes import Recipe
 
@@ -240,8 +241,14 @@ def test_clips(video: Video, _rng: Generator, recipe: Recipe) -> torch.Tensor:
 
 def training_clips(videos: Videos, recipe: Recipe, *, seed: int | None = None) -> Clips:
     """What the recipe's method is trained on; with a seed, the same for every call: held-out games."""
+    if recipe.size_px > min(recipe.short_sides_px):
+        raise UserError(f"--size-px {recipe.size_px} is no crop of frames whose shorter side is "
+                        f"{min(recipe.short_sides_px)} px (--short-sides-px)")
     return Clips(videos, partial(SAMPLES[recipe.method], recipe=recipe), seed=seed)
 
 
 def testing_clips(videos: Videos, recipe: Recipe) -> Clips:
+    if recipe.size_px > recipe.test_short_side_px:
+        raise UserError(f"--size-px {recipe.size_px} is no crop of frames whose shorter side is "
+                        f"{recipe.test_short_side_px} px (--test-short-side-px)")
     return Clips(videos, partial(test_clips, recipe=recipe), seed=0)

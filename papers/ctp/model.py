@@ -152,14 +152,15 @@ def encode(trajectory_xyxy_px: Tensor, targets: Targets = TARGETS) -> Tensor:
     """
     center, size = _center_size(trajectory_xyxy_px)
     moved = torch.cat([center - center[..., :1, :], (size / size[..., :1, :]).log()], -1)
-    return (moved - moved.new_tensor(targets.mean)) / moved.new_tensor(targets.std)
+    columns = zip(moved.unbind(-1), targets.mean, targets.std)  # numbers: a tensor of them would have to be sent
+    return torch.stack([(raw - mean) / std for raw, mean, std in columns], -1)
 
 
 def decode(predictions: Tensor, query_xyxy_px: Tensor, targets: Targets = TARGETS) -> Tensor:
     """The inverse of `encode`: (..., T, 4) and first-frame boxes (..., 4) -> trajectories."""
     center, size = (x[..., None, :] for x in _center_size(query_xyxy_px))
-    raw = predictions * predictions.new_tensor(targets.std) + predictions.new_tensor(targets.mean)
-    moved, grown = raw.chunk(2, -1)
+    columns = zip(predictions.unbind(-1), targets.mean, targets.std)
+    moved, grown = torch.stack([value * std + mean for value, mean, std in columns], -1).chunk(2, -1)
     center, half = center + moved, size * grown.exp() / 2
     return torch.cat([center - half, center + half], -1)
 

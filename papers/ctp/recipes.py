@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+NAME = "CtP"
 TITLE = "CtP: Unsupervised Visual Representation Learning by Tracking Patches in Video (arXiv 2105.02545)"
 CLAIM = "Tracking patches pasted onto a clip, even where they are hidden, teaches a video network without labels."
 BUILT_IN = ("clips",)  # data sets that come with the repository

@@ -39,7 +39,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     passed_over = evaluate.passed_over(training=videos, validation=val)
     if recipe.downstream:
         evaluate.downstream(recipe, init="")  # is there one?
-    steps_per_epoch = loader.steps_per_epoch(len(videos), recipe.batch)
+    clips = data.training_clips(videos, recipe)
+    steps_per_epoch = loader.steps_per_epoch(len(clips), recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)
     run.seed_all(options.seed)
@@ -66,8 +67,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         eval_every=recipe.eval_every or steps_per_epoch, start=start, wall_s=state.get("wall_s", 0.0),
     )
     batches = loader.train_loader(
-        data.training_clips(videos, recipe), loader.identity, recipe.batch, clock.end, seed=options.seed, start=start,
-        rank=world.rank, world=world.size, workers=options.workers, report=folder / "unreadable.txt",
+        clips, loader.identity, recipe.batch, clock.end, seed=options.seed, start=start, rank=world.rank,
+        world=world.size, workers=options.workers, report=folder / "unreadable.txt",
     )
     log = run.Log(folder, world, steps=steps, start=start, wandb=options.wandb)
     log.say(

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "DualTFR"
 TITLE = "Learning Tracking Representations via Dual-Branch Fully Transformer Networks (ICCV Workshops 2021)"
 CLAIM = "A tracker without a CNN: attention within windows, over each image, and between the two images."
-BUILT_IN = ("sequences", "digits")  # data sets that come with the repository
+BUILT_IN = ("sequences", "hard_sequences", "digits")  # data sets that come with the repository
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,10 @@ RECIPES = {
         flip=0.0, policy=None, erase=0.0, mixup=0.0, cutmix=0.0, eval_crop=1.0,
     ),
 }
+RECIPES["tiny_hard"] = replace(
+    RECIPES["tiny"], about="tiny on built-in sequences whose targets change their look, size and shape",
+    dataset="hard_sequences",
+)
 RECIPES["smoke"] = replace(
     RECIPES["tiny"], about="tiny cut to seconds: does everything run?", pairs_per_epoch=64, epochs=2, batch=8,
     warmup_steps=2, milestones=(1,), eval_every=0, val_pairs=16,

@@ -51,7 +51,7 @@ class DualTFRTracker:
     def crop(self, frame: np.ndarray, box: Box, factor: float, size: int) -> tuple[crops.Crop, torch.Tensor]:
         """A crop around a box x, y, w, h (px), and its pixels as the network takes them, (1, 3, size, size)."""
         crop = crops.around(box, factor, size)
-        pixels = crops.to_tensor(crops.cut(frame, crop)).to(self.device)
+        pixels = crops.send(crops.to_tensor(crops.cut(frame, crop)), self.device)
         return crop, crops.normalize(pixels)[None].to(self.precision)
 
     @torch.inference_mode()

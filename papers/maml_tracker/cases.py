@@ -19,6 +19,7 @@ from papers.maml_tracker.train import train
 PARAMS = {
     ("retina", "resnet18"): 6_330_309, ("fcos", "resnet18"): 6_332_615, ("retina", "narrow"): 105_621,
     ("fcos", "narrow"): 105_911, ("retina", "efficientnet_lite0"): 311_877,
+    ("retina", "lite0_levels"): 792_165,
 }
 
 

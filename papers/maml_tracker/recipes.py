@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+NAME = "Retina-MAML, FCOS-MAML"
 TITLE = "Tracking by Instance Detection: A Meta-Learning Approach (CVPR 2020, oral)"
 CLAIM = "A detector meta-trained with MAML becomes a tracker by a few gradient steps on the first frame."
-BUILT_IN = ("sequences",)  # data sets that come with the repository
+BUILT_IN = ("sequences", "hard_sequences",)  # data sets that come with the repository
 
 
 @dataclass(frozen=True)
@@ -198,6 +199,10 @@ RECIPES = {
         "them), OTB recalled, unverified",
     ),
 }
+RECIPES["tiny_hard"] = replace(
+    RECIPES["tiny"], about="tiny on built-in sequences whose targets change their look, size and shape",
+    dataset="hard_sequences",
+)
 RECIPES["smoke"] = replace(
     RECIPES["tiny"], about="tiny cut to seconds: does everything run?", pairs_per_epoch=32, detection_epochs=1,
     epochs=1, batch=4, val_pairs=4,

@@ -66,7 +66,7 @@ class MAMLTracker:
         self.frame, self.rested = self.frame + 1, self.rested + 1
         crop = crop_around(self.box, recipe)
         seen = self.prepare(frame, [crop], [corners(crop, self.box)])
-        last = torch.tensor([side * crop.scale for side in self.box[2:]], device=self.world.device)
+        last = crops.send(torch.tensor([side * crop.scale for side in self.box[2:]]), self.world.device)
         *found, penalty, score, rival, highest = self.detect(self.theta, seen.x, last).tolist()
         if not np.isfinite([*found, penalty, score]).all():
             return self.box, 0.0
@@ -74,7 +74,7 @@ class MAMLTracker:
             return self.box, highest
         self.box = self._move(frame, crop, np.array(found), confidence=penalty * score)
         if recipe.online_update and score >= recipe.accept:
-            seen.box_xyxy[0] = torch.from_numpy(corners(crop, self.box))
+            seen.box_xyxy[0] = crops.send(torch.from_numpy(corners(crop, self.box)).float(), self.world.device)
             self.support.put(seen)
         distracted = rival >= recipe.distractor * score and self.rested >= recipe.rest
         if recipe.online_update and (self.frame % recipe.update_every == 0 or distracted):
@@ -87,9 +87,9 @@ class MAMLTracker:
     @torch.no_grad()
     def prepare(self, frame: np.ndarray, around: list[crops.Crop], boxes: list[np.ndarray]) -> Crops:
         """Crops of one frame, sent through the layers that do not change online."""
-        pixels = torch.stack([crops.to_tensor(cut(frame, crop)) for crop in around]).to(self.world.device)
+        pixels = crops.send(torch.stack([crops.to_tensor(cut(frame, crop)) for crop in around]), self.world.device)
         ones = torch.ones(len(around), device=self.world.device)
-        box_xyxy = torch.from_numpy(np.stack(boxes)).float().to(self.world.device)
+        box_xyxy = crops.send(torch.from_numpy(np.stack(boxes)).float(), self.world.device)
         with self.world.autocast():
             return self.maml.prepare(self.maml.detector, Crops(pixels, box_xyxy, ones.bool(), ones))
 

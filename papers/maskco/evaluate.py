@@ -195,8 +195,15 @@ def probe_scores(
     categories mean average precision over those that occur in both splits. Nothing but on the main process."""
     x, seen = features(backbone, train, recipe, world, workers=workers, tolerant=True)
     x_val, _ = features(backbone, val, recipe, world, workers=workers)
-    if not world.is_main:
-        return {}
+    scores = classified(x, seen, x_val, train, val) if world.is_main else {}
+    world.wait_long()  # a classifier for each category can take an hour
+    return scores
+
+
+def classified(
+    x: np.ndarray, seen: list[int], x_val: np.ndarray, train: images.Images, val: images.Images
+) -> dict[str, float]:
+    """The score of linear classifiers on features (rows, C); `seen`: which training picture each row is of."""
     if not isinstance(train, data.Present):
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, train.labels[seen])
         return {"probe_top1": 100 * classifier.score(x_val, val.labels)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+NAME = "MaskCo"
 TITLE = "MaskCo: Self-Supervised Visual Representations Learning by Contrastive Mask Prediction (ICCV 2021)"
 CLAIM = "Predicting a masked region's features teaches from pictures of many objects, where comparing views fails."
 BUILT_IN = ("digits",)  # data sets that come with the repository

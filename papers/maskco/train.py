@@ -65,11 +65,12 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if clock.eval_due:  # a kill may have come between checkpoint and evaluation
         log.scores(start, contrast)
 
+    fallbacks = state.get("fallbacks", torch.zeros((), dtype=torch.float64)) * world.is_main
     model.train()
     for step, (sample, _) in clock.over(batches):
         run.seed_all(options.seed, step, world.rank)  # all randomness of a step follows from its number
         schedule.step_update(step - 1)
-        fallback = sample["fallback"].mean() if recipe.method == "maskco" else None
+        fallbacks += sample["fallback"].sum() if "fallback" in sample else 0
         sample = evaluate.to(world.device, sample)
 
         model.update_keys()
@@ -93,13 +94,16 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         if clock.log_due:
             values = {"loss": world.mean(loss), "top1": 100 * world.mean(right), "lr": optimizer.param_groups[0]["lr"],
                       "grad_norm": norm, "samples_per_s": clock.rate}
-            if fallback is not None:
-                values["fallback"] = world.mean(fallback.to(world.device))
+            if recipe.method == "maskco":  # so far, of all processes
+                values["fallbacks"] = run.add_up(fallbacks.to(world.device, copy=True)).item()
         log.step(step, values)
         if world.size > 1 and (clock.save_due or clock.eval_due):
             distribute_bn(model, world.size, reduce=True)
+        if clock.save_due:  # the first process counts for all of them
+            fallbacks = run.add_up(fallbacks.to(world.device)).cpu() * world.is_main
         if world.is_main and clock.save_due:
-            state = {"optimizer": optimizer.state_dict(), "wall_s": clock.wall_s, "classes": pictures.classes}
+            state = {"optimizer": optimizer.state_dict(), "wall_s": clock.wall_s, "classes": pictures.classes,
+                     "fallbacks": fallbacks}
             run.save_checkpoint(folder, step, {"model": model.state_dict()}, state)
         if clock.eval_due:
             log.scores(step, contrast)

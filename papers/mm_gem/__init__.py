@@ -1,6 +1,7 @@
 """MM-GEM. Importing this package registers its model, config and processor with transformers' Auto classes."""
 
-from .model import MMGEMConfig, MMGEMModel
+from .configuration import MMGEMConfig
+from .model import MMGEMModel
 from .pooling import PoolAggregator
 from .processing import MMGEMProcessor
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from common.data import pretrained
 from common.data.tiny.scenes import word_tokenizer
 from common.run import UserError, model_folder
 from common.run.hf import shape
-from papers.mm_gem.model import MMGEMConfig, MMGEMModel
+from papers.mm_gem.configuration import MMGEMConfig
+from papers.mm_gem.model import MMGEMModel
 from papers.mm_gem.processing import MMGEMProcessor
 from papers.mm_gem.recipes import Recipe
 
@@ -186,6 +189,21 @@ def shared_parameters(model: MMGEMModel) -> int:
         if parameter.requires_grad and name.startswith(("language_model.", "vision_tower."))
         and "trainable_tokens" not in name
     )
+
+
+def assembled(recipe: Recipe, processor: MMGEMProcessor, weights: Mapping[str, Tensor]) -> MMGEMModel:
+    """The recipe's model with what `choose_trained` trains of it from `weights`, LoRA merged. `UserError` if they are
+    others."""
+    whole = model(replace(recipe, init=None), processor)
+    choose_trained(whole, recipe)
+    trained = {name for name, parameter in whole.named_parameters() if parameter.requires_grad}
+    if differ := trained ^ weights.keys():
+        parts = f"{recipe.llm} with {recipe.vision}"
+        raise UserError(f"these are not the weights that {parts} lacks: {min(differ)} differs")
+    whole.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, strict=False)
+    if recipe.tune == "lora":
+        whole.language_model = whole.language_model.merge_and_unload()
+    return whole.eval()
 
 
 class Pass(nn.Module):

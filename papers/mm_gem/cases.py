@@ -5,8 +5,9 @@ import torch
 from common.run.cases import Curve, ModelCase, Parts, Rehearsal, TrainingCost
 from common.run.hf import rates
 from papers.mm_gem import build
+from papers.mm_gem.contrastive import contrastive
 from papers.mm_gem.data import Rows, open_captions, open_regions
-from papers.mm_gem.model import MMGEMModel, contrastive
+from papers.mm_gem.model import MMGEMModel
 from papers.mm_gem.recipes import RECIPES, Recipe
 
 

@@ -140,7 +140,7 @@ def train_loader(
     samples = Augmented(rows, _same, report=report)
     return DataLoader(
         samples, batch_sampler=batches, collate_fn=_Collate(processor), num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
     )
 
 

@@ -18,11 +18,13 @@ from common.data.images import Images
 from common.data.loader import progress
 from common.data.picture import Unreadable, read_picture
 from common.data.text import printable
-from common.run import UserError, World, model_folder
+from common.run import UserError, World, model_folder, shipped
 from common.run.hf import quiet
+from papers.mm_gem import build
 from papers.mm_gem.data import Captioned
 from papers.mm_gem.model import MMGEMModel
 from papers.mm_gem.processing import Box, MMGEMProcessor, wrong_box
+from papers.mm_gem.recipes import Recipe
 
 BATCH = 64  # most images, regions or texts at a time
 
@@ -166,9 +168,18 @@ class Embedder:
 
 
 def load(folder: Path | None, world: World, workers: int = 0) -> Embedder:
-    """A saved model, in eval mode, and its processor; None: the newest run's. `UserError` for a folder without one."""
-    folder = model_folder.model_folder(folder or run.newest("mm_gem"))
+    """A saved model, in eval mode, and its processor: of a run or model folder, or of shipped weights, "shipped" or
+    "shipped:NAME"; None: shipped weights if there are any, else the newest run's. `UserError` for one without a model.
+    """
+    path = shipped.for_demo("mm_gem", folder)
     quiet()
+    if about := shipped.header(path):
+        recipe = Recipe(**about["recipe"])
+        processor = build.processor(recipe)
+        return Embedder(
+            build.assembled(recipe, processor, run.load_weights(path)).to(world.device), processor, world, workers
+        )
+    folder = model_folder.model_folder(path)
     model = model_folder.load(AutoModel, folder, dtype="auto")
     if not isinstance(model, MMGEMModel):
         raise UserError(f"{folder} holds a {type(model).__name__}, not an MM-GEM model")

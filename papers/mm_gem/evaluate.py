@@ -1,7 +1,8 @@
 """How well a model embeds and describes: ``python -m papers.mm_gem.evaluate CHECKPOINT --data FOLDER``.
 
 CHECKPOINT is a run folder, or a model folder as transformers saves it. FOLDER has a validation split in COCO's format;
-with --images FOLDER (classes as folders), zero-shot classification of those instead. Definitions:
+with --images FOLDER (classes as folders), zero-shot classification of those instead, by the scores of CLIP's usual
+benchmark: top-1, top-5, and the mean of the classes' own shares. Definitions:
 
 image -> text, text -> image R@K   COCO's retrieval by cosine similarity, over images and over captions
 long text                          the same with all captions of an image joined to one text
@@ -28,11 +29,11 @@ from common import run
 from common.data import images as image_sets
 from common.data.captions import Region
 from common.data.picture import Unreadable
-from common.data.text import printable
+from common.data.text import printable, read_text
 from common.data.tiny.scenes import COLORS, SHAPES
 from common.metrics import captions as metrics
 from common.metrics.retrieval import recall_at
-from common.run import UserError, model_folder
+from common.run import UserError, model_folder, shipped
 from papers.mm_gem.data import Captioned, corners, data_folder, open_captions, regions_if_there
 from papers.mm_gem.embedder import Chosen, Embedder, Files, Pictures, load
 from papers.mm_gem.processing import Box
@@ -219,6 +220,38 @@ def classify(
     return scores, {}
 
 
+def classify_folder(
+    embedder: Embedder, data: image_sets.Images, names: Sequence[str], templates: Sequence[str] = CLIP
+) -> Scores:
+    """Zero-shot classification of a folder of pictures in classes, which are called `names`."""
+    vectors = named_classes(embedder, names, templates)
+    v, labels = embedder.images(Chosen(data, range(len(data)))), torch.as_tensor(data.labels)
+    found = (v @ vectors.mT).topk(min(5, len(names)), dim=1).indices == labels[:, None]
+    first = found[:, 0].double()
+    shares = [first[labels == label].mean() for label in labels.unique()]
+    what = f"zero-shot, {len(names)} classes"
+    return {
+        what: _percent(found[:, 0]), f"{what}, top-5": _percent(found.any(1)),
+        f"{what}, mean over classes": (100 * torch.stack(shares).mean().item(), "%"),
+    }
+
+
+def read_names(file: Path | None, classes: Sequence[str]) -> list[str]:
+    """What the folders of classes are called: their own names; or what a text file says of each, a line with the
+    folder, a blank or tab, and the name (of several, separated by commas, the first), as ImageNet's words.txt has it.
+    """
+    if file is None:
+        return [name.replace("_", " ") for name in classes]
+    try:
+        rows = [line.split(None, 1) for line in read_text(file).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no list of names: {error}") from None
+    known = {row[0]: row[1].split(",")[0].strip() for row in rows if len(row) == 2}
+    if missing := [name for name in classes if not known.get(name)]:
+        raise UserError(f"{file} names no class {missing[0]!r}; expected a line with the folder, a blank and the name")
+    return [known[name] for name in classes]
+
+
 def retrieve_regions(embedder: Embedder, shown: Validation, v_RD: Tensor) -> tuple[Scores, dict[str, Any]]:
     """Of an image's boxes the one that a phrase means."""
     phrases = sorted({region.phrase for region in shown.regions})
@@ -266,13 +299,15 @@ def _percent(hits: Sequence[bool] | Tensor) -> tuple[float, str]:
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or model folder."""
+    """Run folder, model folder, or shipped weights: shipped, shipped:NAME."""
     recipe: str | None = None
     """Recipe that says what is evaluated and how; a run folder knows its own."""
     data: Path | None = None
     """Data folder with a validation split."""
     images: Path | None = None
     """Image folder with val/CLASS/*.jpg, or another layout of common/data/images.py, to classify zero-shot."""
+    names: Path | None = None
+    """With --images: text file that says what each folder of a class is called; without one, the folders' own names."""
     out: Path | None = None
     """JSON file to write the scores to."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -284,21 +319,20 @@ class Arguments:
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.mm_gem.evaluate", description="Scores of a checkpoint.")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
-    if not args.checkpoint.is_dir():
-        raise UserError(f"no run or model folder at {args.checkpoint}")
+    args.checkpoint = shipped.path_of("mm_gem", args.checkpoint)
     if world.size > 1:
         raise UserError(f"found {world.size} processes; evaluation runs in one: start it without torchrun")
     if args.images:
         embedder, data = load(args.checkpoint, world, args.workers), image_sets.open_images(args.images, "val")
-        vectors = named_classes(embedder, data.classes, CLIP)
-        hits = zero_shot(embedder.images(Chosen(data, range(len(data)))), data.labels, vectors)
-        scores = {f"zero-shot, {len(data.classes)} classes": _percent(hits)}
+        scores = classify_folder(embedder, data, read_names(args.names, data.classes))
     else:
-        recipe = model_folder.recipe_of(args.checkpoint, args.recipe, RECIPES)
+        about = shipped.header(args.checkpoint)
+        known = Recipe(**about["recipe"]) if about and not args.recipe else None
+        recipe = known or model_folder.recipe_of(args.checkpoint, args.recipe, RECIPES)
         embedder, root = load(args.checkpoint, world, args.workers), data_folder(recipe, args.data)
         scores, _ = evaluate(embedder, open_captions(root, "val"), regions_if_there(root, "val"), recipe)
     for name, (value, unit) in scores.items():
-        print(f"{name:>32} {value:8.3f} {unit}")
+        print(f"{name:>44} {value:8.3f} {unit}")
     if args.out:
         rows = [run.metric(name, value, unit) for name, (value, unit) in scores.items()]
         run.write_json(args.out, {"checkpoint": str(args.checkpoint), "metrics": rows} | run.environment())

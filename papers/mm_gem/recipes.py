@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+NAME = "MM-GEM"
 TITLE = "Multi-Modal Generative Embedding Model (arXiv 2405.19333)"
 CLAIM = "One language model embeds texts for retrieval and describes images and regions; the two objectives get along."
 BUILT_IN = ("scenes",)  # data sets that come with the repository

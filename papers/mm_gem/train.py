@@ -50,12 +50,14 @@ class GemTrainer(Trainer):
         return self.optimizer
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Keeps boxes, which hold their images' indices, out of the cast that DeepSpeed's trainings get."""
+        """Checks what it finds on the CPU, and keeps boxes, which hold their images' indices, out of the cast that
+        DeepSpeed's trainings get."""
+        self.model.check(**inputs)
         rest = super()._prepare_inputs({key: value for key, value in inputs.items() if key != "boxes"})
-        return rest | ({"boxes": inputs["boxes"].to(self.args.device)} if "boxes" in inputs else {})
+        return rest | ({"boxes": inputs["boxes"].to(self.args.device, non_blocking=True)} if "boxes" in inputs else {})
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        out = model(**inputs, chunk=self.chunk, groups=self.recipe.length_groups)
+        out = model(**inputs, chunk=self.chunk, groups=self.recipe.length_groups, checked=True)
         self.terms = {key: out[key].detach() for key in ("loss_emb", "loss_gen") if out.get(key) is not None}
         return (out.loss, out) if return_outputs else out.loss
 
@@ -139,6 +141,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if not trainer.run_steps():
         return folder
 
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     weights, peak = trainer.whole_weights(), run.peak_memory_bytes()
     del trainer, model, batches, args
     unset_hf_deepspeed_config()  # what is loaded from here on is whole
@@ -146,6 +149,8 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     if not world.is_main:
         return folder
     export(folder, recipe, processor, weights, dtype)
+    if recipe.tune == "lora":  # what tools/ship.py takes: all that connects the two networks
+        run.save_weights(folder / "connection.safetensors", {name: weights[name] for name in names})
     del weights
     scores, outputs = evaluate(load(folder, world, options.workers), *held_out, recipe)  # what others will load
     scores["training loss"] = [row["loss"] for row in run.read_log(folder) if "loss" in row][-1], "nats"

@@ -61,7 +61,7 @@ def compare(name: str, recipe: Recipe, options: run.Options, world: run.World, t
     """Trains every member with every seed and reports; returns the comparison's folder."""
     trained = members(recipe)
     root = trackers.data_folder(recipe, options.data)
-    if not pairs.open_data(recipe, root).val:
+    if not pairs.open_data(recipe, root, coco_side_px=recipe.coco_side_px).val:
         raise run.UserError(f"members are scored on a validation split, and {root} has none that the recipe uses")
     return run.sweep("sbt", name, recipe, options, world, trained, train, COLUMNS, scores=scores, picture=draw)
 

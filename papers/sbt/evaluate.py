@@ -92,7 +92,7 @@ def convert_weights(weights: Mapping[str, torch.Tensor], network: torch.nn.Modul
 PAPER = trackers.Paper(
     name="sbt",
     recipes={name: recipe for name, recipe in RECIPES.items() if isinstance(recipe, Recipe)},
-    build=build, make_tracker=make_tracker, convert_weights=convert_weights,
+    build=build, make_tracker=make_tracker, convert_weights=convert_weights, float32=lambda recipe: recipe.float32,
     rules={"lasot": "lasot_wh_valid"},  # the authors' evaluation
 )
 

@@ -86,7 +86,7 @@ class SBTTracker:
             crop, frame = authors_around(box, factor, size, size / 2), authors_frame(frame)
         else:
             crop = crops.around(box, factor, size)
-        pixels = crops.to_tensor(crops.cut(frame, crop)).to(self.device)
+        pixels = crops.send(crops.to_tensor(crops.cut(frame, crop)), self.device)
         return crop, crops.normalize(pixels)[None].to(self.precision)
 
     @torch.inference_mode()

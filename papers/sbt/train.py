@@ -21,7 +21,9 @@ from papers.sbt.recipes import Recipe
 def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> Path:
     """Trains, tracks the test sequences and reports one run; returns its folder."""
     root = trackers.data_folder(recipe, options.data)
-    data = pairs.open_data(recipe, root, options.missing)  # before any weights are sought
+    # before any weights are sought
+    data = pairs.open_data(recipe, root, missing=options.missing, coco_side_px=recipe.coco_side_px)
+    world = world.in_full(recipe.float32)
     steps_per_epoch = loader.steps_per_epoch(recipe.pairs_per_epoch, recipe.batch)
     steps = recipe.epochs * steps_per_epoch
     chunks = run.accumulation(recipe.batch, world, options.micro_batch)

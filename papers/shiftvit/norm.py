@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import timm.layers
 import torch
+from timm.models import register_notrace_module
 from torch import Tensor
 
 from common.kernels import cuda
 
 
+@register_notrace_module  # what it chooses by the map's layout a symbolic trace cannot see
 class GroupNorm1(timm.layers.GroupNorm1):
     """timm's, with its names and results."""
 

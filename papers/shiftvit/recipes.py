@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "ShiftViT"
 TITLE = "When Shift Operation Meets Vision Transformer (AAAI 2022)"
 CLAIM = "Attention can be replaced by moving a third of the channels by one pixel."
 BUILT_IN = ("digits",)  # data sets that come with the repository

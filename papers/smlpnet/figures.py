@@ -71,8 +71,9 @@ def draw_sharing(path: Path, rows: dict[str, dict[str, dict[str, Any]]]) -> None
         left.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
     lowest = min(row["top1"]["value"] - row["top1"].get("spread", 0) for row in rows.values()) - 1e-3
     left.set(xticks=range(len(rows)), xticklabels=rows, ylabel="accuracy, %")
-    left.set_ylim(lowest - (100 - lowest) * 0.5, 100 + (100 - lowest) * 0.25)
-    left.set_yticks([tick for tick in left.get_yticks() if lowest - (100 - lowest) * 0.5 <= tick <= 100])
+    bottom = max(0.0, lowest - (100 - lowest) * 0.5)
+    left.set_ylim(bottom, 100 + (100 - lowest) * 0.25)
+    left.set_yticks([tick for tick in left.get_yticks() if bottom <= tick <= 100])
     left.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.18))
     bars = right.bar(range(len(rows)), [row["params"]["value"] / 1e3 for row in rows.values()], 0.5, color="gray")
     right.bar_label(bars, fmt="%.0f k", fontsize=8)

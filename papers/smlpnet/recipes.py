@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "sMLPNet"
 TITLE = "Sparse MLP for Image Recognition (AAAI 2022)"
 CLAIM = "A token needs to be mixed only with its row and its column, by matrices that all rows and columns share."
 BUILT_IN = ("digits",)  # data sets that come with the repository

@@ -53,7 +53,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     start, state = run.restore(folder, options, optimizer, classes=data.classes, model=model, ema=ema and ema.module)
     if options.compile:
         model.compile()
-    network = DistributedDataParallel(model) if world.size > 1 else model
+    network = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
 
     transform = images.train_transform(
         size, crop_scale=recipe.crop_scale, flip=recipe.flip, policy=recipe.policy, erase=recipe.erase

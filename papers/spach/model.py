@@ -232,12 +232,12 @@ class SPACH(Pyramid):
             nn.init.zeros_(module.bias)
 
     def levels(self):
-        if len(self.stages) > 1:
+        if len(self.strides) > 1:  # also where pruning has left one stage
             return list(self.stages)
         return [partial(_on_map, block) for block in self.stages[0].blocks]
 
     def keep_levels(self, count):
-        if len(self.stages) > 1:
+        if len(self.strides) > 1:  # also where pruning has left one stage
             super().keep_levels(count)
         else:
             self.stages[0].blocks = self.stages[0].blocks[:count]

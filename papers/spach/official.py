@@ -67,7 +67,7 @@ def to_official(model: SPACH) -> dict[str, torch.Tensor]:
     """The network's tensors under the names that the authors' code loads; a mixer that blocks share once for each."""
     weights = {}
     for name, tensor in model.state_dict().items():
-        if len(model.stages) == 1:
+        if len(model.strides) == 1:
             name = re.sub(r"^stages\.0\.blocks\.", "blocks.", name)
         for pattern, theirs in THEIRS:
             name = re.sub(pattern, theirs, name)

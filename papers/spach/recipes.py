@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+NAME = "SPACH"
 TITLE = "A Battle of Network Structures: CNN, Transformer, and MLP (arXiv 2108.13002)"
 CLAIM = "In one framework all three compete; scaled up, convolution generalises best and MLP overfits unless shared."
 BUILT_IN = ("digits",)  # data sets that come with the repository

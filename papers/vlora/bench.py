@@ -49,8 +49,12 @@ class Arguments:
     """Visual features of an image."""
     batch: tuple[int, ...] = (1,)
     """Images, each with its own question, prefilled at once."""
+    answer: int = 32
+    """Tokens of a whole answer, measured at the shortest text; 0: prefills alone."""
     graphs: bool = False
     """On a GPU: also replay each prefill as one CUDA graph."""
+    compile: bool = False
+    """Also run each prefill through torch.compile, as one graph."""
     threads: int = torch.get_num_threads()
     seconds: float = 0.5
     """Spent on each prefill at least."""
@@ -133,6 +137,15 @@ def prefill_record(
             check_parity(Case(f"{name} as a graph", {"eager": ways[name], "graph": replay}, tolerance=0.02))
         graphs = measure(Case("graphs", replays), args.seconds)
         record |= {"graph_seconds": graphs["seconds"], "ratio_graphs": 1 / graphs["times_faster"]["VLoRA"][1]}
+    if args.compile:
+        whole = {name: torch.compile(way, fullgraph=True, dynamic=False) for name, way in ways.items()}
+        for name, way in whole.items():
+            check_parity(Case(f"{name} compiled", {"eager": ways[name], "compiled": way}, tolerance=0.02))
+        compiled = measure(Case("compiled", whole), args.seconds)
+        record |= {
+            "compiled_seconds": compiled["seconds"], "ratio_compiled": 1 / compiled["times_faster"]["VLoRA"][1],
+            "gain_compiled": record["seconds"]["VLoRA"] / compiled["seconds"]["VLoRA"],
+        }
     return record
 
 
@@ -155,7 +168,8 @@ def check(ours: VLoRAForConditionalGeneration, ids: torch.Tensor, features: torc
     """Weights merged and beside must agree, to a tenth of what the image changes, before anything is timed."""
     weights, ids = ours.generator(features[:1])[0], ids[:1]
     beside = ours(ids, perceptual_weights=weights, logits_to_keep=1).logits
-    change = (ours(ids, logits_to_keep=1).logits - beside).abs().max() / beside.abs().max()
+    plain = ours(ids, perceptual_weights=torch.zeros_like(weights), logits_to_keep=1).logits
+    change = (plain - beside).abs().max() / beside.abs().max()
 
     def merged() -> torch.Tensor:
         with ours.merged(weights):
@@ -188,6 +202,75 @@ def graphed(function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         return out
 
     return replay
+
+
+# Whole answers, measured -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def study_answers(args: Arguments, device: torch.device) -> Iterator[Row]:
+    """What a user waits for and pays: prefill, decoding from the cache, both, and all memory, side by side."""
+    visual, text, new = max(args.visual), min(args.text), args.answer
+    torch.manual_seed(0)
+    ours, theirs = models(args.size, visual, device)
+    tower = flops.tower(official.config(**official.VARIANTS["vlora_7b"])) / 1e9
+    for batch in args.batch:
+        ids = torch.randint(4, ours.config.text_config.vocab_size, (batch, text + 1), device=device)
+        ids[:, 0] = IMAGE
+        like = ours.generator.pos_embed
+        features = torch.randn(batch, visual, ours.config.visual_width, device=device, dtype=like.dtype)
+        both = {"visual tokens": theirs, "VLoRA": ours}
+
+        def way(model: Any, count: int, ids: torch.Tensor = ids, features: torch.Tensor = features) -> Callable:
+            length = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+            return partial(model.generate, ids, features, **length)
+
+        about = f"batch {batch}, {text} text, {visual} visual"
+        first = measure(Case(f"{about}, first token", {k: way(m, 1) for k, m in both.items()}), args.seconds)
+        whole = measure(Case(f"{about}, {new} tokens", {k: way(m, new) for k, m in both.items()}), args.seconds)
+        row: Row = {"batch": batch, "text": text, "visual": visual, "new": new, "tower_gflops": batch * tower}
+        for key, name in (("vlora", "VLoRA"), ("tokens", "visual tokens")):
+            model = both[name]
+            count = flops.vlora if key == "vlora" else flops.visual_tokens
+            held = sum(p.numel() * p.element_size() for p in {*model.parameters()} - {*model.vision_tower.parameters()})
+            row |= {
+                f"{key}_first_ms": 1e3 * first["seconds"][name], f"{key}_whole_ms": 1e3 * whole["seconds"][name],
+                f"{key}_next_ms": 1e3 * (whole["seconds"][name] - first["seconds"][name]) / (new - 1),
+                f"{key}_weights_mb": held / 1e6, f"{key}_peak_mb": peak_bytes(way(model, new), device) / 1e6,
+                f"{key}_gflops": batch * count(model.config, text) / 1e9,
+            }
+        row |= {
+            "first": 1 / first["times_faster"]["VLoRA"][1], "whole": 1 / whole["times_faster"]["VLoRA"][1],
+            "next": row["vlora_next_ms"] / row["tokens_next_ms"],
+            "memory": (row["vlora_weights_mb"] + row["vlora_peak_mb"])
+            / (row["tokens_weights_mb"] + row["tokens_peak_mb"]),
+            "gflops": row["vlora_gflops"] / row["tokens_gflops"],
+            "with_tower": (row["vlora_gflops"] + row["tower_gflops"]) / (row["tokens_gflops"] + row["tower_gflops"]),
+        }
+        yield row
+
+
+def answers_table(rows: Sequence[Row]) -> list[str]:
+    """All of it in one table, a line for each cost."""
+    lines = []
+    for row in rows:
+        lines += [
+            f"Batch {row['batch']}, {row['text']} text tokens, {row['visual']} visual features, an answer of "
+            f"{row['new']} tokens:", "", "| | VLoRA | visual tokens | ratio |", "|---|---:|---:|---:|",
+        ]
+        costs = (
+            ("perceive and prefill, ms", "first_ms", "first"), ("each further token, ms", "next_ms", "next"),
+            ("whole answer, ms", "whole_ms", "whole"), ("prefill, GFLOPs", "gflops", "gflops"),
+            ("weights, generator or projector counted, MB", "weights_mb", ""), ("peak beside them, MB", "peak_mb", ""),
+        )
+        for title, key, ratio in costs:
+            found = f"{row[ratio]:.3f}" if ratio else ""
+            lines.append(f"| {title} | {row[f'vlora_{key}']:,.1f} | {row[f'tokens_{key}']:,.1f} | {found} |")
+        lines += [
+            f"| memory, all of it | | | {row['memory']:.3f} |",
+            f"| GFLOPs with CLIP ViT-L/14 at 336 px, {row['tower_gflops']:,.0f} | | | {row['with_tower']:.3f} |", "",
+        ]
+    return lines
 
 
 # Merging or not, measured -----------------------------------------------------------------------------------
@@ -264,6 +347,8 @@ def table(rows: Sequence[Row], columns: dict[str, str]) -> list[str]:
 def page(found: dict[str, list[Row]]) -> str:
     """Markdown of all studies."""
     graphs = {"as graphs": "{ratio_graphs:.3f}"} if "ratio_graphs" in found["prefill"][0] else {}
+    if "ratio_compiled" in found["prefill"][0]:
+        graphs |= {"compiled": "{ratio_compiled:.3f}", "VLoRA's gain by compiling": "{gain_compiled:.2f}x"}
     return "\n".join([
         bench_table(found["prefill"]),
         "Ratios VLoRA / visual tokens, of a prefill's time, of the time of the language model's products with its "
@@ -273,6 +358,7 @@ def page(found: dict[str, list[Row]]) -> str:
             "operations": "{ratio_operations:.3f}", "VLoRA GFLOPs": "{vlora_gflops:.1f}",
             "tokens GFLOPs": "{tokens_gflops:.1f}", "VLoRA MB": "{vlora_mb:.1f}", "tokens MB": "{tokens_mb:.1f}",
         }),
+        *answers_table(found["answers"]),
         "Applying an image's weights to one module: microseconds beside its weight, for each pass of so many tokens, "
         "against merging once (`generate(apply=\"merge\")`).", "",
         *table(found["merging"], {"tokens": "{tokens}", "beside": "{side_us:.1f}", "merging": "{merge_us:.1f}"}),
@@ -302,7 +388,8 @@ def main() -> None:
         prefill.append(record)
         print(bench_table([record]).splitlines()[-1], flush=True)
     found = {
-        "prefill": prefill, "merging": study_merging(args.size, device), "operations": study_operations(),
+        "prefill": prefill, "answers": list(study_answers(args, device)) if args.answer > 1 else [],
+        "merging": study_merging(args.size, device), "operations": study_operations(),
         "bounds": flops.bounds(official.config(**official.VARIANTS["vlora_7b"]), configs("7b", 576)[1]),
     }
     stamp = f"{args.size} shapes, random weights, {args.threads} thread{'s' * (args.threads > 1)}"

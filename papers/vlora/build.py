@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig, LlamaConfi
 from common import run
 from common.data import pretrained
 from common.data.tiny.scenes import word_tokenizer
-from common.run import model_folder
+from common.run import UserError, model_folder
 from papers.vlora import official
 from papers.vlora.baseline import VisualTokensForConditionalGeneration
 from papers.vlora.configuration import VisualTokensConfig, VLoRAConfig
@@ -122,13 +123,26 @@ def model(recipe: Recipe, image_token_id: int, dtype: torch.dtype = torch.float3
     _, kind = METHODS[recipe.method]
     parts = {}
     if recipe.llm != "tiny":
-        own = getattr(torch, recipe.llm_dtype) if recipe.tune == "frozen" and dtype == torch.float32 else dtype
-        parts["language_model"] = _load(transformers.AutoModelForCausalLM, recipe.llm, "--llm", dtype=own)
+        parts["language_model"] = _load(transformers.AutoModelForCausalLM, recipe.llm, "--llm", **_llm(recipe, dtype))
     if recipe.vision != "tiny":
         parts["vision_tower"] = load_vision_tower(recipe.vision, dtype)
     text = parts["language_model"].config if "language_model" in parts else CONFIGS["tiny"]
     vision = parts["vision_tower"].config if "vision_tower" in parts else TOWERS["tiny"]
     return kind(config(recipe, text, vision, image_token_id), **parts)
+
+
+def _llm(recipe: Recipe, dtype: torch.dtype) -> dict[str, Any]:
+    """How the language model is loaded in a training whose own weights are of this type."""
+    if recipe.tune != "frozen" or dtype != torch.float32:
+        return {"dtype": dtype}
+    if recipe.llm_dtype != "nf4":
+        return {"dtype": getattr(torch, recipe.llm_dtype)}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("an LLM in 4 bits needs bitsandbytes: pip install bitsandbytes; or --llm-dtype bfloat16")
+    four_bits = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": four_bits}
 
 
 def connection(model: VisionLanguageModel, recipe: Recipe) -> torch.nn.Module:

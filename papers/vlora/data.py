@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -256,7 +257,7 @@ def train_loader(
     samples = Augmented(Encoded(data, processor, recipe.max_length), list, report=report)
     return DataLoader(
         samples, batch_sampler=batches, collate_fn=processor.collate, num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(),
     )
 
 

@@ -1,7 +1,7 @@
 """Chat about a picture: ``python -m papers.vlora.demo photo.jpg --question "What is this?"``.
 
 Without a question, questions are read from the terminal, one a line; the picture's weights are computed once for all of
-them.
+them. A model of captions is asked for one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from PIL import Image
 from common import run
 from common.data.picture import Unreadable, read_picture
 from common.data.tiny.scenes import DESCRIBE, scenes
-from common.run import UserError, drawing
+from common.run import UserError, drawing, shipped
 from common.run.hf import quiet
 from papers.vlora.data import assistant_message
 from papers.vlora.evaluate import answer, load
 from papers.vlora.figures import wrapped
 from papers.vlora.model import VLoRAForConditionalGeneration
 from papers.vlora.processing import TEMPLATES
+from papers.vlora.recipes import RECIPES
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Arguments:
     question: str | None = None
     """What to ask; without one, questions are read from the terminal."""
     checkpoint: Path | None = None
-    """Run or model folder; without one, the newest finished run under runs/."""
+    """Run or model folder, or shipped[:NAME]; without one, the shipped weights, or the newest finished run."""
     new_tokens: int = 64
     """Most tokens of an answer."""
     out: Path = Path("answer.png")
@@ -58,9 +59,13 @@ class Chat:
             with torch.no_grad(), world.autocast():
                 self.options["perceptual_weights"] = model.perceive(mark, pixels)
 
+    @property
+    def captions_only(self) -> bool:
+        """It was trained on captions after one prompt, and can be asked nothing else."""
+        return self.processor.chat_template in (TEMPLATES["plain"], TEMPLATES["prompted"])
+
     def ask(self, question: str) -> str:
-        remembers = self.processor.chat_template not in (TEMPLATES["plain"], TEMPLATES["prompted"])
-        turns = self.turns if remembers else []
+        turns = [] if self.captions_only else self.turns
         image = [] if turns else [{"type": "image"}]
         turns = [*turns, {"role": "user", "content": [*image, {"type": "text", "text": question}]}]
         (reply,) = answer(
@@ -73,7 +78,7 @@ class Chat:
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.vlora.demo", description="Chat about a picture.")
     quiet()
-    checkpoint = args.checkpoint or run.newest("vlora")
+    checkpoint = shipped.for_demo("vlora", args.checkpoint)
     picture = args.picture or min((scenes() / "val").glob("*.png"))
     try:
         image = read_picture(picture)
@@ -85,7 +90,7 @@ def main() -> None:
 
     asked = []
     with contextlib.suppress(KeyboardInterrupt):
-        for question in questions(args.question):
+        for question in questions(args.question or (RECIPES["smollm2"].prompt if chat.captions_only else None)):
             asked.append((question, chat.ask(question)))
             print(f"{question}\n  {asked[-1][1]}")
     caption = "\n".join(wrapped(f"{q} {a}") for q, a in asked[-4:])

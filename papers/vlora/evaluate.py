@@ -7,6 +7,7 @@ Larger benchmarks: vlmevalkit.py.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from common import run
 from common.data.loader import progress
 from common.data.picture import Unreadable, read_picture
 from common.metrics import captions as metrics
-from common.run import UserError, World, model_folder
+from common.run import UserError, World, model_folder, shipped
+from papers.vlora import build
 from papers.vlora.data import (
     CaptionDataset,
     ChatDataset,
@@ -58,8 +60,16 @@ class Question:
 def load(folder: Path, device: torch.device) -> tuple[VisionLanguageModel, VLoRAProcessor]:
     """A saved model, in eval mode, and its processor. `UserError` for a folder that holds none.
 
-    The language model gets the type that its own config names, if one is there.
+    The language model gets the type that its own config names, if one is there. Of a file as they are shipped, which
+    holds what was trained beside frozen parts, these parts are the installed packages'.
     """
+    if shipped.header(folder):
+        recipe = recipe_of(folder)
+        processor = build.processor(recipe)
+        model = build.model(recipe, processor.image_token_id)
+        weights = {name: tensor.float() for name, tensor in run.load_weights(folder).items()}
+        run.fit(build.connection(model, recipe), weights, f"{folder} does not fit its own recipe's model")
+        return model.to(device).eval(), processor
     folder = model_folder.model_folder(folder)
     own = getattr(model_folder.load(AutoConfig, folder), "text_config", None)
     model = model_folder.load(AutoModelForImageTextToText, folder, dtype="auto")
@@ -68,6 +78,16 @@ def load(folder: Path, device: torch.device) -> tuple[VisionLanguageModel, VLoRA
     if own.dtype:  # "auto" is one type for all parts
         model.language_model.to(own.dtype)
     return model.to(device).eval(), model_folder.load(AutoProcessor, folder)
+
+
+def recipe_of(checkpoint: Path, name: str | None = None) -> Recipe:
+    """The named recipe; without a name the one that a run folder, or a file as they are shipped, has with it."""
+    about = shipped.header(checkpoint)
+    if name is None and about:
+        fields = {field.name for field in dataclasses.fields(Recipe)}
+        said = {key: value for key, value in about["recipe"].items() if key in fields}
+        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in said.items()})
+    return model_folder.recipe_of(checkpoint, name, RECIPES)
 
 
 def questions(data: Samples, most: int) -> list[Question]:
@@ -306,7 +326,7 @@ def _prior(rows: Sequence[dict[str, Any]], training: dict[str, Counter] | None) 
 @dataclass
 class Arguments:
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or model folder."""
+    """Run folder, model folder, or shipped[:NAME]."""
     recipe: str | None = None
     """Recipe that says what is evaluated and how; a run folder knows its own."""
     data: Path | None = None
@@ -322,9 +342,8 @@ class Arguments:
 def main() -> None:
     args = tyro.cli(Arguments, prog="python -m papers.vlora.evaluate", description="Scores of a checkpoint.")
     world = run.start_world(run.Options(device=args.device, precision=args.precision))
-    if not args.checkpoint.is_dir():
-        raise UserError(f"no run or model folder at {args.checkpoint}")
-    recipe = model_folder.recipe_of(args.checkpoint, args.recipe, RECIPES)
+    args.checkpoint = shipped.path_of("vlora", args.checkpoint)
+    recipe = recipe_of(args.checkpoint, args.recipe)
     model, processor = load(args.checkpoint, world.device)
     root = data_folder(recipe, args.data)
     held_out, train = open_dataset(root, "val", recipe), open_if_there(root, "train", recipe)

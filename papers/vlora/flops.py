@@ -58,6 +58,14 @@ def vlora(config: VLoRAConfig, text: int, **kwargs: int) -> int:
     return generator(config) + language_model(config.text_config, text, **kwargs) + beside(config, text)
 
 
+def tower(config: VLoRAConfig) -> int:
+    """The CLIP vision tower on one image, which both models have."""
+    vision = config.vision_config
+    d, n = vision.hidden_size, (vision.image_size // vision.patch_size) ** 2 + 1
+    block = 8 * n * d * d + 4 * n * n * d + 4 * n * d * vision.intermediate_size
+    return vision.num_hidden_layers * block + 6 * (n - 1) * d * vision.patch_size**2
+
+
 def projector(config: Any) -> int:
     """LLaVA's projector on one image."""
     d = config.text_config.hidden_size

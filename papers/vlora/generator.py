@@ -41,6 +41,24 @@ class GroupedLinear(nn.Module):
         init.zeros_(self.bias)
 
 
+class CrossAttention(GroupedLinear):
+    """Keys' and values' projection (G, 2 h, h) of attention to image features, and the attention itself.
+
+    Computed as (q Wk) f instead of q (Wk f), and Wv times the mean of f instead of the mean of Wv f:
+    keys and values of the features, most of the generator's work, are never formed, and all groups and heads are
+    queries of one attention over the features as they are. The keys' bias would move all scores of a query alike.
+    """
+
+    def forward(self, q, image, heads: int):
+        """Queries (G, I, K, h), features of their image (I, V, h) -> (G, I, K, h)."""
+        G, h = len(q), q.shape[-1]
+        Wk, Wv = self.weight.view(G, 2, heads, -1, h).unbind(1)
+        q = torch.einsum("gikmc,gmch->igkmh", q.unflatten(-1, (heads, -1)), Wk)
+        image, scale = image[:, None], (h // heads) ** -0.5
+        seen = F.scaled_dot_product_attention(q.flatten(1, 3)[:, None], image, image, scale=scale).view(q.shape)
+        return torch.einsum("igkmh,gmch->gikmc", seen, Wv).flatten(3) + self.bias[:, None, None, h:]
+
+
 class GroupedLayerNorm(nn.Module):
     """G layer norms at once: (G, I, K, h) -> (G, I, K, h)."""
 
@@ -63,7 +81,7 @@ class GeneratorBlock(nn.Module):
         self.self_qkv = GroupedLinear(groups, width, 3 * width, xavier_out=3 * width)
         self.self_out = GroupedLinear(groups, width, width)
         self.cross_q = GroupedLinear(groups, width, width, xavier_out=3 * width)
-        self.cross_kv = GroupedLinear(groups, width, 2 * width, xavier_out=3 * width)
+        self.cross_kv = CrossAttention(groups, width, 2 * width, xavier_out=3 * width)
         self.cross_out = GroupedLinear(groups, width, width)
         self.linear1 = GroupedLinear(groups, width, mlp_ratio * width)
         self.linear2 = GroupedLinear(groups, mlp_ratio * width, width)
@@ -71,7 +89,7 @@ class GeneratorBlock(nn.Module):
     def forward(self, x, image):
         """Queries x (G, I, K, h), image (I, V, h) -> (G, I, K, h). The image is not normalised, and not changed."""
         x = x + self.self_out(self.self_attention(*self.self_qkv(self.norm1(x)).chunk(3, -1)))
-        x = x + self.cross_out(self.cross_attention(self.cross_q(self.norm2(x)), image))
+        x = x + self.cross_out(self.cross_kv(self.cross_q(self.norm2(x)), image, self.heads))
         return x + self.linear2(F.gelu(self.linear1(self.norm3(x))))
 
     def self_attention(self, q, k, v):
@@ -79,20 +97,6 @@ class GeneratorBlock(nn.Module):
         G = q.shape[0]
         q, k, v = (x.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(0, (G, -1))
-
-    def cross_attention(self, q, image):
-        """Of queries (G, I, K, h) to the features of their image (I, V, h) -> (G, I, K, h).
-
-        Computed as (q Wk) f instead of q (Wk f), and Wv times the mean of f instead of the mean of Wv f:
-        keys and values of the features, most of the generator's work, are never formed, and all groups and heads are
-        queries of one attention over the features as they are. The keys' bias would move all scores of a query alike.
-        """
-        G, h = len(q), q.shape[-1]
-        Wk, Wv = self.cross_kv.weight.view(G, 2, self.heads, -1, h).unbind(1)
-        q = torch.einsum("gikmc,gmch->igkmh", q.unflatten(-1, (self.heads, -1)), Wk)
-        image, scale = image[:, None], (h // self.heads) ** -0.5
-        seen = F.scaled_dot_product_attention(q.flatten(1, 3)[:, None], image, image, scale=scale).view(q.shape)
-        return torch.einsum("igkmh,gmch->gikmc", seen, Wv).flatten(3) + self.cross_kv.bias[:, None, None, h:]
 
 
 class PerceptualWeightsGenerator(nn.Module):
@@ -113,6 +117,8 @@ class PerceptualWeightsGenerator(nn.Module):
             self.register_parameter(f"B_{letter}", nn.Parameter(torch.zeros(S, widths_out[letter], config.rank)))
 
     def forward(self, features_IVD):
+        if features_IVD is None:
+            return None, self.learned()
         features_IVD = features_IVD.to(self.pos_embed.dtype)  # the frozen tower may be of another
         image = self.visual_proj(features_IVD) + self.pos_embed
         x = self.queries.repeat(1, len(features_IVD), 1, 1)
@@ -122,6 +128,8 @@ class PerceptualWeightsGenerator(nn.Module):
         return A.transpose(0, 1).reshape(-1, *self.shape), self.learned()
 
     def learned(self) -> tuple[torch.Tensor, ...]:
+        if self.pos_embed.is_meta:  # offloaded: its weights are there while it is called, and at no other time
+            return self(None)[1]
         return tuple(getattr(self, f"B_{letter}") * self.scale for letter in self.types)
 
     def reset_parameters(self) -> None:

@@ -10,6 +10,7 @@ sites (the changed layers), r rank. A weight's change is ΔW = (α / r) B Aᵀ: 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -83,7 +84,10 @@ class VLoRAForConditionalGeneration(VisionLanguageModel, GenerationMixin):
         what `perceive` returns. inputs_embeds (B, L, d) in place of the tokens; with input_ids beside them, these say
         where the placeholders are. Further arguments go to the language model.
         """
-        cache = past_key_values if cache is None else cache
+        if past_key_values is not None:
+            if CACHE == "cache" and not torch.compiler.is_compiling():
+                warnings.warn("`past_key_values` is deprecated; transformers calls it `cache` now", stacklevel=2)
+            cache = past_key_values
         weights = self._weights(input_ids, inputs_embeds, pixel_values, perceptual_weights)
         tokens, attention_mask, position_ids = self._without_placeholders(
             input_ids, inputs_embeds, attention_mask, position_ids, cache

@@ -204,6 +204,11 @@ class VLoRAProcessor(ProcessorMixin):
             batch["pixel_values"] = self.pixels(images)
         return batch
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        written = super().save_pretrained(*args, **kwargs)
+        self.__dict__.pop("auto_map", None)  # of the folder, not of this object: a loaded one has none either
+        return written
+
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values"]

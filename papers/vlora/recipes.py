@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+NAME = "VLoRA"
 TITLE = "Visual Perception by Large Language Model's Weights (NeurIPS 2024, arXiv 2405.20339)"
 CLAIM = "An image can change a language model's weights instead of lengthening its input."
 BUILT_IN = ("scenes",)  # data sets that come with the repository
@@ -74,8 +75,9 @@ class Recipe:
     each."""
     blind: bool = False
     """With features: every image has the mean of all, a control that sees nothing."""
-    llm_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of a frozen LLM's weights; what is trained stays float32."""
+    llm_dtype: Literal["float32", "bfloat16", "nf4"] = "float32"
+    """Type of a frozen LLM's weights; what is trained stays float32. "nf4": 4 bits, by bitsandbytes; what is exported
+    has the LLM in bfloat16 again."""
     dataset: str = "LLaVA-1.5 mixture"
     """Data the recipe is meant for; all but the built-in ones are given with --data."""
     epochs: int = 1
@@ -167,6 +169,10 @@ RECIPES = {
         prompt="", dataset="scenes", max_length=256, steps=120, lr=2e-3, eval_rows=200,
     ),
     "pretrain_7b": PRETRAIN,
+    "pretrain_7b_24gb": replace(
+        PRETRAIN, about="first stage on one card of 24 GB: the LLM in 4 bits, the generator on half a million captions",
+        llm_dtype="nf4", deepspeed="", batch=64, steps=8_000, eval_every=2_000,
+    ),
     "finetune_7b": FINETUNE,
     "finetune_7b_lora": replace(FINETUNE, about="second stage with LoRA on the LLM instead of all of it", tune="lora",
                                 lr=2e-4),

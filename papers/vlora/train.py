@@ -8,11 +8,14 @@ run leaves its folder under runs/vlora/ (see common/run/folder.py).
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Subset
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.masking_utils import create_causal_mask
 
 from common import run
 from common.data.loader import steps_per_epoch
@@ -22,8 +25,26 @@ from papers.vlora import build, figures
 from papers.vlora.data import Encoded, data_folder, describe, evenly_spread, open_dataset, open_if_there, train_loader
 from papers.vlora.evaluate import evaluate, load, questions
 from papers.vlora.features import featured
+from papers.vlora.model import VLoRAForConditionalGeneration
 from papers.vlora.processing import VLoRAProcessor
 from papers.vlora.recipes import Recipe
+from papers.vlora.vision_language import positions
+
+
+class VLoRATrainer(Trainer):
+    """Says at full length what is masked: transformers would ask the device, and the host would wait."""
+
+    def compute_loss(self, model, inputs, *args: Any, **kwargs: Any):
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        config = self.model.config.text_config
+        sliding = getattr(config, "sliding_window", None)
+        if ids.is_cuda and isinstance(self.model, VLoRAForConditionalGeneration) and not sliding:
+            seen = mask.masked_fill(self.model.placeholders(ids), 0)
+            like = ids[..., None].to(self.model.dtype)
+            ready = create_causal_mask(config, like, seen, None, allow_is_causal_skip=False)
+            inputs = {**inputs, "attention_mask": ready, "position_ids": positions(mask)}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
 
 VALIDATION_SAMPLES = 256  # of those whose loss is watched during the training
 
@@ -84,7 +105,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
         watched = Subset(encoded, evenly_spread(len(held_out), VALIDATION_SAMPLES))
         for _ in watched:  # what cannot be read is found now, not after an epoch
             pass
-    trainer = Trainer(
+    trainer = VLoRATrainer(
         batches, progress, model=model, args=args, data_collator=processor.collate, eval_dataset=watched
     )
     if not trainer.run_steps():
@@ -119,9 +140,12 @@ def export(
     folder: Path, recipe: Recipe, processor: VLoRAProcessor, weights: dict[str, torch.Tensor], dtype: torch.dtype
 ) -> None:
     """``model/`` for from_pretrained, LoRA merged, and ``connection.safetensors`` for a second stage."""
-    model = build.model(recipe, processor.image_token_id, dtype)  # whole, where ZeRO-3 has scattered the trained one
+    whole = replace(recipe, llm_dtype="bfloat16") if recipe.llm_dtype == "nf4" else recipe
+    model = build.model(whole, processor.image_token_id, dtype)  # ZeRO-3 has scattered the trained one
     build.choose_trained(model, recipe)
-    model.load_state_dict(weights)
+    if whole is not recipe:  # the language model is as it was, and not in 4 bits
+        weights = {k: t for k, t in weights.items() if not k.startswith("language_model.")}
+    model.load_state_dict(weights, strict=whole is recipe)
     if recipe.tune == "lora":
         model.language_model = model.language_model.merge_and_unload()
     run.save_weights(folder / "connection.safetensors", build.connection(model, recipe).state_dict())

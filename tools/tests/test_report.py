@@ -68,7 +68,7 @@ def test_a_card_for_each_paper(root, monkeypatch):
         "| Only a GPU can tell | speed |\n| Verdicts | other |\n", encoding="utf-8")
     monkeypatch.setattr(report, "ROOT", root)
     monkeypatch.setattr(report, "papers", lambda: ["toypaper"])
-    monkeypatch.setattr(report, "recipes", lambda name: type("R", (), {"TITLE": "A toy", "CLAIM": "Toys teach."}))
+    monkeypatch.setattr(report, "recipes", lambda name: type("R", (), {"NAME": "A toy", "CLAIM": "Toys teach."}))
     report.known.cache_clear()
     add(root, results=record())
     add(root, "toypaper/tiny/20260101-000001")

@@ -193,3 +193,17 @@ def test_a_recorded_command_can_be_typed_today(home):
     tables.update(home, write=True)
     today = "python -m papers.toypaper.train tiny --init runs/x --milestones 3 --seeds 4 5 --about 'a b' --compare a b"
     assert f"- tiny: `{today}`" in readme(home)
+
+
+def test_the_papers_glances_are_gathered_in_the_readme_above(tmp_path, monkeypatch):
+    papers = tmp_path / "papers"
+    (papers / "toypaper").mkdir(parents=True)
+    said = "# T\n\n| | |\n|---|---|\n| Verdict | seen, 3 ± 1 |\n"
+    (papers / "toypaper/README.md").write_text(
+        f"{said}<!-- results:start -->\n{tables.table([])}<!-- results:end -->\n", encoding="utf-8")
+    (tmp_path / "README.md").write_text("<!-- glance:start -->\n<!-- glance:end -->\n", encoding="utf-8")
+    monkeypatch.setattr(tables, "listed", lambda: ["toypaper", "elsewhere"])
+    monkeypatch.setattr(tables, "recipes", lambda name: type("Recipes", (), {"NAME": "Toy"}))
+    assert tables.update(papers, write=True) == [tmp_path / "README.md"]
+    assert "| [Toy](papers/toypaper/README.md) | seen, 3 ± 1 |  |  |  |" in (tmp_path / "README.md").read_text()
+    assert tables.update(papers, write=False) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -52,6 +52,20 @@ def sequences(root: Path | None = None) -> Path:
 
     about = "Generated: patches of photographs that scikit-image and scikit-learn ship, moving over other photographs."
     return written_once("sequences-60-6", write, about, root)
+
+
+def hard_sequences(root: Path | None = None) -> Path:
+    """The same scenes with what makes real targets hard, see `_harder`: they turn another side to the camera, come near
+    and go away, and lose half of their width in turning. Same layout, counts and first frames."""
+
+    def write(folder: Path) -> None:
+        for split, count in COUNTS.items():
+            photos = {name: _photo(name) for name in PHOTOS[split]}
+            names = [name for i in range(count) for name in _write_scene(folder / split, photos, i, split, hard=True)]
+            (folder / split / "list.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+
+    about = "Generated: changing patches of photographs that scikit-image and scikit-learn ship, over others."
+    return written_once("hard-sequences-60-6", write, about, root)
 
 
 @dataclass(frozen=True)
@@ -139,6 +153,16 @@ class Moving:
     thing: Thing
     places: np.ndarray
     lights: np.ndarray
+    back: np.ndarray | None = None
+    """(PATCH, PATCH, 4) like the thing's pixels: its other side"""
+    turned: np.ndarray | None = None
+    """(FRAMES,) share of the other side in what is seen"""
+
+    def at(self, i: int) -> Thing:
+        if self.back is None:
+            return self.thing
+        share = np.float32(self.turned[i])
+        return replace(self.thing, pixels=(1 - share) * self.thing.pixels + share * self.back)
 
 
 @dataclass(frozen=True)
@@ -157,7 +181,21 @@ class Scene:
     """Names of those it is made of."""
 
 
-def simulate(photos: dict[str, np.ndarray], number: int, split: str) -> Scene:
+def _harder(each: Moving, photo: np.ndarray, rng: np.random.Generator) -> Moving:
+    """The same way of a thing whose look goes over into another part of its photograph and back, whose size changes up
+    to twice as far, and whose width shrinks by up to half and grows again. In the first frame all is as it was."""
+    other = _thing(photo, rng).pixels
+    back = np.dstack([other[..., :3], each.thing.pixels[..., 3]])
+    turned = np.sin(np.pi * np.arange(FRAMES) / rng.uniform(FRAMES, 2 * FRAMES)) ** 2
+    nearer = np.exp(_walk(rng, -0.7, 0.7, 0.06))
+    narrower = 1 - 0.45 * np.sin(np.pi * np.arange(FRAMES) / rng.uniform(0.7 * FRAMES, 1.5 * FRAMES)) ** 2
+    places = each.places.copy()
+    places[:, :, :2] *= (nearer / nearer[0])[:, None, None].clip(0.4, 1.8)
+    places[:, :, 0] *= narrower[:, None]
+    return replace(each, places=places, back=back, turned=turned)
+
+
+def simulate(photos: dict[str, np.ndarray], number: int, split: str, hard: bool = False) -> Scene:
     """The scene of that number, from the photographs of its split."""
     rng = np.random.default_rng((list(COUNTS).index(split), number))
     names = [str(name) for name in rng.permutation(list(photos))]
@@ -169,6 +207,9 @@ def simulate(photos: dict[str, np.ndarray], number: int, split: str) -> Scene:
     beside = [str(name) for name in rng.choice(names[1:], rng.integers(1, 3))]
     objects = [Moving(_thing(photos[name], rng), *_motion(rng, rng.uniform(30, 60), 2.0)) for name in beside]
     objects.append(Moving(_thing(photos[names[1]], rng), *_motion(rng, rng.uniform(36, 72), 2.5)))
+    if hard:
+        its = np.random.default_rng((list(COUNTS).index(split), number, 1))  # of its own: the scene stays
+        objects = [_harder(each, photos[name], its) for each, name in zip(objects, (*beside, names[1]))]
     bar, used = None, [*names[:2], *beside]
     if number % 3 == 2:
         thing, (start, end) = _thing(photos[names[2]], rng), rng.permutation([-20, WIDTH + 20])
@@ -182,7 +223,7 @@ def simulate(photos: dict[str, np.ndarray], number: int, split: str) -> Scene:
 def render(scene: Scene, i: int) -> tuple[Image.Image, list[np.ndarray]]:
     """Frame i, and for each object, the topmost first, (H, W) how much of each pixel shows it."""
     frame = cv2.getRectSubPix(scene.background, (WIDTH, HEIGHT), scene.middles[i])
-    opacities = [_draw(frame, each.thing, each.places[i], each.lights[i]) for each in scene.objects]
+    opacities = [_draw(frame, each.at(i), each.places[i], each.lights[i]) for each in scene.objects]
     uncovered = np.ones((HEIGHT, WIDTH), dtype=np.float32)
     if scene.bar:
         uncovered = 1 - _draw(frame, scene.bar.thing, scene.bar.places[i], scene.bar.lights[i])
@@ -204,9 +245,11 @@ def labels(target: Moving, i: int, shown: np.ndarray) -> tuple[str, int, int, in
     return box, cover, int(cover == 0), int((inside != outline).any())
 
 
-def _write_scene(split_folder: Path, photos: dict[str, np.ndarray], number: int, split: str) -> list[str]:
+def _write_scene(
+    split_folder: Path, photos: dict[str, np.ndarray], number: int, split: str, hard: bool = False
+) -> list[str]:
     """Writes the sequences of a scene, of its topmost object first, and returns their names."""
-    scene = simulate(photos, number, split)
+    scene = simulate(photos, number, split, hard)
     targets = scene.objects[::-1] if split == "train" else scene.objects[-1:]
     written = len(list(split_folder.glob("*"))) + 1
     folders = [split_folder / f"GOT-10k_{split.capitalize()}_{written + k:06d}" for k in range(len(targets))]

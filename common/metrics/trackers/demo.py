@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import av
+import cv2
 import numpy as np
 import tyro
 from av.video.reformatter import VideoReformatter
@@ -25,14 +28,19 @@ from common.metrics.trackers.paper import Paper
 from common.metrics.trackers.protocol import Box, Tracker
 from common.run import UserError, drawing, shipped
 
+BOX_COLORS = ("red", "deepskyblue", "lime", "orange", "violet", "yellow")
+CAMERA_FRAMES = 250
+
 
 @dataclass
 class Arguments:
     source: Annotated[Path | None, tyro.conf.Positional] = None
     """A video, or a folder of frames; without one, a sequence of the built-in set."""
-    box: str | None = None
+    camera: int | None = None
+    """Number of a camera to follow instead, 0 for the first; `frames` of it."""
+    box: tuple[str, ...] = ()
     """The target in the first frame: x,y,w,h in pixels, or a ground truth file whose first line says it; a folder
-    with a groundtruth*.txt needs none."""
+    with a groundtruth*.txt needs none. Several targets are followed together."""
     checkpoint: Path | None = None
     """Run folder, file of weights, or shipped[:NAME]; without one, the shipped weights, or the newest finished run."""
     recipe: str | None = None
@@ -40,7 +48,7 @@ class Arguments:
     out: Path = Path("answer.mp4")
     """.mp4 or .gif; a strip of pictures goes beside it as .png."""
     frames: int = 0
-    """Frames to track at most; 0: all."""
+    """Frames to track at most; 0: all, of a camera 250."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -49,12 +57,14 @@ def main(paper: Paper) -> None:
     args = tyro.cli(Arguments, prog=f"python -m papers.{paper.name}.demo", description="A target, followed.")
     checkpoint = shipped.for_demo(paper.name, args.checkpoint, paper.recipes)
     tracker = paper.load(checkpoint, args.recipe, run.start_world(run.Options(device=args.device))).tracker
-    if args.source:
-        source, box = args.source, first_box(args.source, args.box)
+    if args.camera is not None:
+        source, boxes = args.camera, [first_box(Path(f"camera {args.camera}"), box) for box in args.box or (None,)]
+    elif args.source:
+        source, boxes = args.source, [first_box(args.source, box) for box in args.box or (None,)]
     else:
         sequence = data.open_sequences(sequences(), "val")[0]
-        source, box = sequence.frames[0].parent, tuple(sequence.boxes[0])
-    count = annotate(tracker, source, box, args.out, args.frames)
+        source, boxes = sequence.frames[0].parent, [tuple(sequence.boxes[0])]
+    count = annotate(tracker, source, boxes[0], args.out, args.frames, more=boxes[1:])
     print(f"{count} frames in {args.out}, some of them in {args.out.with_suffix('.png')}; {checkpoint}")
 
 
@@ -86,8 +96,11 @@ def first_box(source: Path, box: str | None) -> Box:
     return float(x - from_one), float(y - from_one), float(w), float(h)
 
 
-def annotate(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0) -> int:
-    """Tracks through a video or a folder of frames and writes the annotated video and a strip of pictures.
+def annotate(
+    tracker: Tracker, source: Path | int, box: Box, out: Path, limit: int = 0, more: Sequence[Box] = ()
+) -> int:
+    """Tracks through a video, a folder of frames or a camera, by its number, and writes the annotated video and a strip
+    of pictures. `more` targets are each followed by a copy of the tracker.
 
     Returns the number of frames. The strip has 8 to 15 evenly spaced frames (fewer of a shorter video).
     """
@@ -95,6 +108,7 @@ def annotate(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0
         raise UserError(f"--out is an .mp4 or a .gif, got {out}")
     codec, pixels = ("gif", "rgb8") if out.suffix == ".gif" else ("libx264", "yuv420p")
     kept, every, count = [], 1, 0
+    followers = [tracker, *(copy.copy(tracker) for _ in more)]
     try:
         with (
             open_frames(source) as (frames, rate), run.written_whole(out) as part,
@@ -102,20 +116,22 @@ def annotate(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0
         ):
             for count, frame in enumerate(frames, 1):
                 if count == 1:
-                    tracker.init(frame, box)
-                    caption = "given"
+                    found = [(given, "given") for given in (box, *more)]
+                    for follower, (given, _) in zip(followers, found):
+                        follower.init(frame, given)
                     height, width = (n // 2 * 2 for n in frame.shape[:2])  # as H.264 wants them
                     stream = video.add_stream(codec, rate=rate, width=width, height=height, pix_fmt=pixels)
                 else:
-                    box, value = tracker.track(frame)
-                    caption = f"{value:.2f}"
-                drawn = _drawn(frame, box, caption)
+                    found = [(its, f"{value:.2f}") for its, value in (f.track(frame) for f in followers)]
+                drawn = frame
+                for color, (its, caption) in zip(itertools.cycle(BOX_COLORS), found):
+                    drawn = _drawn(drawn, its, caption, color)
                 video.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(drawn[:height, :width]))))
                 if (count - 1) % every == 0:
-                    kept.append((drawn, f"{count}: {caption}"))
+                    kept.append((drawn, f"{count}: {', '.join(caption for _, caption in found)}"))
                 if len(kept) == 16:
                     kept, every = kept[::2], 2 * every
-                if count == limit:
+                if count == (limit or (CAMERA_FRAMES if isinstance(source, int) else 0)):
                     break
             if not count:
                 raise UserError(f"{source} has no frames")
@@ -127,23 +143,32 @@ def annotate(tracker: Tracker, source: Path, box: Box, out: Path, limit: int = 0
     return count
 
 
-def _drawn(frame: np.ndarray, box: Box, caption: str) -> np.ndarray:
+def _drawn(frame: np.ndarray, box: Box, caption: str, color: str) -> np.ndarray:
     picture = Image.fromarray(frame)
     if np.isfinite(box).all():
         x, y, w, h = box
         draw = ImageDraw.Draw(picture)
-        draw.rectangle((x, y, x + max(w, 1), y + max(h, 1)), outline="red", width=2)
-        draw.text((x, max(y - 12, 0)), caption, fill="red")
+        draw.rectangle((x, y, x + max(w, 1), y + max(h, 1)), outline=color, width=2)
+        draw.text((x, max(y - 12, 0)), caption, fill=color)
     return np.asarray(picture)
 
 
 @contextmanager
-def open_frames(source: Path) -> Iterator[tuple[Iterator[np.ndarray], int]]:
-    """(frames (H, W, 3) uint8 RGB, one at a time, their rate per second) of a video or a folder of images.
+def open_frames(source: Path | int) -> Iterator[tuple[Iterator[np.ndarray], int]]:
+    """(frames (H, W, 3) uint8 RGB, one at a time, their rate per second) of a video, a folder of images or a camera.
 
     A video is decoded once from its beginning: `common.data.video.VideoFile` reads any frames, and so starts at the key
     frame before them each time.
     """
+    if isinstance(source, int):
+        camera = cv2.VideoCapture(source)
+        try:
+            if not camera.isOpened():
+                raise UserError(f"there is no camera {source} here, or another program has it")
+            yield _from_camera(camera), round(camera.get(cv2.CAP_PROP_FPS)) or 25
+        finally:
+            camera.release()
+        return
     if source.is_dir():
         yield map(data.read_frame, _frame_files(source)), 25
         return
@@ -154,6 +179,11 @@ def open_frames(source: Path) -> Iterator[tuple[Iterator[np.ndarray], int]]:
         scaler = VideoReformatter()  # one for all: to_ndarray(format=...) would set one up for every frame
         frames = (scaler.reformat(frame, format="rgb24").to_ndarray() for frame in video.decode(stream))
         yield frames, round(stream.average_rate or 25)
+
+
+def _from_camera(camera: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    while (read := camera.read())[0]:
+        yield cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)
 
 
 def _frame_files(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -34,6 +35,7 @@ def evaluate(
     """
     if not settings:
         raise ValueError("settings must say what the answers depend on: kept ones are taken for those of this tracker")
+    cv2.setNumThreads(torch.get_num_threads())  # or the baselines' seconds would be of all cores
     rank, ranks = (world.rank, world.size) if world else (0, 1)
     settings = json.loads(json.dumps(settings))
     mine = sorted(sequences, key=len, reverse=True)[rank::ranks]  # the longest first: ranks finish together

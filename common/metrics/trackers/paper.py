@@ -13,6 +13,7 @@ import torch
 
 from common import run
 from common.data import tracking as data
+from common.data.tiny.sequences import hard_sequences
 from common.data.tiny.sequences import sequences as built_in_sequences
 from common.metrics import evaluation, tracking
 from common.metrics.trackers.baselines import BASELINES, FLOOR
@@ -20,7 +21,7 @@ from common.metrics.trackers.draw import plot
 from common.metrics.trackers.files import archive
 from common.metrics.trackers.loop import device_of, evaluate
 from common.metrics.trackers.protocol import RULES, Protocol, Tracker
-from common.metrics.trackers.score import metrics, scorable, score, speed
+from common.metrics.trackers.score import metrics, scorable, score, sizes_lost, speed
 from common.run import UserError, World, shipped
 
 
@@ -50,6 +51,8 @@ class Paper:
     make_tracker: Callable[[torch.nn.Module, Any, World], Tracker]
     """(network in eval mode on `world.device`, recipe, world) -> tracker"""
     convert_weights: evaluation.ConvertWeights = lambda weights, _network: weights
+    float32: Callable[[Any], bool] = lambda _recipe: False
+    """recipe -> whether its tracker computes in full precision where nobody asks for another."""
     rules: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """By which rule its figures are scored, by data set, where that is not the data set's own."""
 
@@ -86,6 +89,7 @@ class Paper:
             network = self.build(recipe)
             evaluation.load_file(checkpoint, network, self.convert_weights, f"the recipe {name}")
             published = evaluation.is_authors_file(checkpoint, network)
+        world = world.in_full(self.float32(recipe))
         settings = settings_of(self.name, recipe, network, world)
         return Loaded(self.make_tracker(network.to(world.device).eval(), recipe, world), recipe, settings, published)
 
@@ -145,8 +149,9 @@ def compare(
     """The tracker of a finished run and, if asked, the baselines on its test sequences: rows of results.json.
 
     For every data set the headline score (AO or AUC) of the tracker, then of the baselines (`FLOOR`); with `each` the
-    same of every sequence ("otb/Bolt auc, static box"), OpenCV's trackers among the baselines; at last the tracker's
-    speed, with reading and without. Boxes, curves and all scores are under tracking/ in the run folder.
+    same of every sequence ("otb/Bolt auc, static box"), `sizes_lost`, and OpenCV's trackers among the baselines; at
+    last the tracker's speed, with reading and without. Boxes, curves and all scores are under tracking/ in the run
+    folder.
     """
     beside_it = (BASELINES if each else FLOOR) if baselines else ()
     loaded = paper.load(folder, None, world)
@@ -166,6 +171,8 @@ def compare(
             if each:
                 for name, scores in summary.sequences.items():
                     single += metrics(f"{protocol.name}/{name}", {headline: scores[headline]}, label=label)
+                name = f"{protocol.name} sizes lost" + (f", {label}" if label else "")
+                single.append(run.metric(name, sizes_lost(its, out), "sequences"))
             if not label:
                 speeds += metrics(protocol.name, fps, **own)
     return rows + single + speeds
@@ -173,7 +180,7 @@ def compare(
 
 def data_folder(recipe: Any, folder: Path | None) -> Path:
     """Where a recipe's sequences are: as given, or the built-in ones for a recipe meant for them."""
-    return run.data_folder(recipe, folder, {"sequences": built_in_sequences})
+    return run.data_folder(recipe, folder, {"sequences": built_in_sequences, "hard_sequences": hard_sequences})
 
 
 def shares(recipe: Any) -> dict[str, float] | None:

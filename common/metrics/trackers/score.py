@@ -41,6 +41,22 @@ def score(sequences: Sequence[data.Sequence], out: Path, protocol: Protocol | No
         raise UserError(str(error)) from None
 
 
+def sizes_lost(sequences: Sequence[data.Sequence], out: Path, factor: float = 4.0, frames: int = 10) -> int:
+    """In how many sequences the box's area is over `factor` times the truth's, or under 1 / `factor` of it, for that
+    many visible frames running: a tracker whose box walks away from its target's size."""
+    count = 0
+    for sequence, result in zip(sequences, results(sequences, out)):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = result.boxes[:, 2:].prod(1) / sequence.boxes[:, 2:].prod(1)
+        wrong = ((ratio > factor) | (ratio < 1 / factor))[np.asarray(sequence.visible)]
+        running = longest = 0
+        for bad in wrong:
+            running = running + 1 if bad else 0
+            longest = max(longest, running)
+        count += longest >= frames
+    return count
+
+
 def speed(sequences: Sequence[data.Sequence], out: Path, hardware: str) -> dict[str, float]:
     """{'fps': with reading, 'fps_model': in the tracker alone}: frames per second of one process, starts included.
 

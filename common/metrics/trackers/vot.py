@@ -117,7 +117,10 @@ def main(paper: Paper) -> None:
     serve(paper.load(args.checkpoint, args.recipe, world).tracker, args.region, paper.name)
 
 
-def baseline(name: Annotated[Literal["static_box", "ncc"], tyro.conf.Positional], region: RegionKind = "rectangle"):
+Name = Annotated[Literal["static_box", "ncc", "kcf", "csrt"], tyro.conf.Positional]
+
+
+def baseline(name: Name, region: RegionKind = "rectangle"):
     """Answers the VOT toolkit with a baseline."""
     trackers = {make.folder: make for make in BASELINES.values()}
     serve(trackers[name](), region, name)

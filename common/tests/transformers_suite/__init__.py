@@ -19,6 +19,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from common.data.tiny import written_once
 from common.run.files import cache_dir
@@ -38,9 +39,9 @@ STAND_INS = {
     "tests/utils/test_configuration_utils.py": "config_common_kwargs = {'return_dict': False, 'dtype': 'float16', "
     "'output_hidden_states': True, 'chunk_size_feed_forward': 3, 'architectures': ['A'], 'id2label': {0: 'a', 1: 'b'}, "
     "'label2id': {'a': 0, 'b': 1}, 'problem_type': 'regression'}\n",
-    # Pictures of the processors' tests: files beside the tests in place of addresses.
+    # Pictures of the processors' tests: one beside the tests in place of all addresses.
     "utils/fetch_hub_objects_for_ci.py": "import os\n\n\ndef url_to_local_path(url, return_url_if_not_found=True):\n"
-    "    return os.path.join(os.path.dirname(__file__), url.rsplit('/', 1)[-1])\n",
+    "    return os.path.join(os.path.dirname(__file__), 'picture.png')\n",
     "pytest.ini": "[pytest]\naddopts = -ra --import-mode=importlib -p no:cacheprovider -p no:hypothesispytest\n"
     + "markers =\n"
     + "".join(f"    {mark}: transformers' own\n" for mark in MARKS),
@@ -76,6 +77,9 @@ def suite(version: str) -> Path:
         packed.unlink()
 
     root = written_once("", write, f"tests of transformers {version}", cache_dir("transformers") / f"tests-{version}")
+    picture = root / "utils" / "picture.png"
+    picture.parent.mkdir(exist_ok=True)
+    Image.radial_gradient("L").convert("RGB").resize((40, 30)).save(picture)
     for name, text in STAND_INS.items():
         path = root / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:

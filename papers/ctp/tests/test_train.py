@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
 from common import run
 from common.data import video
 from common.data.tiny.clips import clips
-from common.run import results
+from common.run import results, shipped
 from papers.ctp import baselines, bench, cases, compare, data, demo, evaluate, motion, train
 from papers.ctp.model import Backbone
 from papers.ctp.official import export, load_backbone
@@ -102,6 +103,17 @@ def test_what_a_run_leaves(tmp_path, tiny, monkeypatch):
     demo.main()
     with video.open_video(tmp_path / "seen.mp4") as opened:
         assert len(opened) == SMALL.frames
+
+    # as it is shipped, on a video of one's own: larger, on end
+    frames = np.random.default_rng(0).integers(0, 255, (30, 192, 108, 3), dtype=np.uint8)
+    video.write_video(tmp_path / "own.mp4", list(frames), fps=25)
+    _, weights, state = run.load_checkpoint(folder)
+    shipped.write(tmp_path / "w.safetensors", weights["model"], paper="ctp", recipe_name="smoke", recipe=SMALL,
+                  classes=state["classes"], revision="0" * 40)
+    monkeypatch.setattr(sys, "argv", ["demo", str(tmp_path / "own.mp4"), "--checkpoint",
+                                      str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "own.gif")])
+    demo.main()
+    assert Image.open(tmp_path / "own.gif").n_frames == SMALL.frames
 
 
 def test_a_backbone_is_passed_on(tmp_path, tiny):
@@ -332,6 +344,7 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path, tiny):
     (DOOR, ["ucf101_r3d18"], "meant for UCF101: give its folder with --data"),
     (DOOR, ["tiny", "--batch", "999"], "larger than the 288 training samples"),
     (DOOR, ["tiny", "--init", "gone.pth"], "no checkpoint at gone.pth"),
+    (DOOR, ["smoke", "--size-px", "48"], "--size-px 48 is no crop of frames whose shorter side is 32 px"),
     (DOOR, ["compare", "--compare", "ctp", "magic"], "no member 'magic'"),
     (DOOR, ["compare", "--compare", "ctp", "--downstream", "gone"], "no recipe --downstream 'gone'"),
     (DOOR, ["tiny", "--downstream", "gone"], "no recipe --downstream 'gone'"),

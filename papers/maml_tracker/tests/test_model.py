@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torchvision.models.detection._utils import Matcher
@@ -23,6 +24,7 @@ from papers.maml_tracker.model import (
     efficientnet_lite0,
     grid_boxes,
     iou_of_distances,
+    lite0_levels,
     load_torchvision,
     narrow,
     resnet18,
@@ -63,7 +65,7 @@ def test_cells_are_where_the_specification_says(side, grid):
     assert centres[0, 0, 0] + centres[-1, -1, 0] == side  # the grid lies in the middle
 
 
-@pytest.mark.parametrize("backbone, grid", [(narrow, 16), (resnet18, 16), (efficientnet_lite0, 16)])
+@pytest.mark.parametrize("backbone, grid", [(narrow, 16), (resnet18, 16), (efficientnet_lite0, 16), (lite0_levels, 16)])
 def test_backbones_end_at_stride_8(backbone, grid):
     layers, channels, *_ = backbone(False)
     assert layers.eval()(torch.zeros(1, 3, 127, 127)).shape == (1, channels, grid, grid)
@@ -73,6 +75,10 @@ def test_the_paper_sized_grid():
     maml = build(RECIPES["retina"])
     features = maml.detector.features(torch.zeros(1, 3, 263, 263))
     assert maml.detector.grid == 33 and features.shape == (1, 2 * 256, 33, 33)
+
+
+def test_what_is_adapted_on_frozen_features_is_a_tenth_of_a_million():
+    assert sum(p.numel() for p in build(RECIPES["real_lite0"]).theta_0().values()) == 150_597
 
 
 # Backbones ------------------------------------------------------------------------------------------------
@@ -111,6 +117,11 @@ def test_lite0_has_the_packages_weights_and_its_early_features():
         torch.testing.assert_close(blocks[:3](norm(stem(x))), expected)
     for a, b in zip(blocks[3].parameters(), theirs.blocks[3].parameters()):
         assert torch.equal(a, b)
+    with torch.no_grad():
+        fine, coarse = lite0_levels(True).layers.eval()(x).split([40, 112], 1)
+        torch.testing.assert_close(7 * fine, expected, rtol=1e-4, atol=1e-3)
+        enlarged = F.interpolate(theirs.blocks[3:5](expected), scale_factor=2, mode="bilinear")
+        torch.testing.assert_close(5 * coarse, enlarged, rtol=1e-4, atol=1e-3)
 
 
 def test_batch_normalisation_is_frozen():
@@ -329,6 +340,7 @@ def test_one_image_is_learned_by_heart(kind):
 
 
 def test_unknown_parts_are_named():
-    for field, message in (("backbone", "resnet18, narrow, efficientnet_lite0"), ("head", "retina, fcos")):
+    backbones = "resnet18, narrow, efficientnet_lite0, lite0_levels"
+    for field, message in (("backbone", backbones), ("head", "retina, fcos")):
         with pytest.raises(UserError, match=f"no 'vgg'; there are {message}"):
             build(replace(RECIPES["tiny"], **{field: "vgg"}))

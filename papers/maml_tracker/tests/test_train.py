@@ -60,6 +60,15 @@ def _weights(folder):
     return step, weights["model"]
 
 
+def test_a_frozen_backbone_stays_what_it_was_in_either_stage(tmp_path, two_videos):
+    recipe = dataclasses.replace(SHORT, backbone="lite0_levels", frozen=True, epochs=1, batch=2, val_pairs=0)
+    run.seed_all(0)
+    before = build(recipe).state_dict()
+    _, after = _weights(_train(tmp_path, two_videos, recipe))
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved and not any("backbone" in key for key in moved)
+
+
 def test_resumed_equals_uninterrupted(tmp_path, two_videos):
     whole = _train(tmp_path / "whole", two_videos)
     for stop in (1, 3):  # in either stage

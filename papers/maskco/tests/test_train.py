@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from common import run
 from common.data.tiny.digits import digits
 from common.data.tiny.scenes import scenes
+from common.run import shipped
 from common.tests.squares import BROKEN, break_classes, class_folders
 from papers.maskco import cases, data, demo, evaluate
 from papers.maskco.__main__ import choose
@@ -89,7 +90,8 @@ def test_a_batch_is_learned_by_heart(method):
 
 
 @pytest.mark.parametrize("method, changes", [
-    ("maskco", {}), ("maskco", {"regions": 2, "mph_on_key": True, "mask": "learned"}), ("moco_v2", {}), ("linear", {}),
+    ("maskco", {}), ("maskco", {"regions": 2, "mph_on_key": True, "mask": "learned", "overlap_tries": 0}),
+    ("moco_v2", {}), ("linear", {}),
 ])
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, tiny, method, changes):
     recipe = replace(SMALL, method=method, **changes)
@@ -102,7 +104,10 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(tmp_path, tiny, metho
     assert _train(tmp_path / "parts", folder, recipe, resume=str(parts), workers=1) == parts
     (_, ours, _), (_, theirs, _) = run.load_checkpoint(whole), run.load_checkpoint(parts)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)  # queue, its pointer and the keys' networks among it
-    assert [row["loss"] for row in run.read_log(whole)] == [row["loss"] for row in run.read_log(parts)]
+    logs = [[(row["loss"], row.get("fallbacks")) for row in run.read_log(folder)] for folder in (whole, parts)]
+    assert logs[0] == logs[1]
+    if "overlap_tries" in changes:
+        assert [count for _, count in logs[0]] == [8, 16, 24], "of every picture the crops do not meet"
     assert _scores(whole) == _scores(parts)
     if method != "linear":
         assert ours["model"]["queue_ptr"] == 24 * recipe.regions % 40
@@ -129,6 +134,14 @@ def test_what_a_run_leaves(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["demo", "--checkpoint", str(folder), "--out", str(tmp_path / "seen.png")])
     demo.main()
     assert Image.open(tmp_path / "seen.png").size[0] > 500
+    # as it is shipped, on a picture of one's own
+    Image.effect_noise((320, 180), 90).convert("RGB").save(tmp_path / "own.jpg")
+    shipped.write(tmp_path / "w.safetensors", run.load_checkpoint(folder)[1]["model"], paper="maskco",
+                  recipe_name="smoke", recipe=SMALL, classes=[], revision="0" * 40)
+    monkeypatch.setattr(sys, "argv", ["demo", str(tmp_path / "own.jpg"), "--checkpoint",
+                                      str(tmp_path / "w.safetensors"), "--out", str(tmp_path / "own.png")])
+    demo.main()
+    assert Image.open(tmp_path / "own.png").size == Image.open(tmp_path / "seen.png").size
 
 
 def test_large_data_are_not_probed_and_a_failing_probe_costs_no_backbone(tmp_path, tiny, monkeypatch):
@@ -276,11 +289,11 @@ def test_shuffled_keys_are_those_of_their_own_boxes(tmp_path):
 def test_two_processes_share_a_batch(tmp_path, tiny):
     """Batch normalisation sees half the batch each, so losses are near, not equal."""
     _launch(tmp_path, "papers.maskco.train", "smoke", "--out", tmp_path / "two", "--data", tiny, "--batch", 8,
-            "--queue", 40, "--log-every", 1, "--lr", 0.01)
+            "--queue", 40, "--log-every", 1, "--lr", 0.01, "--overlap-tries", 0)
     (folder,) = (tmp_path / "two").glob("maskco/smoke/*")
-    one = _train(tmp_path / "one", tiny, replace(RECIPES["smoke"], batch=8, queue=40, lr=0.01))
+    one = _train(tmp_path / "one", tiny, replace(RECIPES["smoke"], batch=8, queue=40, lr=0.01, overlap_tries=0))
     logs = [run.read_log(each) for each in (one, folder)]
-    assert len(logs[0]) == len(logs[1]) == 3
+    assert [row["fallbacks"] for row in logs[0]] == [row["fallbacks"] for row in logs[1]] == [8, 16, 24]
     assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], rel=0.25)
     assert run.load_checkpoint(folder)[1]["model"]["queue_ptr"] == 24
     assert list(_scores(folder)) == list(_scores(one)), "one process probes the features of both"

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from common.run import ROOT, UserError
+from common.run import ROOT
 from papers.mm_gem import build, demo
+from papers.mm_gem.configuration import InputError
 from papers.mm_gem.pooling import PoolAggregator, clipped
 from papers.mm_gem.processing import wrong_box
 from papers.mm_gem.recipes import RECIPES
@@ -47,7 +48,7 @@ def fuzz() -> None:
                     found = embedded([float(v) for v in box])
                 assert found.isfinite().all(), box
                 passed += 1
-            except UserError as error:
+            except InputError as error:
                 assert "\n" not in str(error)
                 refused.append(error)
         print(passed, len(refused))
@@ -75,13 +76,13 @@ def test_odd_boxes_are_refused_in_one_line():
 ])
 def test_what_is_wrong_with_a_box_is_said(box, message):
     boxes = torch.tensor([[2.0, -5, 3, 99, 12], box])
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(InputError, match=message):
         PoolAggregator(4)(torch.randn(3, 5, 7, 7), boxes, (30, 40))
     assert clipped(boxes[:1], 3, (30, 40)).tolist() == [[2, 0, 3, 40, 12]]
 
 
 def test_boxes_have_five_columns():
-    with pytest.raises(UserError, match=r"boxes of shape \(1, 4\); expected \(R, 5\)"):
+    with pytest.raises(InputError, match=r"boxes of shape \(1, 4\); expected \(R, 5\)"):
         clipped(torch.zeros(1, 4), 1, (9, 9))
 
 
@@ -100,5 +101,5 @@ def test_a_box_of_the_command_line_is_looked_at(tmp_path, monkeypatch):
     Image.effect_noise((50, 40), 80).save(tmp_path / "a.png")
     words = [str(tmp_path / "a.png"), "--checkpoint", str(tmp_path / "model"), "--box", "nan", "3", "20", "30"]
     monkeypatch.setattr("sys.argv", ["demo", *words])
-    with pytest.raises(UserError, match="not of finite numbers"):
+    with pytest.raises(InputError, match="not of finite numbers"):
         demo.main()

@@ -8,9 +8,11 @@ import torch
 
 from common import run
 from common.data.tiny.scenes import scenes
-from common.run import UserError
+from common.run import UserError, shipped
 from papers.mm_gem import build, compare, features, linear_map, train
+from papers.mm_gem.configuration import InputError
 from papers.mm_gem.data import open_captions
+from papers.mm_gem.embedder import load
 from papers.mm_gem.evaluate import retrieval
 from papers.mm_gem.model import like_lengths
 from papers.mm_gem.recipes import RECIPES
@@ -110,7 +112,7 @@ def test_cap_stands_where_it_is_told():
         prefix = model._prefix(torch.randn(2, 64, 4, 4))
         cap = model.get_input_embeddings()(torch.tensor([model.config.cap_token_id]))
         assert prefix.shape[1] == 17 and torch.equal(prefix[:, row], cap.expand(2, -1))
-    with pytest.raises(UserError, match="cap_position='middle' must be 'last' or 'first'"):
+    with pytest.raises(InputError, match="cap_position='middle' must be 'last' or 'first'"):
         _model(dataclasses.replace(RECIPE, cap_position="middle"))
 
 
@@ -145,3 +147,15 @@ def test_the_linear_map_learns_words():
     assert retrieval(found, same)["text -> image R@1"][0] == 100
     known = linear_map.Words(["a dog", "a dog", "a cat"], least=2)
     assert list(known.place) == ["a", "dog"] and known.vectors(["cat"]).tolist() == [[0, 0]]
+
+
+def test_what_a_run_trained_is_put_together_again(tmp_path, data):
+    folder = train.train("smoke_objectives", RECIPE, run.Options(data=data, out=tmp_path), WORLD)
+    weights, path = run.load_weights(folder / "connection.safetensors"), tmp_path / "tiny.safetensors"
+    shipped.write(path, weights, paper="mm_gem", recipe_name="smoke_objectives", recipe=RECIPE, classes=(), revision="")
+    whole, again = load(folder, WORLD), load(path, WORLD)
+    texts = ["a red circle .", "two blue squares ."]
+    torch.testing.assert_close(again.texts(texts), whole.texts(texts), rtol=1e-2, atol=2e-3)
+    weights.pop("h1.weight")
+    with pytest.raises(UserError, match=r"not the weights .* lacks: h1.weight differs"):
+        build.assembled(RECIPE, whole.processor, weights)

@@ -13,9 +13,19 @@ from common.data.tiny.scenes import scenes
 from common.run import UserError
 from common.tests import parity
 from papers.mm_gem import build, compare
+from papers.mm_gem.configuration import InputError
 from papers.mm_gem.data import Mixture, Rows, describe, open_captions, open_regions, regions_if_there
 from papers.mm_gem.embedder import BATCH, Embedder, Files, Prepared
-from papers.mm_gem.evaluate import named_classes, region_hits, relevant, retrieval, words_right, zero_shot
+from papers.mm_gem.evaluate import (
+    classify_folder,
+    named_classes,
+    read_names,
+    region_hits,
+    relevant,
+    retrieval,
+    words_right,
+    zero_shot,
+)
 from papers.mm_gem.prompts import CLIP, SEVEN
 from papers.mm_gem.recipes import RECIPES
 
@@ -100,9 +110,9 @@ def test_boxes_follow_their_image_through_resizing(embedder):
     image = Image.new("RGB", (128, 32))
     out = embedder.processor(images=[image], boxes=[[(32, 8, 96, 24), (0, 0, 128, 32)]])
     assert out["boxes"].tolist() == [[0, 16, 16, 48, 48], [0, 0, 0, 64, 64]]
-    with pytest.raises(UserError, match="holds nothing of the image of 128 x 32 px"):
+    with pytest.raises(InputError, match="holds nothing of the image of 128 x 32 px"):
         embedder.processor(images=[image], boxes=[[(130, 0, 140, 9)]])
-    with pytest.raises(UserError, match="1 lists of boxes for 0 images"):
+    with pytest.raises(InputError, match="1 lists of boxes for 0 images"):
         embedder.processor(boxes=[[(0, 0, 1, 1)]])
 
 
@@ -187,3 +197,32 @@ def test_the_comparison_is_of_the_records():
     lines = compare.README_PARTS["compare"](records).splitlines()
     assert "scenes. Seeds: objectives_both 0, 1; objectives_embedding 0." in lines
     assert "| found | 55.0 ± 7.1 % | 70.0 % |" in lines and "| told | 30.0 ± 14.1 % |  |" in lines
+
+
+def test_folders_of_classes_are_scored_as_clips_benchmark_does(embedder, tmp_path):
+    class Pictures:
+        classes, labels = ["n1", "n2", "n3"], [0, 0, 0, 1, 2, 2]
+
+        def __len__(self):
+            return 6
+
+    class Axes:
+        """Names lie on axes of their own; pictures of n1 on its axis, all others on that of n2."""
+
+        def texts(self, texts, _=""):
+            return F.one_hot(torch.tensor([["a dog", "a cat", "a fox"].index(text[-5:]) for text in texts]), 3).float()
+
+        def images(self, _):
+            return torch.eye(3)[[0, 0, 1, 1, 1, 1]] + torch.tensor([0.0, 0.0, 0.1])
+
+    (tmp_path / "words.txt").write_text("n3 fox, red fox\nn1\tdog\nn2 cat\nn9 none\n")
+    names = read_names(tmp_path / "words.txt", Pictures.classes)
+    assert names == ["dog", "cat", "fox"] and read_names(None, ["gas_pump"]) == ["gas pump"]
+    scores = classify_folder(Axes(), Pictures(), names, ["a {}", "not a {}"])
+    assert scores["zero-shot, 3 classes"][0] == pytest.approx(50)
+    assert scores["zero-shot, 3 classes, mean over classes"][0] == pytest.approx(100 * (2 / 3 + 1 + 0) / 3)
+    assert scores["zero-shot, 3 classes, top-5"][0] == 100
+    with pytest.raises(UserError, match="names no class 'n4'"):
+        read_names(tmp_path / "words.txt", ["n4"])
+    with pytest.raises(UserError, match="is no list of names"):
+        read_names(tmp_path / "none.txt", ["n4"])

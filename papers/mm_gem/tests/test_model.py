@@ -15,10 +15,13 @@ import transformers
 from PIL import Image
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 
-from common.run import ROOT, UserError
+from common.run import ROOT
 from common.tests import parity
 from papers.mm_gem import build
-from papers.mm_gem.model import MMGEMConfig, MMGEMModel, PoolAggregator, contrastive, text_keys, whole_images
+from papers.mm_gem.configuration import InputError, MMGEMConfig
+from papers.mm_gem.contrastive import contrastive, text_keys
+from papers.mm_gem.model import MMGEMModel
+from papers.mm_gem.pooling import PoolAggregator, whole_images
 from papers.mm_gem.recipes import RECIPES
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -94,7 +97,7 @@ def test_emb_is_a_token_that_no_text_makes(model, processor):
     assert ids.count(processor.emb_token_id) == 1 and ids[-1] == processor.emb_token_id
     assert processor.cap_token_id not in ids
     assert min(processor.emb_token_id, processor.cap_token_id) >= build.CONFIGS["tiny"].vocab_size
-    with pytest.raises(UserError, match="1 of 1 texts do not hold"):
+    with pytest.raises(InputError, match="1 of 1 texts do not hold"):
         model.encode_text(torch.tensor([[4, 5, 6]]))
 
 
@@ -301,7 +304,7 @@ def test_boxes_are_clipped_and_empty_ones_refused(model):
     images = torch.randn(1, 3, 64, 64)
     outside, inside = torch.tensor([[0, -9.0, 8, 32, 99]]), torch.tensor([[0, 0.0, 8, 32, 64]])
     close(model.encode_region(images, outside), model.encode_region(images, inside))
-    with pytest.raises(UserError, match=r"box 0, .* is empty in the image of 64 x 64 px"):
+    with pytest.raises(InputError, match=r"box 0, .* is empty in the image of 64 x 64 px"):
         model.encode_region(images, torch.tensor([[0, 70.0, 8, 90, 60]]))
 
 
@@ -349,7 +352,7 @@ def test_vision_encoders(processor, vision, images, before, last_norm):
 
 def test_an_image_processor_without_a_size_is_refused(processor):
     free = transformers.CLIPImageProcessor(do_center_crop=False, crop_size=None, size={"shortest_edge": 32})
-    with pytest.raises(UserError, match="CLIPImageProcessor has neither a crop_size nor a size with height and width"):
+    with pytest.raises(InputError, match="CLIPImageProcessor has neither a crop_size nor a size with height and width"):
         type(processor)(free, processor.tokenizer)
 
 
@@ -369,9 +372,11 @@ def test_saving_and_loading(model, processor, batch, tmp_path):
 
 
 def test_bad_settings_are_refused(model, batch):
-    with pytest.raises(UserError, match="objectives='all'"):
+    with pytest.raises(InputError, match="objectives='all'"):
         MMGEMConfig(objectives="all")
-    with pytest.raises(UserError, match="exceeds the LLM's 2048 positions"):
+    with pytest.raises(InputError, match="exceeds the LLM's 2048 positions"):
         MMGEMConfig(max_text_length=2048)
-    with pytest.raises(UserError, match="4 texts, but 2 images or regions"):
-        model(batch["input_ids"], batch["pixel_values"][:2], batch["attention_mask"])
+    for training, asked in ((True, None), (False, True)):
+        with pytest.raises(InputError, match="4 texts, but 2 images or regions"):
+            model.train(training)(batch["input_ids"], batch["pixel_values"][:2], batch["attention_mask"],
+                                  return_loss=asked)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from common.run import world
-from papers.mm_gem import build
+from papers.mm_gem import build, contrastive
 from papers.mm_gem.recipes import RECIPES
 
 
@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
         mean = out[name].detach().clone()
         dist.all_reduce(mean)
         found[name] = [mean.item() / 2, alone[name].item()]
-    world._Gather.backward = staticmethod(lambda ctx, g: g.narrow(0, dist.get_rank() * ctx.rows, ctx.rows))
+    contrastive._Gather.backward = staticmethod(lambda ctx, g: g.narrow(0, dist.get_rank() * ctx.rows, ctx.rows))
     found["worst_without_sum"] = run(0)[1]
     if dist.get_rank() == 0:
         (folder / "found.json").write_text(json.dumps(found))

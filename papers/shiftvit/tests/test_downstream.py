@@ -41,5 +41,9 @@ def test_a_configuration_builds_its_model(name, tmp_path):
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model)
     assert isinstance(model.backbone, backbone.Backbone)
+    widths = [norm.num_channels for norm in model.backbone.norms]
+    taken = config.model.neck if "neck" in config.model else config.model.decode_head
+    assert widths == list(taken.in_channels), "whoever takes the maps expects their widths"
+    assert "auxiliary_head" not in config.model or config.model.auxiliary_head.in_channels == widths[2]
     assert str(tmp_path / "data") in str(config.train_dataloader) and "'data/" not in str(config.train_dataloader)
     assert all(p.requires_grad for p in model.parameters())

@@ -4,14 +4,10 @@ Every test of the suite that is not run has its name and the reason here; they a
 """
 
 import copy
-import tempfile
 import unittest
-from pathlib import Path
 from unittest import mock
 
 import torch
-from PIL import Image
-from tests import test_processing_common
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor
@@ -27,6 +23,9 @@ from papers.vlora import VLoRAConfig, VLoRAForConditionalGeneration, VLoRAProces
 from papers.vlora.generator import PerceptualWeightsGenerator
 from papers.vlora.processing import IMAGE, TEMPLATES
 
+# Tests that give marks without an image, or an image without the ids that say where it stands. Both are errors here, so
+# theirs are rows of text.
+TEXT_ALONE = ("eager_matches_sdpa_inference", "test_inputs_embeds")
 MARK = 5  # of the vocabulary, but none of the ids 0 to 4 that the suite's own rows hold
 
 
@@ -53,9 +52,13 @@ class Tester:
 
     def prepare_config_and_inputs_for_common(self):
         ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size).clamp(min=MARK + 1)
-        ids[:, 1] = MARK
-        pixels = torch.randn(self.batch_size, 3, 16, 16)
-        return self.get_config(), {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+        ids[:, 3] = MARK  # not first, where padding would leave its dead slot nothing to see
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if any(name in self.parent._testMethodName for name in TEXT_ALONE):
+            inputs["input_ids"] = ids.masked_fill(ids == MARK, MARK + 1)
+        else:
+            inputs["pixel_values"] = torch.randn(self.batch_size, 3, 16, 16)
+        return self.get_config(), inputs
 
 
 def _with_an_effect(generator):
@@ -99,6 +102,14 @@ class VLoRAModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase)
     def test_training_gradient_checkpointing_use_reentrant_true(self):
         pass
 
+    @unittest.skip("an image becomes weights: a forward pass returns no outputs of a vision tower beside the text's")
+    def test_multimodal_outputs_are_returned(self):
+        pass
+
+    @unittest.skip("neither of its parts is the model without a head; a prefix would have names of weights guessed")
+    def test_model_base_model_prefix(self):
+        pass
+
     @unittest.skip("wants config.vocab_size, which a config of configs has not")
     def test_training_overfit(self):
         pass
@@ -119,19 +130,6 @@ class VLoRAProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     processor_class = VLoRAProcessor
 
     @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.pictures = tempfile.TemporaryDirectory()
-        path = Path(cls.pictures.name) / "picture.png"
-        Image.new("RGB", (40, 30), "red").save(path)
-        test_processing_common.MODALITY_INPUT_DATA["images"] = [str(path), str(path)]
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.pictures.cleanup()
-        super().tearDownClass()
-
-    @classmethod
     def _setup_image_processor(cls):
         return CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
 
@@ -145,4 +143,4 @@ class VLoRAProcessorTest(ProcessorTesterMixin, unittest.TestCase):
 
     @staticmethod
     def prepare_processor_dict():
-        return {"chat_template": TEMPLATES["short"], "pad_to_square": True}
+        return {"chat_template": TEMPLATES["vicuna_v1"], "pad_to_square": False}  # as the image processor alone

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoProcessor, CLIPImageProcessor
+from transformers import AutoProcessor, CLIPImageProcessor, CLIPVisionModel
 
 from common import run
 from common.data import conversations
@@ -18,7 +19,7 @@ from common.data.loader import Augmented
 from common.data.picture import Unreadable
 from common.data.tiny.scenes import scenes, word_tokenizer
 from common.run import UserError
-from papers.vlora import VLoRAConfig, build, evaluate
+from papers.vlora import VLoRAConfig, build, evaluate, features
 from papers.vlora.data import Encoded, TrainingBatches, describe, kinds, open_dataset, open_if_there
 from papers.vlora.processing import IGNORED, SYSTEM, TEMPLATES, VLoRAProcessor
 from papers.vlora.recipes import RECIPES
@@ -55,6 +56,40 @@ def test_templates():
     for name, end in (("vicuna_v1", "ASSISTANT:"), ("chatml", "<|im_start|>assistant\n"), ("prompted", "away")):
         prompt = _processor(name).apply_chat_template(caption[:1], add_generation_prompt=True)
         assert prompt.endswith(end) and _processor(name).apply_chat_template(caption).startswith(prompt)
+
+
+def test_a_system_message_and_the_generation_prompt():
+    system = {"role": "system", "content": [{"type": "text", "text": "Be terse."}]}
+    talk = _talk("What color is it?", "red", "Sure?")
+    vicuna = _processor("vicuna_v1")
+    begun = "<s>Be terse. USER: <image>\nWhat color is it? ASSISTANT: red</s>USER: Sure?"
+    assert vicuna.apply_chat_template([system, *talk]) == begun
+    assert vicuna.apply_chat_template([system, *talk], add_generation_prompt=True) == f"{begun} ASSISTANT:"
+    chat = _processor("chatml").apply_chat_template([system, *talk[:1]])
+    assert chat.startswith("<|im_start|>system\nBe terse.<|im_end|>\n<|im_start|>user\n<image>\nWhat")
+    for name in ("plain", "prompted", "short"):
+        with pytest.raises(Exception, match="no place for a system message"):
+            _processor(name).apply_chat_template([system, *talk])
+    learned = vicuna.encode([system, *_talk("What color is it?", "red")])
+    assert vicuna.tokenizer.decode(learned["input_ids"][learned["labels"] != IGNORED]) == "red </s>"
+
+
+def test_options_reach_tokenizer_and_image_processor():
+    processor, picture = _processor(), Image.new("RGB", (40, 20), "red")
+    short = processor([picture], "<image> a red circle .", truncation=True, max_length=3)
+    assert short["input_ids"].shape == (1, 3)
+    wide = processor([picture], "<image> red", padding="max_length", max_length=9)
+    assert wide["attention_mask"].tolist() == [[0] * 7 + [1, 1]], "padded on the left"
+    right = processor(None, ["red", "a red circle ."], padding_side="right")
+    assert right["attention_mask"].tolist() == [[1, 0, 0, 0], [1, 1, 1, 1]]
+    raw = processor([picture], do_normalize=False)["pixel_values"]
+    assert raw.min() >= 0 and not torch.equal(raw, processor([picture])["pixel_values"])
+    assert isinstance(processor(text="red", return_tensors=None)["input_ids"], list)
+    with pytest.raises(ValueError, match="neither images nor text"):
+        processor()
+    square = _processor(pad_to_square=True)
+    array = np.asarray(picture)
+    assert torch.equal(square([array])["pixel_values"], square([picture])["pixel_values"])
 
 
 def test_the_assistants_words_are_learned_and_nothing_else():
@@ -152,6 +187,22 @@ def test_grouped_batches_hold_images_or_text():
     assert shares == {4: 4, 0: 3, 2: 1}, "the rest of both shares a batch"
 
 
+def test_whole_batches_of_one_length():
+    """With length_groups, as in the authors' trainer: sorted within so many global batches, their order random."""
+    rng = np.random.default_rng(0)
+    about = [(True, int(length)) for length in rng.integers(1, 60, 96)]
+    options = dict(seed=0, kinds=about)
+    spreads = []
+    for groups in (1, 4, 12):
+        batches = [[row for row, _ in rows] for rows in TrainingBatches(96, 8, 12, length_groups=groups, **options)]
+        assert sorted(row for rows in batches for row in rows) == list(range(96)), "every sample once"
+        lengths = [[about[row][1] for row in rows] for rows in batches]
+        spreads.append(np.mean([max(rows) - min(rows) for rows in lengths]))
+        firsts = [min(rows) for rows in lengths]
+        assert firsts != sorted(firsts), "but the batches come in any order"
+    assert spreads[0] > 2 * spreads[1] and spreads[1] > 1.5 * spreads[2]
+
+
 # Folders ------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +296,39 @@ def test_a_row_of_two_images_is_left_out_and_named(tmp_path, root):
         open_dataset(tmp_path, "val", RECIPES["tiny"])
 
 
+# Features ---------------------------------------------------------------------------------------------------
+
+
+def test_features_are_computed_once(root, tmp_path, monkeypatch):
+    recipe = replace(RECIPES["tiny_pretrain"], features=True)
+    torch.manual_seed(0)
+    tower = CLIPVisionModel(build.TOWERS["tiny"]).eval()
+    monkeypatch.setattr(build, "load_vision_tower", lambda *_: tower)
+    monkeypatch.setattr(features, "cache_dir", lambda name: tmp_path)
+    processor = build.processor(recipe)
+    data = open_dataset(root, "train", recipe)
+    kept = features.featured(data, recipe, processor, train=True)
+    (path,) = tmp_path.glob("*.npy")
+    monkeypatch.setattr(features, "_compute", None)
+    again = features.featured(data, recipe, processor, train=False)
+    assert list(tmp_path.iterdir()) == [path] and len(again) == len(data) == 20
+    texts = [text for i in range(20) for text in data.captions(i)]
+    assert [kept.captions(i)[0] for i in range(len(kept))] == texts, "every caption is a sample"
+    (found,), messages = again[3]
+    model = build.model(replace(recipe, stage="finetune"), processor.image_token_id)
+    model.vision_tower = tower
+    expected = model.visual_features(processor.pixels(data[3][0]))[0]
+    torch.testing.assert_close(found.float(), expected, rtol=2e-3, atol=2e-3)
+    assert messages[1]["content"][0]["text"] == again.captions(3)[0]
+    batch = processor.collate([([found], processor.encode(messages))] * 2)
+    assert batch["pixel_values"].shape == (2, *expected.shape)
+    blind = features.featured(data, replace(recipe, blind=True), processor, train=True)
+    assert torch.equal(blind[0][0][0], blind[7][0][0]) and not torch.equal(kept[0][0][0], kept[7][0][0])
+    assert kinds(kept)[0] == (True, len(texts[0].split()))
+    with pytest.raises(UserError, match="features are kept for COCO's caption annotations"):
+        features.featured(open_dataset(root, "train", RECIPES["tiny"]), recipe, processor, train=True)
+
+
 # Evaluation -----------------------------------------------------------------------------------------------
 
 
@@ -279,6 +363,9 @@ def test_scores_of_worked_out_answers():
     assert found["count, prior"] == 100 and found["accuracy, prior"] == 50
     assert found["right image preferred"] == 75 and found["loss, images exchanged"] == pytest.approx(0.4)
     assert next(iter(found)) == "accuracy"
+    tried = [s | {"category": "caption", "losses_others": [0.3, 0.05]} for s in samples]
+    found = {name: value for name, (value, _) in evaluate.score(tried).items()}
+    assert found["right image preferred"] == 100 * 3 / 8 and found["right image first of all"] == 0
     captions = [s | {"category": "caption"} for s in samples]
     assert next(iter(evaluate.score(captions))) == "right image preferred" and "cider_d" in evaluate.score(captions)
 

@@ -79,8 +79,10 @@ def test_an_offloaded_model_sees_the_image(batch):
     ids, pixels = batch[0][:1], batch[1][:1]
     model = vlora()
     expected = model(ids, pixels).logits
-    cpu_offload(model.language_model, "cpu")
+    cpu_offload(model, "cpu")
     _expect(model, ids, pixels, expected, 1e-5)
+    weights = model.perceive(ids, pixels)
+    torch.testing.assert_close(model(ids, perceptual_weights=weights).logits, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="on the meta device"):
         model.generate(ids, pixels, apply="merge", max_new_tokens=1)
     _expect(model, ids, pixels, expected, 1e-5)

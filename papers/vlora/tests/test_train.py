@@ -1,6 +1,7 @@
 """The trainer: learns, resumes exactly, runs in two processes and under DeepSpeed, hands one stage on to the next."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from common import run
 from common.data.tiny.scenes import scenes
+from common.run import UserError, shipped
 from papers.vlora import bench, build, cases, demo, evaluate, flops, official, train
 from papers.vlora.baseline import VisualTokensForConditionalGeneration
 from papers.vlora.model import VLoRAForConditionalGeneration
@@ -114,6 +116,30 @@ def test_the_saved_model_is_the_evaluated_one(tmp_path, data, monkeypatch, capsy
     chat = demo.Chat(model, processor, evaluate.Image.open(picture).convert("RGB"), WORLD, 4)
     first, second = chat.ask("What color is it?"), chat.ask("What shape is it?")
     assert [m["content"][-1]["text"] for m in chat.turns] == ["What color is it?", first, "What shape is it?", second]
+
+
+def test_shipped_weights_are_what_was_trained(tmp_path):
+    """The generator alone in a file, around parts that are installed: here the tiny recipe's."""
+    recipe = dataclasses.replace(SMALL, llm="tiny")
+    processor = build.processor(recipe)
+    model = build.model(recipe, processor.image_token_id)
+    weights = {name: torch.randn_like(tensor) for name, tensor in model.generator.state_dict().items()}
+    path = tmp_path / "small.safetensors"
+    shipped.write(path, weights, paper="vlora", recipe_name="tiny", recipe=recipe, classes=[], revision="0",
+                  dtype=torch.bfloat16)
+    again, loaded = evaluate.load(path, WORLD.device)
+    assert evaluate.recipe_of(path) == recipe and loaded.chat_template == processor.chat_template
+    for name, tensor in again.generator.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name].bfloat16().float(), rtol=0, atol=0)
+    run.save_weights(tmp_path / "bare.safetensors", weights)
+    with pytest.raises(UserError, match="holds no model"):
+        evaluate.load(tmp_path / "bare.safetensors", WORLD.device)
+
+
+def test_four_bits_need_their_package(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs bitsandbytes"):
+        build.model(dataclasses.replace(SMALL, llm="some", tune="frozen", llm_dtype="nf4"), 44)
 
 
 def test_what_each_stage_trains(tmp_path, data):
@@ -245,7 +271,7 @@ def door():
     (door, ["tiny", "--batch", "9999"], "the global batch of 9999 is larger than"),
     (door, ["tiny", "--llm", "/no/such/llm", "--vision", "tiny"], "cannot load"),
     (door, ["tiny", "--init", "WEIGHTS"], "does not fit this recipe's model"),
-    (evaluate.main, ["nowhere"], "no run or model folder at nowhere"),
+    (evaluate.main, ["nowhere"], "no checkpoint at nowhere"),
     (evaluate.main, [".", "--recipe", "tiny"], "holds no model"),
     (demo.main, ["x.png"], "no finished run under runs/vlora"),
     (official.main, [".", "out"], "holds neither *.safetensors nor *.bin"),

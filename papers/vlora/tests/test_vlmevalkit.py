@@ -23,9 +23,13 @@ def adapter(monkeypatch):
             assert all(set(part) >= {"type", "value"} for part in message)
             return self.generate_inner(message, dataset)
 
-    for name in ("vlmeval", "vlmeval.vlm", "vlmeval.vlm.base"):
+        def dump_image(self, line, dataset):
+            return [f"/{dataset}/{line['index']}.jpg"]
+
+    for name in ("vlmeval", "vlmeval.vlm", "vlmeval.vlm.base", "vlmeval.dataset"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     sys.modules["vlmeval.vlm.base"].BaseModel = BaseModel
+    sys.modules["vlmeval.dataset"].DATASET_TYPE = lambda name: "Y/N" if name == "MME" else "MCQ"
     yield importlib.reload(vlmevalkit)
     monkeypatch.undo()
     importlib.reload(vlmevalkit)
@@ -52,6 +56,21 @@ def test_answers_like_the_model_itself(adapter, tmp_path):
     assert told == expected
     assert harness.generate([image, image, *words]) == told, "of several images the first is seen"
     assert isinstance(harness.generate(words), str), "text alone"
+
+
+def test_multiple_choice_is_asked_as_llava_asks_it(adapter):
+    model = adapter.VLoRA.__new__(adapter.VLoRA)
+    assert model.use_custom_prompt("MMBench_DEV_EN") and not model.use_custom_prompt("MME")
+    line = {"index": 7, "question": "What is it?", "hint": float("nan"), "A": "a cat", "B": 3, "C": float("nan")}
+    image, words = model.build_prompt(line, "MMBench_DEV_EN")
+    assert image == {"type": "image", "value": "/MMBench_DEV_EN/7.jpg"}
+    end = "Answer with the option's letter from the given choices directly."
+    assert words["value"] == f"What is it?\nA. a cat\nB. 3\n{end}"
+    assert model.build_prompt(line | {"hint": "Look."}, "x")[1]["value"].startswith("Look.\nWhat is it?\nA.")
+    chinese = model.build_prompt({"index": 1, "question": "这是什么？", "A": "猫"}, "CCBench")[1]["value"]
+    assert chinese == "这是什么？\nA. 猫\n请直接回答选项字母。"
+    open_ended = model.build_prompt({"index": 1, "question": "Why?"}, "x")[1]["value"]
+    assert open_ended == "Why?\nAnswer the question directly."
 
 
 def test_without_the_toolkit():
