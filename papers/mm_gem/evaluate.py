@@ -225,7 +225,7 @@ def classify_folder(
 ) -> Scores:
     """Zero-shot classification of a folder of pictures in classes, which are called `names`."""
     vectors = named_classes(embedder, names, templates)
-    v, labels = embedder.images(Chosen(data, range(len(data)))), torch.as_tensor(data.labels)
+    v, labels = embedder.images(Chosen(data, range(len(data)))), torch.tensor(list(map(int, data.labels)))
     found = (v @ vectors.mT).topk(min(5, len(names)), dim=1).indices == labels[:, None]
     first = found[:, 0].double()
     shares = [first[labels == label].mean() for label in labels.unique()]

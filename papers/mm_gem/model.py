@@ -408,6 +408,10 @@ class MMGEMModel(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_output_embeddings(value)
 
+    @property
+    def vocab_size(self) -> int:
+        return self.get_input_embeddings().num_embeddings
+
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
         """The language model's, as transformers has it; [EMB] and [CAP] must remain."""
         if new_num_tokens is not None and new_num_tokens <= max(self.config.emb_token_id, self.config.cap_token_id):

@@ -24,6 +24,9 @@ from papers.mm_gem import MMGEMConfig, MMGEMModel, MMGEMProcessor
 EMB, CAP = 5, 6  # of the vocabulary, but none of the ids 0 to 4 that the suite's own rows hold
 OF_TWO_NETWORKS = "as CLIP's: there are two networks' hidden states, under text_model_output and vision_model_output"
 
+A_TENSOR = "embeddings are a tensor, as open_clip's are and CLIP's were before transformers 5, not an output with one"
+AUTO_MAP = "a processor that was saved says where its code is (auto_map), and one that was not does not"
+
 
 class Tester:
     def __init__(self, parent):
@@ -82,6 +85,38 @@ class MMGEMModelTest(ModelTesterMixin, unittest.TestCase):
     def test_can_capture_specific_layers_output(self):
         pass
 
+    @unittest.skip(A_TENSOR)
+    def test_get_image_features_hidden_states(self):
+        pass
+
+    @unittest.skip(A_TENSOR)
+    def test_get_text_features_hidden_states(self):
+        pass
+
+    @unittest.skip(A_TENSOR)
+    def test_get_image_features_output_0(self):
+        pass
+
+    @unittest.skip(A_TENSOR)
+    def test_get_image_features_output_1(self):
+        pass
+
+    @unittest.skip(A_TENSOR)
+    def test_get_image_features_output_2(self):
+        pass
+
+    @unittest.skip(A_TENSOR)
+    def test_get_text_features_output_0(self):
+        pass
+
+    @unittest.skip(A_TENSOR)
+    def test_get_text_features_output_1(self):
+        pass
+
+    @unittest.skip(A_TENSOR)
+    def test_get_text_features_output_2(self):
+        pass
+
     @unittest.skip("wants config.vocab_size, which a config of configs has not")
     def test_training_overfit(self):
         pass
@@ -121,3 +156,19 @@ class MMGEMProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     @classmethod
     def _setup_tokenizer(cls):
         return _bytes()
+
+    @unittest.skip("an instruction of a user's is refused: the model follows none")
+    def test_apply_chat_template_image_0(self):
+        pass
+
+    @unittest.skip("as test_apply_chat_template_image_0")
+    def test_apply_chat_template_image_1(self):
+        pass
+
+    @unittest.skip(AUTO_MAP)
+    def test_processor_from_and_save_pretrained(self):
+        pass
+
+    @unittest.skip(AUTO_MAP)
+    def test_processor_from_and_save_pretrained_as_nested_dict(self):
+        pass
