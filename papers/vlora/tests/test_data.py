@@ -128,12 +128,12 @@ def test_padding_to_a_square():
 
 def test_image_marks_are_counted():
     processor, picture = _processor(), Image.new("RGB", (8, 8))
-    with pytest.raises(UserError, match="1 marks <image> in the text, but 2 images"):
+    with pytest.raises(ValueError, match="1 marks <image> in the text, but 2 images"):
         processor([picture, picture], "<image> red")
     with pytest.raises(ValueError, match="2 images in one row: the model takes one"):
         processor([picture, picture], "<image> <image> red")
     cut = processor.encode(_talk("What color is it?", "red"), max_length=2)
-    with pytest.raises(UserError, match="1 images, but 0 placeholders"):
+    with pytest.raises(ValueError, match="1 images, but 0 placeholders"):
         processor.collate([([picture], cut)])
 
 
