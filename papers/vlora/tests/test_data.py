@@ -238,7 +238,7 @@ def test_what_is_missing_is_named(tmp_path, root):
         open_if_there(tmp_path, "val", RECIPES["finetune_7b"])
     entry = {"id": "has no", "conversations": [{"from": "gpt", "value": "x"}]}
     (tmp_path / "conversations_val.json").write_text(json.dumps([entry]))
-    with pytest.raises(UserError, match="id has no: turn 0"):  # a wrong file is no missing one, whatever it says
+    with pytest.raises(UserError, match="id has no: 0 turns"):  # a wrong file is no missing one, whatever it says
         open_if_there(tmp_path, "val", RECIPES["finetune_7b"])
 
 
