@@ -128,12 +128,12 @@ def test_padding_to_a_square():
 
 def test_image_marks_are_counted():
     processor, picture = _processor(), Image.new("RGB", (8, 8))
-    with pytest.raises(UserError, match="1 marks <image> in the text, but 2 images"):
+    with pytest.raises(ValueError, match="1 marks <image> in the text, but 2 images"):
         processor([picture, picture], "<image> red")
     with pytest.raises(ValueError, match="2 images in one row: the model takes one"):
         processor([picture, picture], "<image> <image> red")
     cut = processor.encode(_talk("What color is it?", "red"), max_length=2)
-    with pytest.raises(UserError, match="1 images, but 0 placeholders"):
+    with pytest.raises(ValueError, match="1 images, but 0 placeholders"):
         processor.collate([([picture], cut)])
 
 
@@ -238,7 +238,7 @@ def test_what_is_missing_is_named(tmp_path, root):
         open_if_there(tmp_path, "val", RECIPES["finetune_7b"])
     entry = {"id": "has no", "conversations": [{"from": "gpt", "value": "x"}]}
     (tmp_path / "conversations_val.json").write_text(json.dumps([entry]))
-    with pytest.raises(UserError, match="id has no: turn 0"):  # a wrong file is no missing one, whatever it says
+    with pytest.raises(UserError, match="id has no: 0 turns"):  # a wrong file is no missing one, whatever it says
         open_if_there(tmp_path, "val", RECIPES["finetune_7b"])
 
 
