@@ -149,7 +149,8 @@ def test_a_training_step_waits_once_at_most(paper, tmp_path):
 
 
 TRACKERS = {  # how one is made of a recipe, the network untrained
-    "sbt": "from papers.sbt.tracker import SBTTracker as Tracker; tracker = Tracker(build(recipe).cuda().eval(), recipe)",
+    "sbt": "from papers.sbt.tracker import SBTTracker as Tracker; "
+           "tracker = Tracker(build(recipe).cuda().eval(), recipe)",
     "dualtfr": "from papers.dualtfr.tracker import DualTFRTracker as Tracker; "
                "tracker = Tracker(build(recipe).cuda().eval(), recipe)",
     "maml_tracker": "from papers.maml_tracker.tracker import MAMLTracker as Tracker; "
