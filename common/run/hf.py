@@ -9,11 +9,13 @@ count.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,13 +77,25 @@ def deepspeed_config(paper: Path, name: str) -> str | None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     try:
         import deepspeed
+        from torch.utils.cpp_extension import get_default_build_root  # which deepspeed has imported
     except ImportError:
         message = f"this recipe needs deepspeed (make setup PAPER={paper.name}); to do without: --deepspeed ''"
         raise UserError(message) from None
+    free_stale_locks(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
     os.environ.setdefault("LOCAL_RANK", "0")  # without a launcher there is one process: DeepSpeed would look for MPI
     run.join_group()
     deepspeed.init_distributed()  # joins our group; else ZeRO-3 takes itself for alone while weights are loaded
     return str(paper / "scripts" / f"{name}.json")
+
+
+def free_stale_locks(extensions: Path, minutes: float = 15) -> None:
+    """Removes torch's locks on extensions that DeepSpeed compiles, if they are older than any compilation takes: one
+    that a killed process has left lets every later start wait for ever."""
+    for lock in extensions.glob("*/*/lock"):
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            if time.time() - lock.stat().st_mtime > 60 * minutes:
+                lock.unlink()
+                print(f"{lock} was left by a process that was killed, and is removed", file=sys.stderr)
 
 
 class Progress(transformers.TrainerCallback):
