@@ -14,8 +14,9 @@ from papers.dualtfr.evaluate import build, crop_shapes
 from papers.dualtfr.model import VARIANTS, DualTFR, create_tracker
 from papers.dualtfr.recipes import Pretrain
 
-CLASSES = {"ImageNet-1K": 1000}
-SAMPLES = {"digits": 1_437, "Imagenette": 9_469, "ImageNet-1K": 1_281_167}  # of a pre-training; pairs are drawn
+CLASSES = {"Tiny-ImageNet-100": 100, "ImageNet-1K": 1000}
+# Of a pre-training; pairs are drawn.
+SAMPLES = {"digits": 1_437, "Imagenette": 9_469, "Tiny-ImageNet-100": 18_000, "ImageNet-1K": 1_281_167}
 
 
 class Joined(nn.Module):

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ except ImportError:  # on Windows
 FORMAT = 2
 EXACT_MOST = 200_000
 """Above so many pictures, kind "auto" is "ivf"; see results/bench."""
+PATIENCE_S = 10  # with a lock: a killed process's loaders live on for a few seconds, and hold it
 PROBES = 32  # lists that a query looks into
 Kind = Literal["auto", "exact", "ivf", "hnsw"]
 
@@ -153,11 +155,15 @@ class Index:
     def held(self) -> Iterator[None]:
         """Nobody else writes to it meanwhile; `UserError` if somebody does. What a killed process left half is gone."""
         with open(self.folder / "lock", "ab") as file:
-            try:
-                if fcntl:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"another process is writing to {self.folder}") from None
+            for left_s in range(PATIENCE_S, -1, -1):
+                try:
+                    if fcntl:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not left_s:
+                        raise UserError(f"another process is writing to {self.folder}") from None
+                    time.sleep(1)
             for half in (self.folder / "parts").glob(".*.part"):
                 half.unlink(missing_ok=True)
             yield

@@ -21,7 +21,7 @@ CLASSES = {"Tiny-ImageNet-100": 100, "ImageNet-1K": 1000}
 
 MODELS = {
     name: ModelCase(
-        build=lambda name=name: timm.create_model(name, img_size=32, drop_path_rate=0.0),
+        build=lambda name=name: timm.create_model(name, num_classes=1000, img_size=32, drop_path_rate=0.0),
         inputs=lambda: (torch.randn(2, 3, 32, 32),),
         shape=(2, 1000),
         params=PARAMS[name],

@@ -34,7 +34,7 @@ CLASSES = {"Tiny-ImageNet-100": 100, "ImageNet-1K": 1000}
 
 
 def _build(name: str) -> nn.Module:
-    model = timm.create_model(name, img_size=32)
+    model = timm.create_model(name, num_classes=1000, img_size=32)
     nn.init.normal_(model.head.fc.weight, std=0.02)  # it starts at zero, which would hide everything below it
     return model
 

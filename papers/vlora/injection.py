@@ -208,7 +208,7 @@ def added(modules: list[nn.Module], deltas: list[torch.Tensor]) -> Iterator[None
         weight = getattr(module, "weight", None)
         plain = type(module) is nn.Linear and type(weight.data) is torch.Tensor and weight.is_floating_point()
         if not plain or weight.is_meta:
-            kind = type(module).__name__ if type(module) is not nn.Linear else type(weight.data).__name__
+            kind = module._get_name() if type(module) is not nn.Linear else type(weight.data).__name__
             kind += " on the meta device (offloaded)" if getattr(weight, "is_meta", False) else ""
             raise InputError(f'an image can be merged into plain float Linear layers, not a {kind}: apply="side"')
     before = [module.weight.data for module in modules]

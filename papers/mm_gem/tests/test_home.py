@@ -1,5 +1,6 @@
 """MM-GEM where others expect a model of transformers: CLIP's names, pipelines, generate, folders without us."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -137,7 +138,7 @@ def test_its_generation_settings_are_saved(parts, picture, tmp_path):
 
 def test_the_vocabulary_grows(parts):
     model, processor = parts
-    model = type(model)(model.config).eval()
+    model = type(model)(copy.deepcopy(model.config)).eval()
     texts, before = processor(text=TEXTS), model.get_input_embeddings().num_embeddings
     expected = model.encode_text(**texts)
     model.resize_token_embeddings(before + 7)

@@ -175,7 +175,8 @@ def test_damaged_indices_are_one_line(tmp_path):
     assert Index.open(home, "m").nearest(vectors[3], 1)[0][0] == "3.png"
 
 
-def test_one_process_writes_at_a_time(tmp_path):
+def test_one_process_writes_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("papers.mm_gem.index.PATIENCE_S", 0)
     index = Index.create(tmp_path, "m", 8)
     with index.held(), pytest.raises(UserError, match="another process is writing"), index.held():
         pass

@@ -226,6 +226,7 @@ def test_two_processes_train_like_one(tmp_path, data, finished, how):
 def test_boxes_keep_their_digits_under_deepspeed():
     """transformers casts a batch's numbers to DeepSpeed's bf16, in which there is no image 257."""
     trainer = object.__new__(train.GemTrainer)
+    trainer.model = SimpleNamespace(check=lambda **_batch: None)
     plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
     trainer.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
     trainer.args, trainer.is_deepspeed_enabled = SimpleNamespace(device=torch.device("cpu")), True

@@ -18,6 +18,7 @@ from common import run
 from common.data.tiny.scenes import DESCRIBE, scenes
 from common.run import ROOT, UserError, hf
 from papers.vlora import build, demo, evaluate, train
+from papers.vlora.configuration import InputError
 from papers.vlora.recipes import RECIPES
 
 WORLD = run.World(0, 1, torch.device("cpu"), None)
@@ -201,7 +202,7 @@ def test_a_config_that_names_the_hub_is_refused(whole, tmp_path, monkeypatch):
     monkeypatch.setattr("timm.create_model", None)
     with pytest.raises(UserError, match="names the architecture 'hf-hub:attacker/model'"):
         evaluate.load(model, WORLD.device)
-    with pytest.raises(UserError, match="names the architecture"):
+    with pytest.raises(InputError, match="names the architecture"):
         AutoModelForImageTextToText.from_pretrained(model)
 
 

@@ -404,8 +404,8 @@ def test_the_bench_times_nothing_where_merged_and_beside_differ(monkeypatch):
     features = torch.randn(1, 16, 64)
     with torch.no_grad():
         bench.check(ours, ids, features)
-        delta = ours.delta
-        monkeypatch.setattr(ours, "delta", lambda weights, site: 2 * delta(weights, site))
+        deltas = ours.deltas
+        monkeypatch.setattr(ours, "deltas", lambda weights: [2 * delta for delta in deltas(weights)])
         with pytest.raises(run.UserError, match=r"merging: merged, tensor 0 is off by .*; not timed"):
             bench.check(ours, ids, features)
 
