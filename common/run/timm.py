@@ -12,11 +12,13 @@ import torch
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, register_model, register_notrace_function
 from timm.models._features import feature_take_indices
+from timm.utils import distribute_bn
 from torch import Tensor, nn
 
 from common.run import shipped
 from common.run.checkpoints import save_weights
 from common.run.resize import fitted, resize, sized
+from common.run.world import World
 
 
 class Backbone:
@@ -234,3 +236,10 @@ def export_timm(
     model.pretrained_cfg |= {"input_size": (3, side, side), "crop_pct": crop}
     save_config_for_hf(model, folder / "config.json", {"label_names": list(classes)}, dict(model_args))
     save_weights(folder / "model.safetensors", model.state_dict())
+
+
+def average_statistics(world: World, *models: nn.Module | None) -> None:
+    """Gives all processes the mean of their running statistics, which BatchNorm keeps in each for itself."""
+    for model in models:
+        if world.size > 1 and model is not None:
+            distribute_bn(model, world.size, reduce=True)

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3, distribute_bn
+from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
 
 from common import run
 from common.data import images, loader
 from common.metrics import classification
-from common.run.timm import export_timm
+from common.run.timm import average_statistics, export_timm
 from papers.smlpnet import figures
 from papers.smlpnet.evaluate import PAPER, build
 from papers.smlpnet.recipes import Recipe
@@ -153,13 +153,6 @@ def optimizer_and_schedule(
         warmup_lr_init=recipe.warmup_lr, t_in_epochs=False,
     )
     return optimizer, schedule
-
-
-def average_statistics(world: run.World, *models: torch.nn.Module | None) -> None:
-    """Gives all processes the mean of their running statistics, which BatchNorm keeps in each for itself."""
-    for model in models:
-        if world.size > 1 and model is not None:
-            distribute_bn(model, world.size, reduce=True)
 
 
 if __name__ == "__main__":

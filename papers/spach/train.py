@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from timm.utils import distribute_bn
 from torch.nn.parallel import DistributedDataParallel
 
 from common import run
 from common.data import images, loader
 from common.metrics import classification
-from common.run.timm import export_timm
+from common.run.timm import average_statistics, export_timm
 from papers.spach import figures
 from papers.spach.evaluate import PAPER, build
 from papers.spach.recipes import Recipe
@@ -164,13 +163,6 @@ def move_average(average: torch.nn.Module, model: torch.nn.Module, decay: float)
     torch._foreach_lerp_([ours[k] for k in real], [its[k] for k in real], 1 - decay)
     for k in set(range(len(ours))) - set(real):
         ours[k].copy_(its[k])
-
-
-def average_statistics(world: run.World, *models: torch.nn.Module | None) -> None:
-    """Gives all processes the mean of their running statistics: the conv4 stem's BatchNorm is each process's own."""
-    for model in models:
-        if world.size > 1 and model is not None:
-            distribute_bn(model, world.size, reduce=True)
 
 
 if __name__ == "__main__":
