@@ -12,6 +12,8 @@ import torch
 from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, register_model, register_notrace_function
 from timm.models._features import feature_take_indices
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
 from timm.utils import distribute_bn
 from torch import Tensor, nn
 
@@ -243,3 +245,20 @@ def average_statistics(world: World, *models: nn.Module | None) -> None:
     for model in models:
         if world.size > 1 and model is not None:
             distribute_bn(model, world.size, reduce=True)
+
+
+def optimizer_and_schedule(
+    model: nn.Module, recipe: Any, steps: int, steps_per_epoch: int
+) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
+    """AdamW with DeiT's rule for the batch, and a cosine after a linear warm-up, as the three backbones' authors train.
+
+    `recipe` has lr (per 512 samples of the global batch), batch, weight_decay, warmup_epochs, warmup_lr and min_lr.
+    """
+    lr = recipe.lr * recipe.batch / 512
+    optimizer = create_optimizer_v2(model, "adamw", lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999))
+    # Per update, not per epoch as the authors' trainer does (one epoch late): the curve is the same, without stairs.
+    schedule = CosineLRScheduler(
+        optimizer, t_initial=steps, lr_min=recipe.min_lr, warmup_t=int(recipe.warmup_epochs * steps_per_epoch),
+        warmup_lr_init=recipe.warmup_lr, t_in_epochs=False,
+    )
+    return optimizer, schedule

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch.nn.parallel import DistributedDataParallel
 
 from common import run
 from common.data import images, loader
 from common.metrics import classification
-from common.run.timm import export_timm
+from common.run.timm import export_timm, optimizer_and_schedule
 from papers.shiftvit import figures
 from papers.shiftvit.evaluate import PAPER, build
 from papers.shiftvit.recipes import Recipe
@@ -131,20 +129,6 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             then={"model": export, "pictures": lambda: figures.draw(folder, model, val, recipe)},
         )
     return folder
-
-
-def optimizer_and_schedule(
-    model: torch.nn.Module, recipe: Recipe, steps: int, steps_per_epoch: int
-) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """AdamW with DeiT's rule for the batch, and a cosine after a linear warm-up."""
-    lr = recipe.lr * recipe.batch / 512
-    optimizer = create_optimizer_v2(model, "adamw", lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999))
-    # Per update, not per epoch as the authors' trainer does (one epoch late): the curve is the same, without stairs.
-    schedule = CosineLRScheduler(
-        optimizer, t_initial=steps, lr_min=recipe.min_lr, warmup_t=int(recipe.warmup_epochs * steps_per_epoch),
-        warmup_lr_init=recipe.warmup_lr, t_in_epochs=False,
-    )
-    return optimizer, schedule
 
 
 if __name__ == "__main__":

@@ -12,14 +12,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from torch.nn.parallel import DistributedDataParallel
 
 from common import run
 from common.data import images, loader
 from common.metrics import classification
-from common.run.timm import average_statistics, export_timm
+from common.run.timm import average_statistics, export_timm, optimizer_and_schedule
 from papers.spach import figures
 from papers.spach.evaluate import PAPER, build
 from papers.spach.recipes import Recipe
@@ -45,6 +43,7 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
     model.to(world.device, memory_format=torch.channels_last)
     params = sum(p.numel() for p in model.parameters())
     flops = run.multiply_adds(model, torch.zeros(1, 3, size, size))
+    # Biases and 1-D parameters are exempt from decay; the layer scales gamma are 3-D, and decay as the authors' do.
     optimizer, schedule = optimizer_and_schedule(model, recipe, steps, steps_per_epoch)
     ema = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
 
@@ -137,21 +136,6 @@ def train(name: str, recipe: Recipe, options: run.Options, world: run.World) -> 
             then={"model": export, "pictures": lambda: figures.draw(folder, model, val, recipe)},
         )
     return folder
-
-
-def optimizer_and_schedule(
-    model: torch.nn.Module, recipe: Recipe, steps: int, steps_per_epoch: int
-) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """AdamW with DeiT's rule for the batch, and a cosine after a linear warm-up."""
-    lr = recipe.lr * recipe.batch / 512
-    # Biases and 1-D parameters are exempt from decay; the layer scales gamma are 3-D, and decay as the authors' do.
-    optimizer = create_optimizer_v2(model, "adamw", lr=lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.999))
-    # Per update, not per epoch as the authors' trainer does (one epoch late): the curve is the same, without stairs.
-    schedule = CosineLRScheduler(
-        optimizer, t_initial=steps, lr_min=recipe.min_lr, warmup_t=int(recipe.warmup_epochs * steps_per_epoch),
-        warmup_lr_init=recipe.warmup_lr, t_in_epochs=False,
-    )
-    return optimizer, schedule
 
 
 @torch.no_grad()
